@@ -1,0 +1,1 @@
+"""Nodes that misbehave, for the built-in engine's `--extra-nodes`."""

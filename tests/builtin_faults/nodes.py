@@ -1,0 +1,209 @@
+"""Ways to be a bad node, one vice each. Loaded by `--extra-nodes`, not imported by the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any, ClassVar
+
+MIB = 1 << 20
+ANY_NONCE = ("INT", {"default": 0, "min": 0, "max": 1 << 53})
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named and placed like torch's."""
+
+
+OutOfMemoryError.__module__ = "torch"
+
+
+class Unserialisable:
+    pass
+
+
+class Fault:
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ("INT",)
+    FUNCTION = "go"
+    CATEGORY = "faults"
+    OUTPUT_NODE = True
+
+
+def inputs(**required: Any) -> dict[str, Any]:
+    return {
+        "required": {**required, "nonce": ANY_NONCE},
+        "optional": {"after": ("*",)},
+        "hidden": {"run": "RUN"},
+    }
+
+
+class Sleep(Fault):
+    """Sleeps in small steps with progress and an interrupt check at each, or in one piece without."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        seconds = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 3600.0})
+        declared = inputs(seconds=seconds, steps=("INT", {"default": 10, "min": 0, "max": 100_000}))
+        declared["optional"] = {"preview": ("BOOLEAN", {"default": False}), "after": ("*",)}
+        return declared
+
+    def go(
+        self, seconds: float, steps: int, run: Any, nonce: int, preview: bool = False, after: Any = None
+    ) -> dict[str, Any]:
+        """`steps` 0: cannot be interrupted."""
+        if steps == 0:
+            time.sleep(seconds)
+        for step in range(1, steps + 1):
+            time.sleep(seconds / steps)
+            run.progress(step, steps)
+        return {"ui": {"text": [f"slept {seconds}"]}, "result": (nonce,)}
+
+
+class Raise(Fault):
+    KINDS: ClassVar[dict[str, type[BaseException]]] = {
+        "RuntimeError": RuntimeError,
+        "ValueError": ValueError,
+        "MemoryError": MemoryError,
+        "OutOfMemoryError": OutOfMemoryError,
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(message=("STRING", {"default": "boom"}), kind=(list(cls.KINDS),))
+
+    def go(self, message: str, kind: str, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        raise self.KINDS[kind](message)
+
+
+class SysExit(Fault):
+    """Ends the worker thread: the server answers on and runs nothing more."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(code=("INT", {"default": 1}))
+
+    def go(self, code: int, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        sys.exit(code)
+
+
+class Crash(Fault):
+    """Ends the process."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(kind=(["segv", "abort", "exit3", "sigkill"],))
+
+    def go(self, kind: str, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        if kind == "exit3":
+            os._exit(3)
+        number = {"segv": signal.SIGSEGV, "abort": signal.SIGABRT, "sigkill": signal.SIGKILL}[kind]
+        os.kill(os.getpid(), number)
+        raise RuntimeError(f"survived {kind}")
+
+
+class FreezeServer(Fault):
+    """Stops the whole process: it accepts connections and answers nothing, until someone sends SIGCONT."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs()
+
+    def go(self, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return (nonce,)
+
+
+class HogMemory(Fault):
+    """Takes memory and touches it. `hold`: keeps it in the node's result."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        mib = ("INT", {"default": 64, "min": 1, "max": 1 << 20})
+        return inputs(mib=mib, hold=("BOOLEAN", {"default": False}))
+
+    def go(self, mib: int, hold: bool, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        taken = []
+        for _ in range(mib):
+            run.check()
+            taken.append(b"\x01" * MIB)
+        text = f"allocated {mib} MiB hold={hold}"
+        return {"ui": {"text": [text]}, "result": (taken if hold else nonce,)}
+
+
+class LieAboutSuccess(Fault):
+    """Reports a video that is not there, or that is the beginning of one."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(how=(["absent", "truncated", "empty"],), filename=("STRING", {"default": "lie.mp4"}))
+
+    def go(self, how: str, filename: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        path = run.folders.output / filename
+        if how == "empty":
+            path.write_bytes(b"")
+        elif how == "truncated":
+            path.write_bytes(
+                b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + b"\x00\x00\x10\x00mdat" * 9
+            )
+        entry = {"filename": filename, "subfolder": "", "type": "output", "format": "video/h264-mp4"}
+        return {"ui": {"gifs": [{**entry, "fullpath": str(path)}]}, "result": (nonce,)}
+
+
+class NoOutput(Fault):
+    """Succeeds and shows nothing."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs()
+
+    def go(self, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        return (nonce,)
+
+
+class UiNotJson(Fault):
+    """Shows a value that cannot be sent."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs()
+
+    def go(self, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        return {"ui": {"text": [Unserialisable()]}, "result": (nonce,)}
+
+
+class NotOutput(Fault):
+    """Harmless, and no output node."""
+
+    OUTPUT_NODE = False
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs()
+
+    def go(self, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        return (nonce,)
+
+
+class BadInputTypes(Fault):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        raise RuntimeError("INPUT_TYPES boom")
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestSleep": Sleep,
+    "TestRaise": Raise,
+    "TestNotOutput": NotOutput,
+    "FaultSysExit": SysExit,
+    "FaultCrash": Crash,
+    "FaultFreezeServer": FreezeServer,
+    "FaultHogMemory": HogMemory,
+    "FaultLieAboutSuccess": LieAboutSuccess,
+    "FaultNoOutput": NoOutput,
+    "FaultUiNotJson": UiNotJson,
+    "FaultBadInputTypes": BadInputTypes,
+}
+"""The first three are called as in the captures of the real server, so that those can be sent as they are."""

@@ -1,0 +1,1 @@
+"""A library that knows ComfyUI and nothing of tasks."""

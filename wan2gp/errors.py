@@ -1,0 +1,176 @@
+"""The registry of error codes: what ``error_message`` of a row may begin with, what it means, what to do.
+
+``error_message`` is ``code: sentence``. The table below is the documentation (``docs/errors.md`` is made from it) and
+the truth about which failures may be tried again. Exceptions live where they are raised; codes live here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One stable code. ``retryable``: whether another attempt can help."""
+
+    code: str
+    retryable: bool
+    meaning: str
+    remedy: str
+
+
+_TABLE = (
+    (
+        "comfy.not_installed",
+        False,
+        "The worker has no ComfyUI.",
+        "Set COMFY_PATH, or use an image with ComfyUI.",
+    ),
+    (
+        "comfy.start_failed",
+        True,
+        "The ComfyUI process ended while starting.",
+        "Read the last lines in the message.",
+    ),
+    (
+        "comfy.not_ready",
+        True,
+        "ComfyUI did not answer in time.",
+        "Raise COMFY_START_TIMEOUT_S; start it by hand.",
+    ),
+    ("comfy.exited", True, "ComfyUI died during the run.", "Nothing at first: the task is retried."),
+    ("comfy.unresponsive", True, "ComfyUI stopped answering.", "Nothing at first: it is restarted."),
+    (
+        "comfy.stuck",
+        True,
+        "ComfyUI made no progress within the limit.",
+        "Look for a node that waits for ever.",
+    ),
+    (
+        "comfy.bad_workflow",
+        False,
+        "`workflow` is missing or not a ComfyUI graph in the API format.",
+        "Export with 'Save (API Format)'.",
+    ),
+    ("comfy.validation", False, "ComfyUI refused the graph.", "Mend the nodes and fields that are named."),
+    ("comfy.node_failed", False, "A node raised an error.", "Read the node and the error that are named."),
+    (
+        "comfy.no_outputs",
+        False,
+        "The run ended without a file.",
+        "Add an output node with save_output: true.",
+    ),
+    (
+        "comfy.out_of_memory",
+        True,
+        "The GPU's memory did not suffice.",
+        "Smaller frames, fewer frames, or a larger GPU.",
+    ),
+    (
+        "comfy.interrupted",
+        True,
+        "The prompt was interrupted by somebody else.",
+        "Nothing: the task is retried.",
+    ),
+    (
+        "comfy.bad_output",
+        True,
+        "ComfyUI reported success for a file that cannot be decoded.",
+        "Look at the disk's space.",
+    ),
+    ("comfy.api_error", True, "ComfyUI answered something unexpected.", "See the message; versions differ."),
+    ("engine.out_of_memory", True, "The engine ran out of memory.", "Smaller inputs, or a larger GPU."),
+    (
+        "engine.cuda_broken",
+        True,
+        "The CUDA context is beyond repair; the process is replaced.",
+        "Look at the driver.",
+    ),
+    (
+        "handler.crashed",
+        False,
+        "The handler raised an error that it does not know.",
+        "Report it with the traceback.",
+    ),
+    ("handler.died", True, "The handler's process died under the task.", "See the cause; it is retried."),
+    (
+        "handler.hung",
+        True,
+        "The handler showed no sign of life, or no progress within its phase's limit.",
+        "It was killed; the task is retried.",
+    ),
+    ("handler.protocol", True, "The handler broke the protocol and was replaced.", "Report it."),
+    (
+        "input.bad_params",
+        False,
+        "`params` are not what this task type takes.",
+        "Mend the field that is named.",
+    ),
+    ("input.bad_url", False, "An input's URL is not http(s) or is malformed.", "Give an http or https URL."),
+    (
+        "input.forbidden_address",
+        False,
+        "An input's host is a private address.",
+        "Use a public host, or inputs.allow_private_hosts.",
+    ),
+    (
+        "input.not_found",
+        False,
+        "An input's URL answered that there is nothing.",
+        "Check the URL, and that it is signed.",
+    ),
+    (
+        "input.http_error",
+        True,
+        "An input's server answered with an error.",
+        "Nothing at first: it is retried.",
+    ),
+    ("input.timeout", True, "An input's download took too long.", "A faster host, or a higher limit."),
+    ("input.unreachable", True, "An input's host cannot be reached.", "Check the host's name."),
+    ("input.too_large", False, "An input is larger than the limit.", "A smaller file, or inputs.max_bytes."),
+    ("input.redirects", False, "An input's URL redirects too often or in a circle.", "Give the final URL."),
+    (
+        "input.not_media",
+        False,
+        "An input is not the kind of file that the field needs.",
+        "Check what the URL serves.",
+    ),
+    ("input.corrupt", False, "An input cannot be decoded.", "Encode it again."),
+    ("output.corrupt", True, "A result cannot be decoded.", "Nothing at first: it is retried."),
+    (
+        "output.refused",
+        False,
+        "A result's file is not a regular file inside the task's directory.",
+        "Report it.",
+    ),
+    (
+        "task.poisoned",
+        False,
+        "Its process died twice under this task.",
+        "See the causes in result_data.attempts.",
+    ),
+    ("task.unknown_type", False, "No handler takes this task type.", "Check the spelling."),
+    (
+        "task.dependency_failed",
+        False,
+        "A task that this one waits for ended without a result.",
+        "Retry that one first.",
+    ),
+    ("worker.disk_full", True, "The worker's disk is full.", "Free space under the data directory."),
+    ("worker.stopping", True, "The worker stopped; the task went back to the queue uncounted.", "Nothing."),
+    ("worker.lease_lost", True, "The worker lost its claim on the task.", "Nothing: somebody else has it."),
+)
+
+REGISTRY: dict[str, ErrorCode] = {row[0]: ErrorCode(*row) for row in _TABLE}
+"""Every code by its name."""
+
+
+def error_message(code: str, sentence: str) -> str:
+    """The text of a row's ``error_message``: ``code: sentence``, at most 2,000 characters."""
+    return f"{code}: {sentence}"[:2000]
+
+
+def retryable(code: str, default: bool = False) -> bool:
+    """Whether another attempt can help; ``default`` for codes of foreign handlers."""
+    known = REGISTRY.get(code)
+    return default if known is None else known.retryable

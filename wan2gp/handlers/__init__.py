@@ -1,0 +1,1 @@
+"""What runs in the children: the runtime, one module per handler, the courier."""

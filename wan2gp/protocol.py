@@ -1,0 +1,216 @@
+"""Every message between the supervisor and a child, in two unions with one codec each.
+
+The supervisor binds a ROUTER, a child connects a DEALER; a message is one frame of JSON (msgspec, tagged by
+``type``). No pickle crosses the wire and no plain dict goes past the edge: whoever decodes gets one of the frozen
+structs below or :class:`ProtocolError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""Upper bound of one frame in either direction, bytes. Larger ones are refused by :func:`decode_up`."""
+
+
+class ProtocolError(Exception):
+    """A frame that is not one of our messages: malformed, too large, or of an unknown type."""
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
+    """Base of all messages; the tag is the class name in lower case."""
+
+
+# --- outcomes: what became of a task's run ----------------------------------------------------------------------
+
+
+class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file a handler made, inside the task's own work directory.
+
+    ``path`` is relative to that directory. ``duration_s`` is in seconds, ``width`` and ``height`` in pixels.
+    """
+
+    path: str
+    name: str
+    kind: str
+    """``video``, ``image``, ``audio``, ``text`` or ``file``."""
+    mime: str
+    bytes: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    duration_s: float | None = None
+    node_id: str | None = None
+    primary: bool = False
+
+
+class Succeeded(Message, frozen=True):
+    """The run made its artifacts; exactly one of them is primary."""
+
+    artifacts: tuple[Artifact, ...]
+    warnings: tuple[str, ...] = ()
+    engine: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    """More for ``result_data``: text outputs and the like."""
+
+
+class Failed(Message, frozen=True):
+    """The run ended without a result. ``code`` is one of :mod:`wan2gp.errors`."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    detail: dict[str, Any] = {}
+    recycle: bool = False
+    """True when the process must not be used again (a broken CUDA context, say)."""
+
+
+class Cancelled(Message, frozen=True):
+    """The run ended because it was asked to."""
+
+
+Outcome = Union[Succeeded, Failed, Cancelled]
+
+
+# --- down: supervisor to child ------------------------------------------------------------------------------------
+
+
+class Run(Message, frozen=True):
+    """Run one task. The lease's token stays in the supervisor; ``lease_id`` is its public name."""
+
+    task_id: str
+    task_type: str
+    attempt: int
+    lease_id: str
+    params: Any
+    work_dir: str
+    inputs: dict[str, str] = {}
+    """Parameter name to the path of the file the courier fetched for it."""
+
+
+class Fetch(Message, frozen=True):
+    """To the courier: download ``urls`` (name to URL) into ``work_dir``."""
+
+    task_id: str
+    lease_id: str
+    urls: dict[str, str]
+    work_dir: str
+
+
+class Cancel(Message, frozen=True):
+    """Stop working on this task soon; the outcome will be Cancelled."""
+
+    task_id: str
+    lease_id: str
+
+
+class Unload(Message, frozen=True):
+    """Give back the GPU when idle; the process stays."""
+
+
+class Shutdown(Message, frozen=True):
+    """Leave now, cleanly. ``grace_s`` is what the supervisor waits before it kills, in seconds."""
+
+    grace_s: float = 2.0
+
+
+Down = Union[Run, Fetch, Cancel, Unload, Shutdown]
+
+
+# --- up: child to supervisor --------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The engine code is imported and the child takes work. ``pid`` is the handler's own, not its shim's."""
+
+    pid: int
+
+
+class Beat(Message, frozen=True):
+    """The process is alive: sent by its I/O thread, whatever the engine does. Says nothing of the work."""
+
+
+class Progress(Message, frozen=True):
+    """The work goes on. ``fraction`` is 0..1 over the whole run."""
+
+    task_id: str
+    lease_id: str
+    fraction: float | None = None
+    phase: str = "step"
+    step: int | None = None
+    steps: int | None = None
+    detail: str | None = None
+
+
+class Event(Message, frozen=True):
+    """A fact to log. ``name`` is from the vocabulary of :mod:`wan2gp.logs`; the fields are its blanks."""
+
+    name: str
+    fields: dict[str, Any] = {}
+    task_id: str | None = None
+
+
+class EngineState(Message, frozen=True):
+    """What the engine below the handler is: ``stopped``, ``starting``, ``ready`` or ``failed``."""
+
+    state: str
+    detail: dict[str, Any] = {}
+
+
+class Fetched(Message, frozen=True):
+    """From the courier: the files, by parameter name, or why not."""
+
+    task_id: str
+    lease_id: str
+    files: dict[str, str] = {}
+    failure: Failed | None = None
+
+
+class Finished(Message, frozen=True):
+    """The outcome of a run."""
+
+    task_id: str
+    lease_id: str
+    outcome: Outcome
+
+
+Up = Union[Hello, Beat, Progress, Event, EngineState, Fetched, Finished]
+
+_encoder = msgspec.json.Encoder()
+_down = msgspec.json.Decoder(Down)
+_up = msgspec.json.Decoder(Up)
+
+
+def encode(message: Down | Up) -> bytes:
+    """One frame. Raises :class:`ProtocolError` when it cannot be written or is larger than a frame may be."""
+    try:
+        frame = _encoder.encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"cannot encode {type(message).__name__}: {error}") from error
+    if len(frame) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(
+            f"cannot encode {type(message).__name__}: {len(frame)} bytes, limit {MAX_MESSAGE_BYTES}"
+        )
+    return frame
+
+
+def decode_down(frame: bytes) -> Down:
+    """A message for a child, or :class:`ProtocolError`."""
+    return _decode(_down, frame)
+
+
+def decode_up(frame: bytes) -> Up:
+    """A message from a child, or :class:`ProtocolError`. The child counts as hostile."""
+    return _decode(_up, frame)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], frame: bytes) -> Any:
+    if len(frame) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"cannot decode a frame of {len(frame)} bytes: limit {MAX_MESSAGE_BYTES}")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"cannot decode a frame: {error}") from error

@@ -1,0 +1,210 @@
+"""What the supervisor asks of a task queue, whichever database is behind it.
+
+Every method is synchronous and safe to call from several threads. A method raises :class:`QueueUnavailable` when the
+database cannot be reached (try again later: nothing is lost, claims and finishes are safe to repeat),
+:class:`FunctionsMissing` when the contract is not installed, and :class:`QueueRefused` when the database says no.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class QueueError(Exception):
+    """Root of what a queue raises."""
+
+
+class QueueUnavailable(QueueError):
+    """The database cannot be reached now."""
+
+
+class FunctionsMissing(QueueError):
+    """The database answers but lacks the contract's functions: run ``wan2gp-ctl db migrate``."""
+
+
+class QueueRefused(QueueError):
+    """The database refused the call: our fault or the caller's, not the network's. ``code`` is its SQLSTATE."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Verb(enum.Enum):
+    """How a lease ends; the database knows these strings."""
+
+    COMPLETE = "complete"
+    FAIL = "fail"
+    """Given up for good."""
+    RETRY = "retry"
+    """A failure of the task's own: counts; Failed after ``max_attempts`` of them."""
+    LOSS = "loss"
+    """Its process died: counts apart; Failed after two of them."""
+    RELEASE = "release"
+    """Handed back untouched or interrupted by a stop: free."""
+    CANCEL = "cancel"
+    """Ended because its user cancelled it."""
+
+
+@dataclass(frozen=True)
+class ClaimedTask:
+    """One task under our lease."""
+
+    id: str
+    task_type: str
+    params: Any
+    """The JSON value of the row, with a JSON string already read as what is in it where that is possible."""
+    attempt: int
+    """1 at the first start."""
+    max_attempts: int
+    token: str = field(repr=False)
+    """Secret proof of the lease; stays in the supervisor."""
+    lease_id: str
+    """Public name of the lease: hexadecimal, at least 8 characters, in paths."""
+    user_id: str | None = None
+    project_id: str | None = None
+    created_at: str | None = None
+    failures: int = 0
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class ClaimReply:
+    """The tasks claimed, by priority then age, and when to look again without being woken (None: no known time)."""
+
+    tasks: tuple[ClaimedTask, ...]
+    next_due_s: float | None = None
+
+
+@dataclass(frozen=True)
+class LeaseBeat:
+    """A lease to renew, with what its task does now. ``progress`` is 0..1."""
+
+    task_id: str
+    token: str = field(repr=False)
+    progress: float | None = None
+    phase: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class HeartbeatReply:
+    """Task ids of ours that were cancelled (stop them), and that are ours no longer (stop, publish nothing)."""
+
+    cancelled: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpawnedChild:
+    """A task that an orchestrator task brings forth. ``depends_on`` are indexes of earlier children."""
+
+    task_type: str
+    params: Mapping[str, Any]
+    priority: int | None = None
+    depends_on: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The end of one lease."""
+
+    task_id: str
+    token: str = field(repr=False)
+    verb: Verb
+    output_location: str | None = None
+    error_message: str | None = None
+    """``code: sentence`` for FAIL, RETRY, LOSS, CANCEL."""
+    result_data: Mapping[str, Any] | None = None
+    cause: Mapping[str, Any] | None = None
+    """What is recorded of this attempt in ``result_data.attempts`` and ``task_events``."""
+    retry_in_s: float | None = None
+    """For RETRY and LOSS: seconds before it may be claimed again."""
+
+
+@dataclass(frozen=True)
+class FinishReply:
+    """``accepted`` is False when the lease is not ours any more; ``status`` is the row's status now."""
+
+    accepted: bool
+    status: str | None
+    repeated: bool = False
+    """True when this very settlement had been accepted before (its answer was lost)."""
+
+
+class TaskQueue(Protocol):
+    """The contract of ``wan2gp/supervisor/sql`` as Python; ``tests/queue_contract.py`` holds for every backend."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raise unless the database answers and has all functions."""
+
+    def claim(
+        self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float
+    ) -> ClaimReply:
+        """Claim up to ``limit`` tasks of these types. The same ``claim_id`` again gives the same rows."""
+
+    def heartbeat(
+        self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
+    ) -> HeartbeatReply:
+        """Renew the leases, store progress, write the worker's row."""
+
+    def finish(self, settlement: Settlement) -> FinishReply:
+        """End a lease; fenced by its token, safe to repeat."""
+
+    def finish_many(self, settlements: Sequence[Settlement]) -> tuple[FinishReply, ...]:
+        """The same for several in one round trip and one commit, replies in order."""
+
+    def spawn(self, task_id: str, token: str, children: Sequence[SpawnedChild]) -> tuple[str, ...]:
+        """Insert children and park the parent; returns their ids. Safe to repeat with the same token."""
+
+    def enqueue(
+        self,
+        task_type: str,
+        params: Mapping[str, Any],
+        *,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        run_after_s: float | None = None,
+        depends_on: Sequence[str] = (),
+    ) -> str:
+        """Insert one task; returns its id."""
+
+    def cancel(self, task_id: str) -> str | None:
+        """Cancel; returns the status the row had, or None when there is no such row."""
+
+    def retry(self, task_id: str) -> str | None:
+        """Queue a finished task again; returns the status it had, or None."""
+
+    def reclaim_own(self, worker_id: str) -> tuple[str, ...]:
+        """Hand back what an earlier life of this worker still holds (the data directory's lock is ours)."""
+
+    def rescue(self, worker_id: str) -> int:
+        """Take expired leases from the dead; returns how many rows became claimable or failed."""
+
+    def task(self, task_id: str) -> Mapping[str, Any] | None:
+        """The whole row with its lease (``progress``, ``phase``, ``detail``) and ``events``, for people."""
+
+    def tasks(
+        self, *, status: str | None = None, task_type: str | None = None, limit: int = 50
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Rows, newest first, without params."""
+
+    def stats(self) -> Mapping[str, Any]:
+        """``{"counts": [{task_type, status, count}], "oldest_queued_s": {task_type: seconds}, "workers": [...]}``."""
+
+    def event(self, task_id: str, name: str, detail: Mapping[str, Any]) -> None:
+        """Append to the task's history."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until something may be claimable (True) or ``timeout_s`` passed. One thread at a time."""
+
+    def interrupt(self) -> None:
+        """End a :meth:`wait` at once, from any thread or from a signal handler's follow-up."""
+
+    def close(self) -> None:
+        """Give everything back; ends a wait."""
