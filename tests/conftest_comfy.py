@@ -173,9 +173,7 @@ def start_builtin(tmp_path: Path) -> Iterator[Callable[..., BuiltinServer]]:
     """Starts as many as a test wants, each in its own folder unless told which."""
     started: list[BuiltinServer] = []
 
-    def start(
-        *flags: str, path: Path | None = None, port: int | None = None, wait: bool = True
-    ) -> BuiltinServer:
+    def start(*flags: str, path: Path | None = None, port: int | None = None, wait: bool = True) -> BuiltinServer:
         server = launch(path or tmp_path / f"engine{len(started)}", port or free_port(), *flags)
         started.append(server)
         return ready(server) if wait else server

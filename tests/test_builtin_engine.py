@@ -309,9 +309,7 @@ def test_client_can_ask_for_the_one_file_only(server: BuiltinServer) -> None:
     assert os.listdir(path.parent) == ["out_00001-audio.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("custom", "size"), [((160, 0), (160, 120)), ((0, 120), (160, 120)), ((100, 100), (100, 100))]
-)
+@pytest.mark.parametrize(("custom", "size"), [((160, 0), (160, 120)), ((0, 120), (160, 120)), ((100, 100), (100, 100))])
 def test_custom_size(server: BuiltinServer, custom: tuple[int, int], size: tuple[int, int]) -> None:
     load = {"custom_width": custom[0], "custom_height": custom[1], "frame_load_cap": 2}
     assert Probe(made(server, vhs(load))).size == size
@@ -392,9 +390,7 @@ def test_new_bytes_under_the_old_name_run_again(server: BuiltinServer) -> None:
     [((), ["a1", "a1", "b1", "a2"]), (("--cache-none",), ["a1", "a2", "b1", "a3"]),
      (("--cache-lru", "10"), ["a1", "a1", "b1", "a1"])],
 )  # fmt: skip
-def test_cache_flags(
-    start_builtin: Callable[..., BuiltinServer], flags: tuple[str, ...], names: list[str]
-) -> None:
+def test_cache_flags(start_builtin: Callable[..., BuiltinServer], flags: tuple[str, ...], names: list[str]) -> None:
     """91: A, A again, B, A again."""
     server = start_builtin(*flags)
     prompts = [saved_image(1, "a"), saved_image(1, "a"), saved_image(2, "b"), saved_image(1, "a")]
@@ -627,12 +623,8 @@ def test_bad_flag_is_exit_2(start_builtin: Callable[..., BuiltinServer], flags: 
 
 
 def test_flags_of_a_supervisor_are_accepted(start_builtin: Callable[..., BuiltinServer]) -> None:
-    flags = (
-        "--cpu --verbose ERROR --dont-print-server --disable-metadata --disable-api-nodes --reserve-vram 1"
-    )
-    flags += (
-        " --disable-all-custom-nodes --whitelist-custom-nodes a b --preview-method none --max-upload-size 1"
-    )
+    flags = "--cpu --verbose ERROR --dont-print-server --disable-metadata --disable-api-nodes --reserve-vram 1"
+    flags += " --disable-all-custom-nodes --whitelist-custom-nodes a b --preview-method none --max-upload-size 1"
     server = start_builtin(*flags.split(), "--database-url", "sqlite:////x.db", "--enable-cors-header")
     assert server.log == ""
     assert server.get("/features")["max_upload_size"] == 1 << 20

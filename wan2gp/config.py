@@ -125,23 +125,15 @@ OPTIONS: dict[str, Option] = {
         "supabase_access_token", "SUPABASE_SERVICE_ROLE_KEY", Secret(""), _secret, "service role key"
     ),
     "run_dir": Option("run_dir", "WAN2GP_RUN_DIR", "", _text, "where the sockets are"),
-    "poll_interval_s": Option(
-        "poll_interval_s", None, 10.0, _seconds, "seconds between polls of an idle queue"
-    ),
-    "lease_s": Option(
-        "lease.duration_s", "WAN2GP_LEASE_S", 90.0, _seconds, "how long a claim holds, seconds"
-    ),
-    "renew_s": Option(
-        "lease.renew_s", "WAN2GP_RENEW_S", 20.0, _seconds, "seconds between renewals of the leases"
-    ),
+    "poll_interval_s": Option("poll_interval_s", None, 10.0, _seconds, "seconds between polls of an idle queue"),
+    "lease_s": Option("lease.duration_s", "WAN2GP_LEASE_S", 90.0, _seconds, "how long a claim holds, seconds"),
+    "renew_s": Option("lease.renew_s", "WAN2GP_RENEW_S", 20.0, _seconds, "seconds between renewals of the leases"),
     "stop_grace_s": Option(
         "stop.grace_s", "WAN2GP_STOP_GRACE_S", 8.0, _seconds, "seconds work may go on after SIGTERM"
     ),
     "prefetch": Option("prefetch", "WAN2GP_PREFETCH", 0, _count, "tasks claimed ahead per handler"),
     "prewarm": Option("prewarm", "WAN2GP_PREWARM", (), _names, "handlers started at boot"),
-    "comfy_path": Option(
-        "comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"
-    ),
+    "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),
     "comfy_port": Option("comfy.port", "COMFY_PORT", 8188, _port, "ComfyUI's port, if it is free"),
     "comfy_python": Option("comfy.python", "COMFY_PYTHON", "", _text, "interpreter for ComfyUI"),
     "comfy_args": Option("comfy.args", "COMFY_ARGS", "", _text, "more flags for ComfyUI"),
@@ -188,9 +180,7 @@ OPTIONS: dict[str, Option] = {
     "input_max_bytes": Option(
         "inputs.max_bytes", "WAN2GP_INPUT_MAX_BYTES", 4 * 1024**3, _count, "largest input, bytes"
     ),
-    "input_total_s": Option(
-        "inputs.total_s", "WAN2GP_INPUT_TOTAL_S", 1800.0, _seconds, "longest download, seconds"
-    ),
+    "input_total_s": Option("inputs.total_s", "WAN2GP_INPUT_TOTAL_S", 1800.0, _seconds, "longest download, seconds"),
     "input_idle_s": Option(
         "inputs.idle_s", "WAN2GP_INPUT_IDLE_S", 30.0, _seconds, "longest silence in a download, seconds"
     ),
@@ -256,9 +246,7 @@ def load_config(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     problems: list[str] = []
     warnings: list[str] = []
-    data_dir = (
-        Path(str(given.pop("data_dir", None) or env.get("WAN2GP_DATA_DIR") or ".")).expanduser().absolute()
-    )
+    data_dir = Path(str(given.pop("data_dir", None) or env.get("WAN2GP_DATA_DIR") or ".")).expanduser().absolute()
     file_name = given.pop("config", None) or env.get("WAN2GP_CONFIG")
     table = _read_toml(Path(str(file_name)), problems) if file_name else {}
     values: dict[str, Any] = {}
@@ -269,9 +257,7 @@ def load_config(
             continue
         values[name] = _parsed(name, option, raw, origin, env, problems, warnings)
     unknown = sorted(set(table) - {option.key for option in OPTIONS.values()})
-    problems += [
-        f"{key} in the configuration file is not a setting: remove it or mend its spelling" for key in unknown
-    ]
+    problems += [f"{key} in the configuration file is not a setting: remove it or mend its spelling" for key in unknown]
     values["worker_id"] = values["worker_id"] or env.get("RUNPOD_POD_ID") or socket.gethostname()
     if values["renew_s"] * 2 > values["lease_s"]:
         problems.append(
@@ -354,6 +340,4 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(config: Config) -> dict[str, str]:
     """The configuration as shown to a person; secrets are ``***`` when set."""
-    return {
-        field.name: str(getattr(config, field.name)) for field in fields(config) if field.name != "warnings"
-    }
+    return {field.name: str(getattr(config, field.name)) for field in fields(config) if field.name != "warnings"}

@@ -66,6 +66,8 @@ class Failed(Message, frozen=True):
     detail: dict[str, Any] = {}
     recycle: bool = False
     """True when the process must not be used again (a broken CUDA context, say)."""
+    engine_down: bool = False
+    """True when the engine could not start: the task goes back uncounted and its types are not claimed until it can."""
 
 
 class Cancelled(Message, frozen=True):
@@ -87,17 +89,31 @@ class Run(Message, frozen=True):
     lease_id: str
     params: Any
     work_dir: str
-    inputs: dict[str, str] = {}
-    """Parameter name to the path of the file the courier fetched for it."""
 
 
-class Fetch(Message, frozen=True):
-    """To the courier: download ``urls`` (name to URL) into ``work_dir``."""
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one input comes from, and what it must be: ``video``, ``image``, ``audio`` or ``any``."""
+
+    url: str
+    kind: str = "any"
+
+
+class Inputs(Message, frozen=True):
+    """The answer to a :class:`Want`: absolute paths by input name, or why there are none."""
 
     task_id: str
     lease_id: str
-    urls: dict[str, str]
-    work_dir: str
+    files: dict[str, str] = {}
+    failure: Failed | None = None
+
+
+class Fetch(Message, frozen=True):
+    """To the courier: download ``sources`` (by input name) into ``directory``, which exists and is empty."""
+
+    task_id: str
+    lease_id: str
+    sources: dict[str, Source]
+    directory: str
 
 
 class Cancel(Message, frozen=True):
@@ -117,7 +133,7 @@ class Shutdown(Message, frozen=True):
     grace_s: float = 2.0
 
 
-Down = Union[Run, Fetch, Cancel, Unload, Shutdown]
+Down = Union[Run, Inputs, Fetch, Cancel, Unload, Shutdown]
 
 
 # --- up: child to supervisor --------------------------------------------------------------------------------------
@@ -160,8 +176,16 @@ class EngineState(Message, frozen=True):
     detail: dict[str, Any] = {}
 
 
+class Want(Message, frozen=True):
+    """The run needs these inputs now. Only URLs that stand in the task's own ``params`` are fetched."""
+
+    task_id: str
+    lease_id: str
+    sources: dict[str, Source]
+
+
 class Fetched(Message, frozen=True):
-    """From the courier: the files, by parameter name, or why not."""
+    """From the courier: absolute paths by input name, or why not."""
 
     task_id: str
     lease_id: str
@@ -177,7 +201,7 @@ class Finished(Message, frozen=True):
     outcome: Outcome
 
 
-Up = Union[Hello, Beat, Progress, Event, EngineState, Fetched, Finished]
+Up = Union[Hello, Beat, Progress, Event, EngineState, Want, Fetched, Finished]
 
 _encoder = msgspec.json.Encoder()
 _down = msgspec.json.Decoder(Down)
@@ -191,20 +215,20 @@ def encode(message: Down | Up) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"cannot encode {type(message).__name__}: {error}") from error
     if len(frame) > MAX_MESSAGE_BYTES:
-        raise ProtocolError(
-            f"cannot encode {type(message).__name__}: {len(frame)} bytes, limit {MAX_MESSAGE_BYTES}"
-        )
+        raise ProtocolError(f"cannot encode {type(message).__name__}: {len(frame)} bytes, limit {MAX_MESSAGE_BYTES}")
     return frame
 
 
 def decode_down(frame: bytes) -> Down:
     """A message for a child, or :class:`ProtocolError`."""
-    return _decode(_down, frame)
+    message: Down = _decode(_down, frame)
+    return message
 
 
 def decode_up(frame: bytes) -> Up:
     """A message from a child, or :class:`ProtocolError`. The child counts as hostile."""
-    return _decode(_up, frame)
+    message: Up = _decode(_up, frame)
+    return message
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], frame: bytes) -> Any:

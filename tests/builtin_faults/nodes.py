@@ -145,9 +145,7 @@ class LieAboutSuccess(Fault):
         if how == "empty":
             path.write_bytes(b"")
         elif how == "truncated":
-            path.write_bytes(
-                b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + b"\x00\x00\x10\x00mdat" * 9
-            )
+            path.write_bytes(b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + b"\x00\x00\x10\x00mdat" * 9)
         entry = {"filename": filename, "subfolder": "", "type": "output", "format": "video/h264-mp4"}
         return {"ui": {"gifs": [{**entry, "fullpath": str(path)}]}, "result": (nonce,)}
 

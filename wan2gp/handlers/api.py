@@ -1,4 +1,4 @@
-"""What a handler is, to its author: a class with ``load``, ``run``, ``unload`` and ``close``.
+"""What a handler is, to its author: a class with ``load``, ``warm``, ``run``, ``unload`` and ``close``.
 
 A handler lives in its own process and sees one task at a time. It knows neither queue nor lease nor credentials.
 Other packages add theirs through the entry-point group ``wan2gp.handlers``.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wan2gp.protocol import Outcome
+from wan2gp.protocol import Outcome, Source
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,38 @@ class HandlerContext:
     """A directory that is this handler's alone and outlives its process; engines keep state here."""
     settings: Mapping[str, Any]
     event: Callable[..., None]
-    """``event(name, **fields)``: a fact to log."""
+    """``event(name, **fields)``: a fact to log; the names are in :mod:`wan2gp.logs`."""
+    engine_state: Callable[..., None]
+    """``engine_state(state, **detail)``: ``stopped``, ``starting``, ``ready`` or ``failed``; ``detail`` is shown by
+    ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …)."""
+
+
+class Interrupted(Exception):
+    """Raised by :meth:`Job.fetch` when the task was cancelled meanwhile; the runtime turns it into ``Cancelled``."""
+
+
+class TaskFailure(Exception):
+    """A failure with a code of :mod:`wan2gp.errors`; raise it anywhere below :meth:`Handler.run`."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        recycle: bool = False,
+        engine_down: bool = False,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``retryable`` None: what the registry of codes says. ``recycle``: this process must not be used again.
+        ``engine_down``: the engine could not start, so the task goes back uncounted."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.recycle = recycle
+        self.engine_down = engine_down
+        self.detail = dict(detail or {})
 
 
 @dataclass(frozen=True)
@@ -37,11 +68,19 @@ class Job:
     lease_id: str
     params: Any
     work_dir: Path
-    inputs: Mapping[str, Path]
-    """Parameter name to the file the courier fetched, e.g. ``{"video_url": …}``."""
+    """This attempt's own directory. What the handler makes for the user lies in it, or is moved into it."""
+    obtain: Callable[[Mapping[str, Source]], dict[str, Path]] = field(repr=False)
     report: Callable[..., None] = field(repr=False)
     fact: Callable[..., None] = field(repr=False)
     cancel_flag: Callable[[], bool] = field(repr=False)
+
+    def fetch(self, sources: Mapping[str, Source]) -> dict[str, Path]:
+        """The files behind ``sources`` (by a name of the handler's choice), downloaded by the courier.
+
+        Blocks. Raises :class:`TaskFailure` with an ``input.*`` code, or :class:`Interrupted`. A URL that does not
+        stand in the task's ``params`` is refused.
+        """
+        return self.obtain(sources)
 
     def progress(
         self,
@@ -72,6 +111,10 @@ class Handler(abc.ABC):
 
     def load(self) -> None:
         """Import what is heavy. An exception here costs no task: the process is started again with back-off."""
+
+    def warm(self) -> None:
+        """Start the engine now: called after :meth:`load` when the handler is prewarmed, or after a failed start.
+        Raise when it cannot start; that costs no task."""
 
     @abc.abstractmethod
     def run(self, job: Job) -> Outcome:

@@ -18,7 +18,12 @@ class QueueError(Exception):
 
 
 class QueueUnavailable(QueueError):
-    """The database cannot be reached now."""
+    """The database cannot be reached now. ``server_down``: it refuses connections or says that it starts or stops, so
+    that nobody else can reach it either; False when the fault may be on our side of the network."""
+
+    def __init__(self, message: str, *, server_down: bool = False) -> None:
+        super().__init__(message)
+        self.server_down = server_down
 
 
 class FunctionsMissing(QueueError):
@@ -143,9 +148,7 @@ class TaskQueue(Protocol):
     def check(self) -> None:
         """Raise unless the database answers and has all functions."""
 
-    def claim(
-        self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float
-    ) -> ClaimReply:
+    def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
         """Claim up to ``limit`` tasks of these types. The same ``claim_id`` again gives the same rows."""
 
     def heartbeat(

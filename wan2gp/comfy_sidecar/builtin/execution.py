@@ -111,9 +111,7 @@ class _Execution:
                 continue
             waits[node_id] = set()
             if self.engine.cache.get(node_id) is None:
-                sources = [
-                    source for _, source, _ in links_of(self._type(node_id), self.prompt[node_id]["inputs"])
-                ]
+                sources = [source for _, source, _ in links_of(self._type(node_id), self.prompt[node_id]["inputs"])]
                 waits[node_id] = {source for source in sources if self.engine.cache.get(source) is None}
                 todo += sorted(waits[node_id], reverse=True)
         return waits
@@ -172,9 +170,7 @@ class _Execution:
         }
         wanted = declared.get("hidden", {})
         self.given = arguments | {name: hidden[kind] for name, kind in wanted.items() if kind in hidden}
-        run = NodeRun(
-            self.engine.folders, self.engine.metadata, node_id, self.progress, self.engine.interrupt
-        )
+        run = NodeRun(self.engine.folders, self.engine.metadata, node_id, self.progress, self.engine.interrupt)
         return self.given | {name: run for name, kind in wanted.items() if kind == RUN}
 
     def _result(self, source: str, slot: int) -> Any:
@@ -202,9 +198,7 @@ class _Execution:
         tips = OUT_OF_MEMORY_TIPS if kind.__name__ == "OutOfMemoryError" else ""
         return {
             "exception_message": f"{error}\n{tips}",
-            "exception_type": kind.__name__
-            if kind.__module__ == "builtins"
-            else f"{kind.__module__}.{kind.__name__}",
+            "exception_type": kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}",
             "traceback": traceback.format_tb(error.__traceback__),
             "current_inputs": {name: [_shown_value(value)] for name, value in self.given.items()},
             "current_outputs": list(self.prompt),

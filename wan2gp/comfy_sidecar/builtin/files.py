@@ -41,9 +41,7 @@ async def view(request: web.Request, folders: Folders) -> web.StreamResponse:
         return web.Response(status=404)
     disposition = {"Content-Disposition": f'filename="{name}"'}
     if "preview" in wanted or wanted.get("channel", "rgba") != "rgba":
-        kind, data = await asyncio.to_thread(
-            _picture, path, wanted.get("preview"), wanted.get("channel", "rgba")
-        )
+        kind, data = await asyncio.to_thread(_picture, path, wanted.get("preview"), wanted.get("channel", "rgba"))
         return web.Response(body=data, content_type=kind, headers=disposition)
     guessed = mimetypes.guess_type(name)[0] or OCTETS
     kind = OCTETS if guessed in RUNNABLE else guessed

@@ -51,11 +51,7 @@ def file_digest(path: Path | None) -> str:
     if path is None:
         return ""
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def _digest(file: Any) -> str:
@@ -205,9 +201,7 @@ class ImageScale:
             }
         }
 
-    def upscale(
-        self, image: Frames, upscale_method: str, width: int, height: int, crop: str
-    ) -> tuple[Frames]:
+    def upscale(self, image: Frames, upscale_method: str, width: int, height: int, crop: str) -> tuple[Frames]:
         """A side of 0 follows the other; both 0 leave the image as it is."""
         if width == 0 and height == 0:
             return (image,)

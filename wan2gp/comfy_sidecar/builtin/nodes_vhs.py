@@ -77,9 +77,7 @@ class LoadVideo:
             raise FileNotFoundError(f"cannot load video: {video} is gone")
         source = probe(path)
         rules = load_formats()[format]
-        size = target_size(
-            (source.width, source.height), (custom_width, custom_height), rules.get("dim", [1])[0]
-        )
+        size = target_size((source.width, source.height), (custom_width, custom_height), rules.get("dim", [1])[0])
         changed = size if size != (source.width, source.height) else None
         wanted = Selection(force_rate, skip_first_frames, select_every_nth, frame_load_cap, changed)
         frames = _whole_groups(load(path, source, wanted, run.progress), rules.get("frames"))
@@ -146,9 +144,7 @@ class _Job:
 
     def animation(self, suffix: str, lossless: bool) -> list[Path]:
         path = self.path(suffix)
-        write_animation(
-            path, self._reported(self.frames.read()), round(1000 / self.rate), self.loops, lossless
-        )
+        write_animation(path, self._reported(self.frames.read()), round(1000 / self.rate), self.loops, lossless)
         return [path]
 
     def _reported(self, pictures: Iterator[Pixels]) -> Iterator[Pixels]:
@@ -215,9 +211,7 @@ class VideoCombine:
     ) -> Json:
         if format not in (*recipes(), "image/gif", "image/webp"):
             raise ValueError(f"cannot write {format}: this engine has no encoder for it")
-        place = run.folders.place(
-            filename_prefix, "output" if save_output else "temp", images.width, images.height
-        )
+        place = run.folders.place(filename_prefix, "output" if save_output else "temp", images.width, images.height)
         settings = ((extra_pnginfo or {}).get("workflow") or {}).get("extra") or {}
         job = _Job(
             _back_and_forth(images) if pingpong else images,

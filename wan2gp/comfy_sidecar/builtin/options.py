@@ -79,9 +79,7 @@ def _existing_dir(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wan2gp.comfy_sidecar.builtin", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="wan2gp.comfy_sidecar.builtin", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--listen", nargs="?", default="127.0.0.1", const="0.0.0.0,::", metavar="IP")
     add("--port", type=int, default=8188)

@@ -61,9 +61,7 @@ class Progress:
             "parent_node_id": None,
             "real_node_id": node_id,
         }
-        self.hub.send(
-            "progress_state", {"prompt_id": self.prompt_id, "nodes": dict(self.nodes)}, self.hub.client_id
-        )
+        self.hub.send("progress_state", {"prompt_id": self.prompt_id, "nodes": dict(self.nodes)}, self.hub.client_id)
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,7 @@ def build_registry(groups: Iterable[Iterable[NodeType]], extra: Path | None) -> 
     for group in [*groups, _load_extra(extra) if extra else []]:
         for node_type in group:
             if node_type.name in registry:
-                log.warning(
-                    "node %s of %s would hide another: left out", node_type.name, node_type.python_module
-                )
+                log.warning("node %s of %s would hide another: left out", node_type.name, node_type.python_module)
                 continue
             registry[node_type.name] = node_type
     return registry

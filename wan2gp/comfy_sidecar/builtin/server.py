@@ -95,9 +95,7 @@ class Server:
         if "client_id" in body:
             extra_data["client_id"] = body["client_id"]
         self.queue.put((number, prompt_id, prompt, extra_data, verdict.outputs))
-        return web.json_response(
-            {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
-        )
+        return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
 
     def _number(self, body: Any) -> float:
         if "number" in body:
@@ -189,9 +187,7 @@ class Server:
             try:
                 described[name] = node_type.describe()
             except Exception as error:  # a node's own code: it is left out of the list, the others are there
-                log.error(
-                    "An error occurred while retrieving information for the '%s' node.", name, exc_info=error
-                )
+                log.error("An error occurred while retrieving information for the '%s' node.", name, exc_info=error)
         return web.json_response(described)
 
     async def get_node_info(self, request: web.Request) -> web.Response:

@@ -214,7 +214,4 @@ def _custom_errors(node_type: NodeType, values: Json) -> list[Json]:
         return []
     reason = "" if answer is False else f" - {answer}"
     message = "Custom validation failed for node"
-    return [
-        problem("custom_validation_failed", message, f"{name}{reason}", {"input_name": name})
-        for name in names
-    ]
+    return [problem("custom_validation_failed", message, f"{name}{reason}", {"input_name": name}) for name in names]

@@ -168,9 +168,7 @@ def even(picture: Pixels) -> Pixels:
     return np.ascontiguousarray(picture)
 
 
-def write_animation(
-    path: Path, pictures: Iterator[Pixels], frame_ms: int, loop_count: int, lossless: bool
-) -> None:
+def write_animation(path: Path, pictures: Iterator[Pixels], frame_ms: int, loop_count: int, lossless: bool) -> None:
     """GIF or WebP by the file's suffix; `loop_count` 0 is for ever."""
     from PIL import Image
 
