@@ -1,0 +1,400 @@
+"""What `wan2gp-ctl` and a running supervisor say to each other: one typed vocabulary, one codec, one client.
+
+A request is three frames to the supervisor's ROUTER (call id, token, JSON), a reply is two (call id, JSON). The JSON
+is one of the frozen structs below, tagged by ``op`` and ``reply``; `wan2gp-ctl --json` prints the same structs, and
+``docs/ctl-json.md`` is made from them. Times named ``*_s`` are seconds, ``*_at`` are ISO 8601 with a zone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+"""Largest request, bytes: a task's ``params`` with a large graph fit many times over."""
+
+FRAMES = 3
+"""Frames of a request, without the sender's name that the ROUTER adds."""
+
+
+class ControlRefused(Exception):
+    """The supervisor said no. ``code`` is one of :data:`REFUSALS`, ``message`` a sentence for a person."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+REFUSALS = {
+    "bad_token": "The token is not the one in the data directory's control.token.",
+    "bad_request": "The request is not one of the vocabulary, or a value in it cannot be used.",
+    "too_large": "The request is larger than a request may be.",
+    "unknown_task": "No row has that id.",
+    "unknown_handler": "This worker has no handler of that name.",
+    "wrong_status": "The task's status does not allow that.",
+    "database_down": "The database does not answer.",
+    "database_refused": "The database refused the call.",
+    "busy": "Too many requests at once.",
+    "internal": "The supervisor failed at the request; its log says how.",
+}
+"""Every code a refusal may carry, with its meaning."""
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+class Request(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True):
+    """Base of all requests."""
+
+
+class StatusRequest(Request, frozen=True, tag="status"):
+    """Everything about the worker and its queue."""
+
+
+class StatsRequest(Request, frozen=True, tag="stats"):
+    """The queue alone."""
+
+
+class SubmitRequest(Request, frozen=True, tag="submit"):
+    """Insert a task. ``priority``: larger goes first; None is the table's default."""
+
+    task_type: str
+    params: dict[str, Any]
+    priority: int | None = None
+    max_attempts: int | None = None
+
+
+class TaskRequest(Request, frozen=True, tag="task"):
+    """One row with its lease and history."""
+
+    task_id: str
+
+
+class ProgressRequest(Request, frozen=True, tag="progress"):
+    """How far one task is; cheap while it runs on this worker."""
+
+    task_id: str
+
+
+class TasksRequest(Request, frozen=True, tag="tasks"):
+    """Rows, newest first, without ``params``. ``status`` in any case."""
+
+    status: str | None = None
+    task_type: str | None = None
+    limit: int = 50
+
+
+class CancelRequest(Request, frozen=True, tag="cancel"):
+    """Cancel a task, also a running one."""
+
+    task_id: str
+
+
+class RetryRequest(Request, frozen=True, tag="retry"):
+    """Queue a finished task again."""
+
+    task_id: str
+
+
+class RestartRequest(Request, frozen=True, tag="restart"):
+    """Replace a handler's process; clears BROKEN."""
+
+    handler: str
+
+
+class DrainRequest(Request, frozen=True, tag="drain"):
+    """Claim nothing more; what runs goes on."""
+
+
+class ResumeRequest(Request, frozen=True, tag="resume"):
+    """Claim again."""
+
+
+class LogsRequest(Request, frozen=True, tag="logs"):
+    """Where the log files are."""
+
+
+AnyRequest = Union[
+    StatusRequest,
+    StatsRequest,
+    SubmitRequest,
+    TaskRequest,
+    ProgressRequest,
+    TasksRequest,
+    CancelRequest,
+    RetryRequest,
+    RestartRequest,
+    DrainRequest,
+    ResumeRequest,
+    LogsRequest,
+]
+
+
+# --- parts of replies -------------------------------------------------------------------------------------------
+
+
+class HandlerStatus(msgspec.Struct, frozen=True):
+    """One handler of the worker."""
+
+    name: str
+    types: tuple[str, ...] = ()
+    """Task types it takes."""
+    state: str = "stopped"
+    """stopped, starting, idle, busy, draining, stopping, recycling, backoff or broken."""
+    incarnation: int = 0
+    """How often it was started."""
+    pid: int | None = None
+    restarts: int = 0
+    """Starts after a death."""
+    last_cause: str | None = None
+    """Why it last died."""
+    engine: dict[str, Any] = {}
+    """What the handler says of its engine: state, pid, port, version."""
+    task: str | None = None
+    """Id of the task it runs."""
+    since_s: float | None = None
+    """How long it has been in this state."""
+
+
+class RunningTask(msgspec.Struct, frozen=True):
+    """One task that this worker runs now."""
+
+    task_id: str
+    task_type: str
+    handler: str
+    fraction: float | None = None
+    """0 to 1 over the whole run; null while unknown."""
+    phase: str | None = None
+    """start, download, load, step, decode or publish."""
+    detail: str | None = None
+    seconds: float = 0.0
+    """How long it has run."""
+
+
+class Unclaimable(msgspec.Struct, frozen=True):
+    """A task type that waits in the queue and is not claimed by this worker, and why."""
+
+    task_type: str
+    reason: str
+    count: int | None = None
+    """How many such tasks are queued."""
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """One GPU of the machine; memory in MiB, load in percent."""
+
+    index: int
+    name: str
+    memory_used_mib: int
+    memory_total_mib: int
+    load_percent: int | None = None
+
+
+class TypeCount(msgspec.Struct, frozen=True):
+    """How many rows of one type have one status."""
+
+    task_type: str
+    status: str
+    count: int
+
+
+class QueueStats(msgspec.Struct, frozen=True):
+    """The queue as the database sees it; empty with ``error`` when the database does not answer."""
+
+    counts: tuple[TypeCount, ...] = ()
+    oldest_queued_s: dict[str, float] = {}
+    """Age of the oldest queued task by type."""
+    workers: tuple[dict[str, Any], ...] = ()
+    """Rows of the ``workers`` table."""
+    error: str | None = None
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """What the supervisor knows by itself, without asking the database."""
+
+    worker: str
+    version: str
+    pid: int
+    uptime_s: float
+    state: str
+    """running, draining or stopping."""
+    queue: str
+    """embedded, postgres, supabase or edge."""
+    listening: bool = False
+    """True when the database wakes the worker; False when it polls."""
+    database_ok: bool = True
+    handlers: tuple[HandlerStatus, ...] = ()
+    running: tuple[RunningTask, ...] = ()
+    unclaimable: tuple[Unclaimable, ...] = ()
+    spool_depth: int = 0
+    """Outcomes on disk that the database has not confirmed yet."""
+    gpus: tuple[Gpu, ...] = ()
+
+
+class TaskEvent(msgspec.Struct, frozen=True):
+    """One line of a task's history."""
+
+    name: str
+    at: str | None = None
+    detail: dict[str, Any] = {}
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    """One row of ``tasks``; ``params`` and ``events`` only when a single task is asked for."""
+
+    id: str
+    task_type: str
+    status: str
+    priority: int | None = None
+    attempts: int | None = None
+    """How often it was started."""
+    max_attempts: int | None = None
+    worker_id: str | None = None
+    progress: float | None = None
+    """0 to 1."""
+    phase: str | None = None
+    detail: str | None = None
+    output_location: str | None = None
+    """The primary artifact: a public URL, or a path in local mode."""
+    error_message: str | None = None
+    """``code: sentence``."""
+    created_at: str | None = None
+    run_after: str | None = None
+    generation_started_at: str | None = None
+    generation_processed_at: str | None = None
+    updated_at: str | None = None
+    params: Any = None
+    result_data: Any = None
+    """Artifacts, timings, attempts with their causes, warnings, engine."""
+    events: tuple[TaskEvent, ...] = ()
+    more: dict[str, Any] = {}
+    """The row's other columns."""
+
+
+# --- replies ----------------------------------------------------------------------------------------------------
+
+
+class Reply(msgspec.Struct, frozen=True, tag_field="reply"):
+    """Base of all replies. Unknown fields are ignored, so that an older `wan2gp-ctl` reads a newer supervisor."""
+
+
+class StatusReply(Reply, frozen=True, tag="status"):
+    """The answer of ``status``."""
+
+    worker: WorkerStatus
+    queue: QueueStats
+
+
+class StatsReply(Reply, frozen=True, tag="stats"):
+    """The answer to a question about the queue alone."""
+
+    queue: QueueStats
+
+
+class SubmitReply(Reply, frozen=True, tag="submit"):
+    """The answer of ``submit``."""
+
+    task_id: str
+
+
+class TaskReply(Reply, frozen=True, tag="task"):
+    """The answer of ``task``, and of ``submit --wait`` at its end."""
+
+    task: TaskRow
+    running: RunningTask | None = None
+    """Set while the task runs on this worker."""
+
+
+class ProgressReply(Reply, frozen=True, tag="progress"):
+    """How far one task is."""
+
+    task_id: str
+    status: str
+    fraction: float | None = None
+    phase: str | None = None
+    detail: str | None = None
+
+
+class TasksReply(Reply, frozen=True, tag="tasks"):
+    """The answer of ``tasks``."""
+
+    tasks: tuple[TaskRow, ...]
+
+
+class ChangeReply(Reply, frozen=True, tag="change"):
+    """The answer of ``cancel`` and ``retry``."""
+
+    task_id: str
+    before: str
+    """The status the row had."""
+    running_here: bool = False
+    """True when the handler was told to stop its work on it."""
+
+
+class DoneReply(Reply, frozen=True, tag="done"):
+    """The answer of ``restart``, ``drain`` and ``resume``."""
+
+    message: str
+
+
+class LogsReply(Reply, frozen=True, tag="logs"):
+    """Absolute paths of the log files, the handlers' by name."""
+
+    worker_log: str
+    handlers: dict[str, str]
+
+
+class Refused(Reply, frozen=True, tag="refused"):
+    """The supervisor said no."""
+
+    code: str
+    message: str
+
+
+AnyReply = Union[
+    StatusReply,
+    StatsReply,
+    SubmitReply,
+    TaskReply,
+    ProgressReply,
+    TasksReply,
+    ChangeReply,
+    DoneReply,
+    LogsReply,
+    Refused,
+]
+
+_encoder = msgspec.json.Encoder()
+_requests = msgspec.json.Decoder(AnyRequest)
+_replies = msgspec.json.Decoder(AnyReply)
+
+
+def encode(message: AnyRequest | AnyReply) -> bytes:
+    """One frame. Raises :class:`ControlRefused` when a request is larger than one may be."""
+    frame = _encoder.encode(message)
+    if isinstance(message, Request) and len(frame) > MAX_REQUEST_BYTES:
+        raise ControlRefused("too_large", _too_large(len(frame)))
+    return frame
+
+
+def decode_request(frame: bytes) -> AnyRequest:
+    """Raises :class:`ControlRefused` when it is too large or none of the vocabulary."""
+    if len(frame) > MAX_REQUEST_BYTES:
+        raise ControlRefused("too_large", _too_large(len(frame)))
+    try:
+        request: AnyRequest = _requests.decode(frame)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ControlRefused("bad_request", f"cannot read the request: {error}") from error
+    return request
+
+
+def decode_reply(frame: bytes) -> AnyReply:
+    """Raises ``msgspec.DecodeError`` when it is no reply: another version's, or not our supervisor."""
+    reply: AnyReply = _replies.decode(frame)
+    return reply
+
+
+def _too_large(size: int) -> str:
+    return f"the request has {size:,} bytes, the limit is {MAX_REQUEST_BYTES:,}"

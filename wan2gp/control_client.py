@@ -1,0 +1,70 @@
+"""The asking end of the control socket, as `wan2gp-ctl` and the demo use it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+import zmq
+
+from wan2gp.control import AnyRequest, ControlRefused, Refused, Reply, decode_reply, encode
+
+REPLY_S = 15.0
+"""Seconds a call waits for its reply: a slow database is given time, a dead supervisor is not waited for longer."""
+
+R = TypeVar("R", bound=Reply)
+
+
+class ControlSilent(Exception):
+    """No reply came in time: the supervisor is gone, hangs, or is another program."""
+
+
+class ControlClient:
+    """One connection. Not for several threads at once. Use as a context manager, or call :meth:`close`."""
+
+    def __init__(self, endpoint: str, token: str) -> None:
+        self._token = token.encode()
+        self._ids = itertools.count(1)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(endpoint)
+
+    def call(self, request: AnyRequest, expected: type[R], timeout_s: float = REPLY_S) -> R:
+        """Ask and wait. Raises :class:`ControlRefused`, or :class:`ControlSilent` after ``timeout_s`` seconds."""
+        call_id = str(next(self._ids)).encode()
+        self._socket.send_multipart([call_id, self._token, encode(request)])
+        reply = self._receive(call_id, timeout_s)
+        if isinstance(reply, Refused):
+            raise ControlRefused(reply.code, reply.message)
+        if not isinstance(reply, expected):
+            raise ControlSilent(f"the supervisor answered {type(reply).__name__} instead of {expected.__name__}")
+        return reply
+
+    def _receive(self, call_id: bytes, timeout_s: float) -> Reply:
+        deadline = time.monotonic() + timeout_s
+        while self._socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+            frames = self._socket.recv_multipart()
+            if len(frames) != 2 or frames[0] != call_id:
+                continue  # the late answer to a call that was given up
+            try:
+                return decode_reply(frames[1])
+            except msgspec.DecodeError as error:
+                raise ControlSilent(f"the supervisor's answer cannot be read: {error}") from error
+        raise ControlSilent(f"the supervisor did not answer within {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Give the socket back at once."""
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
