@@ -1,0 +1,48 @@
+"""`wan2gp-ctl restart | drain | resume`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from wan2gp.control import DoneReply, DrainRequest, RestartRequest, ResumeRequest, StatusReply, StatusRequest
+from wan2gp.ctl_exit import CtlError, Exit
+from wan2gp.ctl_link import Link, connect
+from wan2gp.ctl_output import write_line
+
+LOOK_S = 0.5
+"""Seconds between two looks while draining."""
+
+
+def restart(args: argparse.Namespace) -> int:
+    """Replace a handler's process."""
+    with connect(args) as link:
+        write_line(link.ask(RestartRequest(args.handler), DoneReply).message)
+    return Exit.OK
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Claim again."""
+    with connect(args) as link:
+        write_line(link.ask(ResumeRequest(), DoneReply).message)
+    return Exit.OK
+
+
+def drain(args: argparse.Namespace) -> int:
+    """Claim nothing more; with ``--wait`` until nothing runs and every outcome is in the database."""
+    with connect(args) as link:
+        write_line(link.ask(DrainRequest(), DoneReply).message)
+        if args.wait:
+            _await_empty(link)
+            write_line("drained: nothing runs, every outcome is recorded")
+    return Exit.OK
+
+
+def _await_empty(link: Link) -> None:
+    while True:
+        worker = link.ask(StatusRequest(), StatusReply).worker
+        if not worker.running and not worker.spool_depth:
+            return
+        if worker.state == "running":
+            raise CtlError(Exit.FAILED, "somebody resumed the worker meanwhile: it claims tasks again")
+        time.sleep(LOOK_S)
