@@ -132,6 +132,9 @@ class EmbeddedPostgres:
             for rung in ladder if fast else [signal.SIGTERM, *ladder]:
                 if _ended(process, rung, deadline_s):
                     break
+        if self._socket_dir != self._run_dir:
+            with contextlib.suppress(OSError):  # a server that was killed left its socket; the next life clears it
+                self._socket_dir.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -181,6 +184,8 @@ class EmbeddedPostgres:
         socket = folder / f".s.PGSQL.{PORT}"
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             raise EmbeddedUnavailable(f"the socket's path {socket} is longer than 107 bytes: set WAN2GP_RUN_DIR")
+        if "," in str(socket):
+            raise EmbeddedUnavailable(f"the socket's path {socket} has a comma, which no URL can: set WAN2GP_RUN_DIR")
         _private_folder(folder, identity)
         _clear_socket(socket, self._cluster)
         return folder
