@@ -372,8 +372,12 @@ _replies = msgspec.json.Decoder(AnyReply)
 
 
 def encode(message: AnyRequest | AnyReply) -> bytes:
-    """One frame. Raises :class:`ControlRefused` when a request is larger than one may be."""
-    frame = _encoder.encode(message)
+    """One frame. Raises :class:`ControlRefused` when a request is larger than one may be, or when a value in it cannot
+    be written as JSON (an integer of more than 64 bits, half a surrogate pair, a nesting without end)."""
+    try:
+        frame = _encoder.encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ControlRefused("bad_request", f"cannot be written as JSON: {error}") from error
     if isinstance(message, Request) and len(frame) > MAX_REQUEST_BYTES:
         raise ControlRefused("too_large", _too_large(len(frame)))
     return frame

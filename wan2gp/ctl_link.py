@@ -42,7 +42,7 @@ class Link:
         try:
             return self._client.call(request, expected, timeout_s)
         except ControlRefused as refused:
-            raise CtlError(Exit.FAILED, refused.message) from refused
+            raise CtlError(Exit.FAILED, str(refused)) from refused
         except ControlSilent as silent:
             raise CtlError(Exit.NO_SUPERVISOR, self._silence(silent)) from silent
 

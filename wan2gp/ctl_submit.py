@@ -71,7 +71,7 @@ def read_params(name: str) -> dict[str, Any]:
     except OSError as error:
         raise CtlError(Exit.USAGE, f"cannot read {shown}: {error.strerror}") from error
     try:
-        params = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        params = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise CtlError(
             Exit.USAGE, f"{shown} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
@@ -89,3 +89,10 @@ def read_params(name: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is larger than any number here")
+    return number

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import zmq
 
-from wan2gp.control import FRAMES, MAX_REQUEST_BYTES, AnyReply, ControlRefused, Refused, decode_request, encode
+from wan2gp.control import FRAMES, MAX_REQUEST_BYTES, ControlRefused, Refused, decode_request, encode
 from wan2gp.supervisor.control_census import Census
 from wan2gp.supervisor.control_desk import ControlDesk, Operations
 from wan2gp.supervisor.gpus import GpuReader
@@ -143,21 +143,21 @@ class ControlServer:
 
     def _work(self) -> None:
         while (call := self._pending.get()) is not None:
-            reply = encode(self._answer(call.body))
+            reply = self._answer(call.body)
             if self._stopping.is_set():
                 return
             self._replies.append([call.caller, call.call_id, reply])
             self._rouse()
 
-    def _answer(self, body: bytes) -> AnyReply:
+    def _answer(self, body: bytes) -> bytes:
         try:
-            return self._desk.answer(decode_request(body))
+            return encode(self._desk.answer(decode_request(body)))
         except ControlRefused as refused:
-            return Refused(refused.code, refused.message)
+            return encode(Refused(refused.code, refused.message))
         except Exception as error:
             # A question must not take the worker and its running tasks down: the caller hears it, the log gets it.
             self._fault(error)
-            return Refused("internal", f"the supervisor failed at this request: {type(error).__name__}: {error}")
+            return encode(Refused("internal", f"the supervisor failed at this request: {type(error).__name__}"))
 
     def _send_replies(self, router: zmq.Socket[bytes]) -> None:
         while self._replies:

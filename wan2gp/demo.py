@@ -1,0 +1,170 @@
+"""`wan2gp-ctl demo`: the whole path, once, on this machine: a row by plain SQL becomes a file that decodes.
+
+Nothing is staged: the supervisor, its embedded Postgres, its children and the engine are those of production. Only the
+input video is made here and served from this process, and private addresses are allowed for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.text import Text
+
+from wan2gp.config import load_config
+from wan2gp.control import TaskReply
+from wan2gp.ctl_exit import CtlError, Exit
+from wan2gp.ctl_link import Link
+from wan2gp.ctl_output import screen
+from wan2gp.ctl_progress import follow
+from wan2gp.ctl_tasks import show_task
+from wan2gp.demo_stage import DemoFailed, DemoSupervisor, InputServer, Video, make_video, read_video
+from wan2gp.rundir import Holder, holder_of
+from wan2gp.supervisor.embedded import EmbeddedUnavailable, url_of
+from wan2gp.tasks import TaskStatus
+
+SPEC_URL = "https://example.com/input.mp4"
+"""The URL in the row of the specification: the only thing of it that the demo replaces."""
+
+RUN_S = 120.0
+"""Seconds the task may take with the built-in engine; a real ComfyUI has its own start-up limit on top."""
+
+LOG_LINES = 15
+"""Lines of the log shown after a failure."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command. Exit status 0 only when the row is Complete and its file decodes to what went in."""
+    directory = demo_dir(args)
+    console = screen()
+    with ExitStack() as stack:
+        try:
+            _play(console, directory, stack)
+        except (DemoFailed, EmbeddedUnavailable, psycopg.Error, OSError) as error:
+            _lament(console, directory)
+            raise CtlError(Exit.FAILED, f"the demo failed: {error}") from error
+    return Exit.OK
+
+
+def demo_dir(args: argparse.Namespace) -> Path:
+    """``--data-dir`` or WAN2GP_DATA_DIR, else ``.demo`` in the working directory."""
+    named = args.data_dir or os.environ.get("WAN2GP_DATA_DIR")
+    return Path(named or ".demo").expanduser().absolute()
+
+
+def _play(console: Console, directory: Path, stack: ExitStack) -> None:
+    holder = holder_of(directory)
+    if holder is not None:
+        raise DemoFailed(_occupied(directory, holder))
+    (directory / "demo").mkdir(parents=True, exist_ok=True)
+    _say(console, "data directory", str(directory))
+    comfy_path, start_s = _engine(console)
+    source = make_video(directory / "demo" / "input.mp4")
+    began = time.monotonic()
+    # Before any thread is there: the kernel stops the supervisor when the thread that started it ends.
+    supervisor = stack.enter_context(DemoSupervisor(directory, {"COMFY_PATH": comfy_path}))
+    server = stack.enter_context(InputServer(source.path))
+    _say(console, "input", f"{_facts(source)}, at {server.url}")
+    supervisor.await_ready()
+    _say(console, "supervisor", f"process {supervisor.pid}, ready after {time.monotonic() - began:.1f} s")
+    task_id = insert_row(url_of(directory).reveal(), server.url)
+    _say(console, "row", f"{task_id}, by the SQL of the specification")
+    with Link(directory) as link:
+        end = follow(link, task_id, console, alive=_Watch(supervisor, RUN_S + start_s).check)
+    console.print()
+    show_task(console, end)
+    console.print()
+    _check(console, end, source)
+    supervisor.stop()
+    _say(console, "supervisor", "stopped")
+
+
+class _Watch:
+    """Gives up when the supervisor is gone or the time is over."""
+
+    def __init__(self, supervisor: DemoSupervisor, limit_s: float) -> None:
+        self._supervisor = supervisor
+        self._limit_s = limit_s
+        self._deadline = time.monotonic() + limit_s
+
+    def check(self) -> None:
+        self._supervisor.check()
+        if time.monotonic() > self._deadline:
+            raise DemoFailed(f"the task is not finished after {self._limit_s:g} s")
+
+
+def _engine(console: Console) -> tuple[str, float]:
+    """The engine to use, and how long it may take to start, seconds; says so when it is the built-in one."""
+    config = load_config(environ={name: value for name, value in os.environ.items() if name.startswith("COMFY_")})
+    if config.comfy_url or (Path(config.comfy_path) / "main.py").is_file():
+        return config.comfy_path, config.comfy_start_timeout_s
+    if config.comfy_path != "builtin":
+        _say(console, "engine", f"no ComfyUI at {config.comfy_path} (COMFY_PATH): the built-in one runs the graph")
+    return "builtin", 0.0
+
+
+def insert_row(url: str, video_url: str) -> str:
+    """Run the specification's statement, byte for byte but for the URL; the new row's id."""
+    statement = (
+        resources.files("wan2gp").joinpath("demo_row.sql").read_bytes().replace(SPEC_URL.encode(), video_url.encode())
+    )
+    with psycopg.connect(url, connect_timeout=10) as connection:
+        connection.execute(statement)
+        # The statement returns nothing, and stays as it is; the URL is unique to this run.
+        found = connection.execute(
+            "SELECT id::text FROM tasks WHERE params->>'video_url' = %s ORDER BY created_at DESC LIMIT 1", (video_url,)
+        ).fetchone()
+    if found is None:
+        raise DemoFailed("the row was inserted and cannot be found again")
+    return str(found[0])
+
+
+def _check(console: Console, end: TaskReply, source: Video) -> None:
+    row = end.task
+    if row.status != TaskStatus.COMPLETE.value:
+        raise DemoFailed(f"the row is {row.status}: {row.error_message}")
+    if not row.output_location:
+        raise DemoFailed("the row is Complete and has no output_location")
+    made = read_video(Path(row.output_location))
+    if (made.frames, made.width, made.height) != (source.frames, source.width, source.height):
+        raise DemoFailed(f"the result has {_facts(made)}, the input had {_facts(source)}")
+    _say(console, "decoded", f"{_facts(made)}, {made.path.stat().st_size:,} bytes")
+    _say(console, "file", str(made.path))
+
+
+def _facts(video: Video) -> str:
+    return f"{video.frames} frames of {video.width}x{video.height}"
+
+
+def _say(console: Console, name: str, words: str) -> None:
+    console.print(Text.assemble((f"{name:<16}", "bold"), words))
+
+
+def _occupied(directory: Path, holder: Holder) -> str:
+    return f"a supervisor (process {holder.pid}) already runs in {directory}: stop it, or give another --data-dir"
+
+
+def _lament(console: Console, directory: Path) -> None:
+    """The last lines of the logs, before the sentence that says what went wrong."""
+    sys.stdout.flush()
+    for path in (directory / "demo" / "supervisor.out", directory / "logs" / "worker.log"):
+        lines = list(_last(path))
+        if lines:
+            console.print(Text(f"last lines of {path}:", style="bold"))
+            for line in lines:
+                console.print(Text(f"  {line}"))
+
+
+def _last(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    except FileNotFoundError:
+        return
