@@ -94,7 +94,7 @@ class Job:
         """The work goes on: ``fraction`` 0..1 of the whole run, ``phase`` one of start, load, step, decode, publish."""
         self.report(fraction, phase, step, steps, detail)
 
-    def event(self, name: str, **fields: Any) -> None:
+    def event(self, name: str, /, **fields: Any) -> None:
         """A fact to log, bound to this task."""
         self.fact(name, **fields)
 

@@ -1,0 +1,244 @@
+"""The handler of ``comfy`` tasks: a graph for ComfyUI, with an optional video, becomes files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from wan2gp.comfy_sidecar.errors import ApiError, SidecarError, Unreachable
+from wan2gp.comfy_sidecar.outputs import Ending
+from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
+from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
+from wan2gp.handlers.comfy_collect import GoneFromCache, collect, remove_tree
+from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine, Live
+from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
+from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
+from wan2gp.handlers.comfy_prompt import PromptRun
+from wan2gp.handlers.media_probe import Unreadable, probe_video_input
+from wan2gp.protocol import Artifact, Cancelled, Outcome, Source, Succeeded
+
+VIDEO_URL = "video_url"
+OUT_OF_MEMORY = "comfy.out_of_memory"
+NAME_CHARS = 80
+TEXT_CHARS = 65536
+"""Text outputs longer than this are not put in the row."""
+
+
+class ComfyHandler(Handler):
+    """Starts ComfyUI at the first task. One that cannot start costs no task and is tried again."""
+
+    def __init__(self, context: HandlerContext) -> None:
+        super().__init__(context)
+        self._settings = ComfySettings.of(context.settings)
+        self._engine = ComfyEngine(context, self._settings)
+
+    def warm(self) -> None:
+        with self._engine.turn():
+            self._engine.ensure(self.context.event, lambda: False, for_task=False)
+
+    def run(self, job: Job) -> Outcome:
+        request = read_params(job.params)
+        with self._engine.turn():
+            try:
+                return ComfyRun(self._engine, self._settings, job, request).run()
+            except Interrupted:
+                return Cancelled()
+
+    def unload(self) -> None:
+        with self._engine.turn():
+            self._engine.free()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class ComfyRun:
+    """One task. Whatever becomes of it, its files do not stay in ComfyUI's directories."""
+
+    def __init__(self, engine: ComfyEngine, settings: ComfySettings, job: Job, request: ComfyRequest) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._job = job
+        self._request = request
+        self._graph = request.graph
+        self._warnings = list(request.warnings)
+        self._folder = (OUR_FOLDER, _segment(job.task_id), _segment(job.lease_id)[:8])
+        self._prompt_id = ""
+
+    def run(self) -> Outcome:
+        live = self._ensure()
+        try:
+            self._place_input(live)
+            self._prepare_graph(live)
+            ending, artifacts, live = self._climb(live)
+            return self._succeeded(live, ending, artifacts)
+        finally:
+            self._clean(live)
+            self._slim(live)
+
+    def _ensure(self) -> Live:
+        self._job.progress(0.0, "start", detail="ComfyUI")
+        return self._engine.ensure(self._job.event, self._job.cancelled, for_task=True)
+
+    # --- before --------------------------------------------------------------------------------------------------
+
+    def _place_input(self, live: Live) -> None:
+        url, target = self._request.video_url, self._request.target
+        if url is None or target is None:
+            return
+        source = self._job.fetch({VIDEO_URL: Source(url, kind="video")})[VIDEO_URL]
+        try:
+            probe_video_input(source)
+        except Unreadable as error:
+            raise TaskFailure("input.corrupt", f"the file behind video_url cannot be decoded: {error}") from error
+        shown = input_name(url, source)
+        name = self._upload(live, source, shown) if live.folders is None else self._link(live, source, shown)
+        if target.wants_path and live.folders is not None:
+            name = str(live.folders.input / name)
+        self._graph[target.node_id]["inputs"][target.field] = name
+        self._job.event("comfy.uploaded", name=shown)
+
+    def _link(self, live: Live, source: Path, name: str) -> str:
+        """No copy and no upload when both are on one file system. Returns the name for the node."""
+        assert live.folders is not None
+        place = live.folders.input.joinpath(*self._folder)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            os.link(source, place / name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, place / name)
+        return "/".join((*self._folder, name))
+
+    def _upload(self, live: Live, source: Path, name: str) -> str:
+        try:
+            return live.client.upload(source, name, "/".join(self._folder))
+        except (Unreachable, ApiError) as error:
+            raise TaskFailure("comfy.api_error", f"cannot upload the video to ComfyUI: {error}") from error
+
+    def _prepare_graph(self, live: Live) -> None:
+        folder = "/".join(self._folder)
+        for node_id in rewrite_prefixes(self._graph, folder):
+            name = describe_node(self._graph, node_id)
+            self._warnings.append(f"{name}: {PREFIX_FIELD} is linked and could not be made this run's own")
+        try:
+            filled = fill_missing(self._graph, folder, live.node_info)
+        except Unreachable as error:
+            raise self._silent(live, error) from error
+        for part in filled:
+            self._warnings.append(part.sentence(self._graph))
+            self._job.event("comfy.filled_inputs", node_id=part.node_id, inputs=sorted(part.inputs))
+
+    def _silent(self, live: Live, error: Unreachable) -> TaskFailure:
+        """It answered a moment ago: it died, or it hangs; either way it is replaced."""
+        if live.server is not None:
+            obituary = live.server.obituary() if live.exit_code() is not None else str(error)
+            self._engine.lost(obituary)
+            return TaskFailure("comfy.exited", f"ComfyUI went away before the run: {obituary}")
+        return TaskFailure("comfy.unresponsive", f"ComfyUI does not answer: {error}")
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def _climb(self, live: Live) -> tuple[Ending, tuple[Artifact, ...], Live]:
+        """Out of memory: free and again, a fresh process and again, then fail with advice."""
+        rung = 0
+        while True:
+            try:
+                return (*self._attempt(live), live)
+            except TaskFailure as failure:
+                if failure.code == "engine.cuda_broken":
+                    self._engine.lost("its CUDA context is broken")
+                if failure.code != OUT_OF_MEMORY or rung == 2 or (rung == 1 and live.server is None):
+                    raise
+                rung += 1
+                self._job.event("comfy.verdict", verdict="out_of_memory", detail=failure.message)
+            self._clean_outputs(live)
+            if rung == 1:
+                self._engine.free()
+            else:
+                self._engine.retire("out of memory")
+                live = self._ensure()
+
+    def _attempt(self, live: Live) -> tuple[Ending, tuple[Artifact, ...]]:
+        ending = self._execute(live)
+        try:
+            return ending, collect(self._job, live, ending)
+        except GoneFromCache:
+            # ComfyUI names an older run's file without looking: without its cache the nodes run again.
+            self._engine.free()
+        shutil.rmtree(self._job.work_dir / "out", ignore_errors=True)
+        ending = self._execute(live)
+        try:
+            return ending, collect(self._job, live, ending)
+        except GoneFromCache as error:
+            raise TaskFailure("comfy.bad_output", f"ComfyUI names a file that is not there: {error}") from error
+
+    def _execute(self, live: Live) -> Ending:
+        printed = live.server.process.printed if live.server else 0
+        prompt = PromptRun(self._engine, live, self._job, self._graph, self._settings)
+        self._prompt_id = prompt.prompt_id
+        ending = prompt.run()
+        if ending.error is not None:
+            raise node_failed(self._graph, ending.error)
+        if ending.interrupted:
+            raise TaskFailure("comfy.interrupted", "the prompt was interrupted by somebody else")
+        if not ending.success:
+            raise TaskFailure("comfy.api_error", "ComfyUI reports a failure and gives no reason")
+        if not ending.files and (line := swallowed_out_of_memory(_lines_since(live, printed))):
+            raise TaskFailure(OUT_OF_MEMORY, f"No outputs generated by workflow: {line}", retryable=False)
+        self._job.event("comfy.completed")
+        self._job.progress(0.97, "publish")
+        return ending
+
+    # --- after ---------------------------------------------------------------------------------------------------
+
+    def _succeeded(self, live: Live, ending: Ending, artifacts: tuple[Artifact, ...]) -> Succeeded:
+        engine: dict[str, Any] = {"name": live.name, "version": live.version, "prompt_id": self._prompt_id}
+        texts = {node: parts for node, parts in ending.texts.items() if sum(map(len, parts)) <= TEXT_CHARS}
+        return Succeeded(artifacts, tuple(self._warnings), engine, {"text": texts} if texts else {})
+
+    def _clean(self, live: Live) -> None:
+        if live.folders is not None:
+            remove_tree(live.folders.input, *self._folder)
+        self._clean_outputs(live)
+
+    def _clean_outputs(self, live: Live) -> None:
+        if live.folders is not None:
+            for root in (live.folders.output, live.folders.temp):
+                remove_tree(root, *self._folder)
+
+    def _slim(self, live: Live) -> None:
+        """Between two tasks: a server that holds nearly all memory is asked to free it, then replaced."""
+        if live.server is None or not self._engine.bloated():
+            return
+        self._job.event("comfy.verdict", verdict="bloated", detail=f"{live.server.process.rss_bytes() >> 20} MiB")
+        with contextlib.suppress(SidecarError):
+            live.client.free()
+        self._engine.retire("it held nearly all memory of the machine")
+
+
+def input_name(url: str, source: Path) -> str:
+    """The URL's file name in plain ASCII, with an extension: loaders choose their reader by it."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", unquote(urlsplit(url).path).rpartition("/")[2])
+    name = re.sub(r"\.{2,}", ".", name).strip("._-")[-NAME_CHARS:].lstrip("._-")
+    if not name:
+        return f"input{source.suffix or '.mp4'}"
+    return name if Path(name).suffix else f"{name}{source.suffix or '.mp4'}"
+
+
+def _lines_since(live: Live, printed: int) -> list[str]:
+    if live.server is None:
+        return []
+    process = live.server.process
+    count = process.printed - printed
+    return process.lines(count) if count > 0 else []
+
+
+def _segment(text: str) -> str:
+    """Safe as one part of a path."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text) or "_"

@@ -1,0 +1,293 @@
+"""The ComfyUI under the handler: started when first needed, watched, started again after a death, never latched."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+from wan2gp.comfy_sidecar.client import ComfyClient, without_credentials
+from wan2gp.comfy_sidecar.errors import (
+    ApiError,
+    NotInstalled,
+    NotReady,
+    SidecarError,
+    StartAbandoned,
+    StartFailed,
+    Unreachable,
+)
+from wan2gp.comfy_sidecar.events import EventStream
+from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.comfy_sidecar.server import ComfyServer, Folders, Installation
+from wan2gp.comfy_sidecar.watchdog import Backoff
+from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
+from wan2gp.handlers.comfy_params import ComfySettings
+
+LOOK_S = 0.5
+"""Between two looks at an idle server."""
+WAIT_STEP_S = 0.1
+MEMORY_SHARE = 0.9
+"""A server that holds more of the machine's memory than this between two tasks is bloated."""
+OUR_FOLDER = "wan2gp"
+"""Below the server's input and output directories: everything that runs put there."""
+
+
+class Live:
+    """A server that answers, for as long as it lives. ``server`` is None for an external one."""
+
+    def __init__(self, client: ComfyClient, server: ComfyServer | None, name: str, version: str) -> None:
+        self.client = client
+        self.server = server
+        self.name = name
+        self.version = version
+        self.stream = EventStream(client.base_url)
+        self._catalogue: dict[str, dict[str, Any] | None] = {}
+
+    @property
+    def folders(self) -> Folders | None:
+        """Where its files are; None when they are on another machine."""
+        return self.server.folders if self.server else None
+
+    def exit_code(self) -> int | None:
+        return self.server.exit_code() if self.server else None
+
+    def node_info(self, class_type: str) -> dict[str, Any] | None:
+        """What the class declares, asked for once in the server's life."""
+        if class_type not in self._catalogue:
+            self._catalogue[class_type] = self.client.node_info(class_type)
+        return self._catalogue[class_type]
+
+    def fresh_stream(self) -> EventStream:
+        """The event stream, connected if that is possible; a broken one is replaced by one with a new id."""
+        if not self.stream.alive:
+            self.stream.close()
+            self.stream = EventStream(self.client.base_url)
+            self.stream.connect()
+        return self.stream
+
+    def close(self) -> None:
+        self.stream.close()
+        self.client.close()
+
+
+class ComfyEngine:
+    """Every method but the watcher's runs in the handler's main thread."""
+
+    def __init__(self, context: HandlerContext, settings: ComfySettings) -> None:
+        self._context = context
+        self._settings = settings
+        self._installation = Installation(settings.path, settings.python, settings.args, settings.port)
+        self._home = context.home / "engine"
+        self._server: ComfyServer | None = None
+        self._live: Live | None = None
+        self._backoff = Backoff()
+        self._last_cause: str | None = None
+        self._greeted = False
+        self._swept = False
+        self._used_s = monotonic()
+        self._turn = threading.Lock()
+        """Held while a task runs or the server is handled: the watcher looks only when it is free."""
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def external(self) -> bool:
+        return bool(self._settings.url)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The engine is in use: the watcher keeps its hands off."""
+        with self._turn:
+            try:
+                yield
+            finally:
+                self._used_s = monotonic()
+
+    # --- starting ----------------------------------------------------------------------------------------------
+
+    def ensure(
+        self,
+        event: Callable[..., None],
+        abandoned: Callable[[], bool],
+        *,
+        for_task: bool,
+    ) -> Live:
+        """A server that answers. Raises :class:`TaskFailure`, or :class:`Interrupted` when ``abandoned``.
+
+        ``event`` states facts; ``for_task``: somebody waits for a result, not only for the engine.
+        """
+        self._notice_death()
+        if self._live is not None:
+            return self._live
+        try:
+            return self._external() if self.external else self._own(event, abandoned, for_task)
+        except NotInstalled as error:
+            detail = {"reason": str(error)}
+            raise TaskFailure("comfy.not_installed", "ComfyUI not available on this worker", detail=detail) from error
+        except StartAbandoned as error:
+            raise Interrupted from error
+
+    def _external(self) -> Live:
+        shown = without_credentials(self._settings.url)
+        client = ComfyClient(self._settings.url, local=False)
+        try:
+            version = str((client.system_stats().get("system") or {}).get("comfyui_version", ""))
+        except (Unreachable, ApiError) as error:
+            client.close()
+            self._context.engine_state("failed", url=shown, reason=str(error))
+            sentence = f"ComfyUI failed to become ready: {shown} does not answer ({error})"
+            raise TaskFailure("comfy.not_ready", sentence, engine_down=True) from error
+        self._live = Live(client, None, "comfyui", version)
+        self._context.engine_state("ready", url=shown, version=version)
+        return self._live
+
+    def _own(self, event: Callable[..., None], abandoned: Callable[[], bool], for_task: bool) -> Live:
+        self._installation.check()
+        if for_task and not self._greeted and self._server is None:
+            event("comfy.first_task")
+        self._greeted = self._greeted or for_task
+        self._await_backoff(event, abandoned)
+        try:
+            self._start_and_wait(event, abandoned)
+        except StartFailed as error:
+            raise self._failed_start(event, "comfy.start_failed", "ComfyUI startup failed", error) from error
+        except NotReady as error:
+            raise self._failed_start(event, "comfy.not_ready", "ComfyUI failed to become ready", error) from error
+        assert self._server is not None
+        server = self._server
+        self._live = Live(server.client, server, self._installation.name, server.version)
+        self._context.engine_state("ready", pid=server.process.pid, port=server.port, version=server.version)
+        event("comfy.started_ok")
+        self._watch()
+        return self._live
+
+    def _await_backoff(self, event: Callable[..., None], abandoned: Callable[[], bool]) -> None:
+        if self._server is not None or self._last_cause is None:
+            return
+        due_s = self._backoff.remaining_s(monotonic())
+        event("comfy.restarting", delay_s=round(due_s, 2), cause=self._last_cause)
+        end_s = monotonic() + due_s
+        while (left_s := end_s - monotonic()) > 0:
+            if abandoned():
+                raise StartAbandoned
+            self._closing.wait(min(left_s, WAIT_STEP_S))
+
+    def _start_and_wait(self, event: Callable[..., None], abandoned: Callable[[], bool]) -> None:
+        """One more try on another port when somebody took ours between the look and the bind."""
+        self._start(event)
+        try:
+            self._wait(abandoned)
+        except StartFailed:
+            if self._server is None or not self._server.port_was_taken:
+                raise
+            self._discard(0)
+            self._start(event, any_port=True)
+            self._wait(abandoned)
+        event("comfy.ready")
+
+    def _start(self, event: Callable[..., None], *, any_port: bool = False) -> None:
+        if self._server is not None:  # a start that was abandoned goes on
+            return
+        self._sweep()
+        event("comfy.starting", path=self._installation.path)
+        self._server = ComfyServer.start(self._installation, self._home, any_port=any_port)
+        pid, port = self._server.process.pid, self._server.port
+        self._context.engine_state("starting", pid=pid, port=port)
+        event("comfy.started", pid=pid)
+
+    def _wait(self, abandoned: Callable[[], bool]) -> None:
+        assert self._server is not None
+        self._server.wait_ready(self._settings.start_timeout_s, abandoned)
+
+    def _failed_start(self, event: Callable[..., None], code: str, sentence: str, error: SidecarError) -> TaskFailure:
+        """Nothing is left and nothing is latched: the next call tries again, a little later."""
+        reason = str(error)
+        self._discard(0)
+        self._backoff.died(monotonic(), 0.0)
+        self._last_cause = sentence
+        event("comfy.start_failed", reason=reason)
+        self._context.engine_state("failed", reason=reason)
+        return TaskFailure(code, f"{sentence}: {reason}", engine_down=True)
+
+    def _sweep(self) -> None:
+        """What an earlier life of this handler left; its processes ended with it."""
+        if not self._swept:
+            for leftover in (*(self._home / name / OUR_FOLDER for name in ("input", "output")), self._home / "temp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            self._swept = True
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    def lost(self, cause: str) -> None:
+        """The server is gone or must go: end what is left of it; the next task starts another, after a pause."""
+        lived_s = self._server.lived_s() if self._server else 0.0
+        self._discard(0)
+        self._backoff.died(monotonic(), lived_s)
+        self._last_cause = cause
+        self._context.event("comfy.stopped", cause=cause)
+        self._context.engine_state("stopped", cause=cause)
+
+    def retire(self, cause: str) -> None:
+        """End a healthy server; the next start needs no pause."""
+        if self._server is None:
+            return
+        self._discard(1.0)
+        self._context.event("comfy.stopped", cause=cause)
+        self._context.engine_state("stopped", cause=cause)
+
+    def free(self) -> None:
+        """Ask the server to give models and caches back, if there is one."""
+        if self._live is not None:
+            with contextlib.suppress(SidecarError):  # it is only a request; a server in trouble is found elsewhere
+                self._live.client.free()
+
+    def close(self) -> None:
+        """End everything. Safe to call again."""
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        self._discard(0.5)
+
+    def _discard(self, grace_s: float) -> None:
+        live, self._live = self._live, None
+        server, self._server = self._server, None
+        if live is not None:
+            live.close()
+        if server is not None:
+            server.stop(grace_s)
+
+    def _notice_death(self) -> None:
+        if self._live is not None and self._server is not None and self._server.exit_code() is not None:
+            cause = f"ComfyUI ended while idle: {self._server.obituary()}"
+            self.lost(cause)
+
+    # --- watching ----------------------------------------------------------------------------------------------
+
+    def bloated(self) -> bool:
+        """Whether the server holds nearly all memory of the machine, between two tasks."""
+        if self._server is None:
+            return False
+        return self._server.process.rss_bytes() > MEMORY_SHARE * psutil.virtual_memory().total
+
+    def _watch(self) -> None:
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._look_after, name="comfy-watch", daemon=True)
+            self._watcher.start()
+
+    def _look_after(self) -> None:
+        while not self._closing.wait(LOOK_S):
+            if self._turn.acquire(blocking=False):
+                try:
+                    self._notice_death()
+                    self._stop_idle()
+                finally:
+                    self._turn.release()
+
+    def _stop_idle(self) -> None:
+        limit_s = self._settings.idle_stop_s
+        if limit_s and self._live is not None and monotonic() - self._used_s > limit_s:
+            self.retire(f"idle for {limit_s:g} s")

@@ -1,0 +1,263 @@
+"""One prompt in the queue of a ComfyUI, from the POST to its ending. The poll is the truth, the websocket a hint."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+from wan2gp.comfy_sidecar.client import Queue
+from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, SidecarError, Unreachable
+from wan2gp.comfy_sidecar.events import PromptProgress, Snapshot
+from wan2gp.comfy_sidecar.outputs import Ending, read_ending
+from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
+from wan2gp.comfy_sidecar.workflow import Graph, title
+from wan2gp.handlers.api import Interrupted, Job, TaskFailure
+from wan2gp.handlers.comfy_engine import ComfyEngine, Live
+from wan2gp.handlers.comfy_errors import exited, refused, unreadable_result
+from wan2gp.handlers.comfy_params import ComfySettings
+
+TICK_S = 0.1
+"""Between two looks at cancellation and at the process."""
+FIRST_POLL_S, DEAF_POLL_S, LONGEST_POLL_S = 0.02, 0.25, 1.0
+"""Between two looks at the history: longest with a websocket that would wake us."""
+QUEUE_LOOK_S = 2.0
+RECONNECT_S = 2.0
+REPORT_S = 0.25
+SUBMITS = 2
+DOUBT_S = 60.0
+"""How long an unanswered POST may stay in doubt."""
+STEP_SHARE = (0.1, 0.95)
+"""The part of the whole run's fraction that the nodes take."""
+
+
+class PromptRun:
+    """Post, wait, end. Make one per attempt: the prompt id is its own."""
+
+    def __init__(self, engine: ComfyEngine, live: Live, job: Job, graph: Graph, settings: ComfySettings) -> None:
+        self.prompt_id = str(uuid.uuid4())
+        self._engine = engine
+        self._live = live
+        self._job = job
+        self._graph = graph
+        self._settings = settings
+        self._limits = Limits(settings.unresponsive_s, settings.stuck_s)
+        self._progress = PromptProgress(self.prompt_id, set(graph))
+        self._began_s = self._answered_s = self._moved_s = monotonic()
+        self._running: tuple[str, ...] = ()
+        self._poll_s, self._next_poll_s = FIRST_POLL_S, 0.0
+        self._next_queue_s = self._next_connect_s = self._next_report_s = 0.0
+        self._reported: Snapshot | None = None
+
+    def run(self) -> Ending:
+        """Raises :class:`TaskFailure`, or :class:`Interrupted` when the task was cancelled; nothing stays queued."""
+        stream = self._live.fresh_stream()
+        stream.follow(self._progress)
+        try:
+            self._submit(stream.client_id)
+            self._job.event("comfy.queued", prompt_id=self.prompt_id)
+            return self._wait()
+        finally:
+            stream.follow(None)
+
+    # --- posting -------------------------------------------------------------------------------------------------
+
+    def _submit(self, client_id: str) -> None:
+        """After a doubtful answer the prompt is looked up before it is sent again: a 500 may well have queued it."""
+        doubt: SidecarError | None = None
+        for _ in range(SUBMITS):
+            try:
+                node_errors = self._live.client.post_prompt(self._graph, self.prompt_id, client_id)
+            except PromptRefused as error:
+                raise refused(self._graph, error.error, error.node_errors) from error
+            except (Unreachable, ApiError) as error:
+                doubt = error
+                if self._arrived():
+                    return
+                continue
+            if node_errors:  # accepted, but some outputs would silently be left out
+                self._withdraw()
+                raise refused(self._graph, {}, node_errors)
+            return
+        raise TaskFailure("comfy.api_error", f"ComfyUI did not take the graph: {doubt}") from doubt
+
+    def _arrived(self) -> bool:
+        """Whether the server has the prompt after all. Asks until it answers, it died, or the doubt lasts too long."""
+        end_s = monotonic() + min(DOUBT_S, self._limits.unresponsive_s or DOUBT_S)
+        while monotonic() < end_s:
+            self._check_exit()
+            if self._job.cancelled():
+                self._cancel()
+            with contextlib.suppress(Unreachable, ApiError):
+                client = self._live.client
+                found = self.prompt_id in client.queue() or client.history(self.prompt_id) is not None
+                self._answered_s = monotonic()
+                return found
+            self._pause()
+        self._engine.lost("unresponsive while a graph was posted")
+        raise TaskFailure("comfy.unresponsive", "ComfyUI stopped answering while the graph was posted")
+
+    # --- waiting -------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> Ending:
+        while True:
+            woken = self._progress.changed.wait(min(TICK_S, self._poll_s))
+            if woken:
+                self._progress.changed.clear()
+                self._poll_s = FIRST_POLL_S
+            if self._job.cancelled():
+                self._cancel()
+            if woken or monotonic() >= self._next_poll_s:
+                if (ending := self._look()) is not None:
+                    return ending
+            self._report()
+            self._judge()
+            self._reconnect()
+
+    def _look(self) -> Ending | None:
+        deaf = not self._live.stream.alive
+        self._poll_s = min(self._poll_s * 2, DEAF_POLL_S if deaf else LONGEST_POLL_S)
+        try:
+            entry = self._live.client.history(self.prompt_id)
+            self._answered_s = monotonic()
+            if entry is None and self._answered_s >= self._next_queue_s:
+                entry = self._look_at_queue()
+        except Unreachable:
+            entry = None
+        except ApiError as error:
+            self._answered_s = monotonic()
+            self._unreadable(error)
+            entry = None
+        self._next_poll_s = monotonic() + self._poll_s
+        return None if entry is None else read_ending(entry)
+
+    def _look_at_queue(self) -> dict[str, object] | None:
+        """The entry of a prompt that ended between two looks. One that is nowhere was forgotten by a restart."""
+        self._next_queue_s = monotonic() + QUEUE_LOOK_S
+        queue = self._live.client.queue()
+        self._note_queue(queue)
+        if self.prompt_id in queue:
+            return None
+        entry = self._live.client.history(self.prompt_id)
+        if entry is None:
+            self._check_exit()
+            raise TaskFailure("comfy.exited", "ComfyUI no longer knows the prompt: it was started anew meanwhile")
+        return entry
+
+    def _note_queue(self, queue: Queue) -> None:
+        """While others' prompts run before ours, their going on is our progress."""
+        if queue.running != self._running:
+            self._running = queue.running
+            self._moved_s = monotonic()
+
+    def _unreadable(self, error: ApiError) -> None:
+        """The history of a prompt whose node showed what is no JSON answers 500 until it is deleted."""
+        with contextlib.suppress(Unreachable, ApiError):
+            if self.prompt_id not in self._live.client.queue():
+                self._live.client.forget(self.prompt_id)
+                raise unreadable_result(str(error)) from error
+
+    def _reconnect(self) -> None:
+        """A deaf run loses its progress, and would look stuck. The id stays: the prompt was posted with it."""
+        now_s = monotonic()
+        if not self._live.stream.alive and now_s >= self._next_connect_s and self._live.exit_code() is None:
+            self._live.stream.connect()
+            self._next_connect_s = monotonic() + RECONNECT_S
+
+    def _report(self) -> None:
+        now_s = monotonic()
+        snapshot = self._progress.snapshot()
+        if snapshot == self._reported or now_s < self._next_report_s:
+            return
+        self._reported, self._next_report_s = snapshot, now_s + REPORT_S
+        first, last = STEP_SHARE
+        fraction = round(first + (last - first) * snapshot.fraction, 4)
+        if snapshot.node_id is None:
+            self._job.progress(fraction, "load", detail="queued")
+        else:
+            name = title(self._graph, snapshot.node_id)
+            self._job.progress(fraction, "step", step=snapshot.step, steps=snapshot.steps, detail=name)
+
+    # --- judging -------------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        self._check_exit()
+        now_s = monotonic()
+        moved_s = max(self._moved_s, self._progress.last_message_s or 0.0)
+        seen = Observation(now_s, None, self._answered_s, moved_s)
+        verdict = judge(seen, self._limits)
+        if verdict is Verdict.UNRESPONSIVE:
+            self._give_up(
+                verdict, "comfy.unresponsive", f"ComfyUI has not answered for {now_s - self._answered_s:.0f} s"
+            )
+        if verdict is Verdict.STUCK:
+            self._stop_prompt(verdict)
+            where = self._where()
+            raise TaskFailure("comfy.stuck", f"ComfyUI made no progress for {now_s - moved_s:.0f} s{where}")
+        limit_s = self._settings.run_timeout_s
+        if limit_s and now_s - self._began_s > limit_s:
+            self._stop_prompt(Verdict.STUCK)
+            sentence = f"the prompt did not end within COMFY_RUN_TIMEOUT_S = {limit_s:g} s{self._where()}"
+            raise TaskFailure("comfy.stuck", sentence, retryable=False)
+
+    def _check_exit(self) -> None:
+        if self._live.exit_code() is None:
+            return
+        assert self._live.server is not None
+        obituary = self._live.server.obituary()
+        lines = self._live.server.process.lines()
+        self._engine.lost(f"died during a run: {obituary}")
+        raise exited(obituary, lines)
+
+    def _give_up(self, verdict: Verdict, code: str, sentence: str) -> None:
+        self._job.event("comfy.verdict", verdict=verdict.value, detail=sentence)
+        self._engine.lost(sentence)
+        raise TaskFailure(code, sentence)
+
+    def _where(self) -> str:
+        node_id = self._progress.snapshot().node_id
+        return "" if node_id is None else f", last at node {node_id} ({title(self._graph, node_id)})"
+
+    def _stop_prompt(self, verdict: Verdict) -> None:
+        """The ladder: ask for the end of the prompt; when it does not come, end the server."""
+        self._job.event("comfy.verdict", verdict=verdict.value, detail="interrupting" + self._where())
+        if not self._withdraw():
+            self._engine.lost("a prompt that could not be interrupted")
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def _cancel(self) -> None:
+        """Leaves nothing of the prompt running; always raises :class:`Interrupted`."""
+        if not self._withdraw():
+            self._engine.lost("a cancelled prompt did not stop")
+        raise Interrupted
+
+    def _withdraw(self) -> bool:
+        """Delete and interrupt until the prompt is in neither list: one interrupt right after the POST may be lost.
+
+        False when it still runs after the grace. A server that died took it along.
+        """
+        for _ in self._attempts(self._settings.cancel_grace_s):
+            if self._live.exit_code() is not None:
+                return True
+            with contextlib.suppress(Unreachable, ApiError):
+                client = self._live.client
+                client.delete_pending(self.prompt_id)
+                client.interrupt(self.prompt_id)
+                if self.prompt_id not in client.queue():
+                    return True
+        return False
+
+    def _attempts(self, total_s: float) -> Iterator[None]:
+        end_s = monotonic() + total_s
+        while monotonic() < end_s:
+            yield
+            self._pause()
+
+    def _pause(self) -> None:
+        """A tick, or less when the process ends."""
+        if self._live.server is not None:
+            self._live.server.process.wait(TICK_S)
+        else:
+            self._progress.changed.wait(TICK_S)
