@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 
 from aiohttp import web
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     stream = sys.stdout if options.log_stdout else sys.stderr
     logging.basicConfig(level=options.log_level, format="%(message)s", stream=stream)
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes its banner to stderr unless told to keep to errors
     folders = Folders(options.input_dir, options.output_dir, options.temp_dir)
     folders.prepare()
     try:

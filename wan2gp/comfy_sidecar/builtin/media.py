@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
     """Height x width x 3, RGB."""
+
+HELD_BYTES = 256 * 1024 * 1024
+"""Frames that fit in this much memory are kept; others are decoded again at each pass."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ class Frames:
 
     def mapped(self, change: Callable[[Pixels], Pixels], width: int, height: int) -> Frames:
         return Frames(self.count, width, height, lambda: map(change, self.read()))
+
+    def first(self, count: int) -> Frames:
+        return Frames(count, self.width, self.height, lambda: islice(self.read(), count))
+
+    def back_and_forth(self) -> Frames:
+        """There and back without repeating the ends."""
+        count = self.count + max(self.count - 2, 0)
+        return Frames(count, self.width, self.height, lambda: chain(self.read(), self._back()))
+
+    def _back(self) -> Iterator[Pixels]:
+        """From the last but one to the second, in as many passes as keep the memory small."""
+        fitting = max(1, HELD_BYTES // (self.width * self.height * 3))
+        for end in range(self.count - 1, 1, -fitting):
+            held = list(islice(self.read(), max(1, end - fitting), end))
+            while held:
+                yield held.pop()
 
     def followed_by(self, other: Frames) -> Frames:
         count = self.count + other.count

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wan2gp.comfy_sidecar.builtin.folders import Folders, SavePlace
-from wan2gp.comfy_sidecar.builtin.media import Audio, Frames, of_list, png_texts
+from wan2gp.comfy_sidecar.builtin.combine import Combine, audible
+from wan2gp.comfy_sidecar.builtin.folders import Folders
+from wan2gp.comfy_sidecar.builtin.media import Audio, Frames, png_texts
 from wan2gp.comfy_sidecar.builtin.nodes_image import file_digest
 from wan2gp.comfy_sidecar.builtin.registry import RUN, Json, NodeType, Run
 from wan2gp.comfy_sidecar.builtin.vhs_inputs import combine_inputs, load_formats, load_inputs
-from wan2gp.comfy_sidecar.builtin.video_read import Selection, has_sound, load, probe
-from wan2gp.comfy_sidecar.builtin.video_write import (
-    SoundTrack,
-    add_sound,
-    encode,
-    recipes,
-    write_animation,
-    write_png,
-)
-
-if TYPE_CHECKING:
-    from wan2gp.comfy_sidecar.builtin.media import Pixels
+from wan2gp.comfy_sidecar.builtin.video_read import Selection, load, probe_upright
+from wan2gp.comfy_sidecar.builtin.video_write import write_png
 
 VIDEO_SUFFIXES = (".webm", ".mp4", ".mkv", ".gif", ".mov")
 BADGE = "\U0001f3a5\U0001f165\U0001f157\U0001f162"
@@ -75,7 +62,7 @@ class LoadVideo:
         path = self._folders.resolve(video)
         if path is None:
             raise FileNotFoundError(f"cannot load video: {video} is gone")
-        source = probe(path)
+        source = probe_upright(path)
         rules = load_formats()[format]
         size = target_size((source.width, source.height), (custom_width, custom_height), rules.get("dim", [1])[0])
         changed = size if size != (source.width, source.height) else None
@@ -117,67 +104,7 @@ def _whole_groups(frames: Frames, rule: list[int] | None) -> Frames:
     if rule is None:
         return frames
     group, remainder = rule
-    count = (frames.count - remainder) // group * group + remainder
-    return of_list(list(_first(frames, count)), frames.width, frames.height)
-
-
-def _first(frames: Frames, count: int) -> Iterator[Pixels]:
-    return (picture for picture, _ in zip(frames.read(), range(max(count, 0)), strict=False))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One run of VHS_VideoCombine."""
-
-    frames: Frames
-    rate: float
-    loops: int
-    place: SavePlace
-    counter: int
-    texts: Json
-    keep_intermediate: bool
-    run: Run
-    """Asked for its interrupt flag after each frame."""
-
-    def path(self, ending: str) -> Path:
-        return self.place.folder / f"{self.place.name}_{self.counter:05}{ending}"
-
-    def animation(self, suffix: str, lossless: bool) -> list[Path]:
-        path = self.path(suffix)
-        write_animation(path, self._reported(self.frames.read()), round(1000 / self.rate), self.loops, lossless)
-        return [path]
-
-    def _reported(self, pictures: Iterator[Pixels]) -> Iterator[Pixels]:
-        for index, picture in enumerate(pictures, start=1):
-            yield picture
-            self.run.progress(index, self.frames.count)
-
-    def video(self, name: str, audio: Audio | None, widgets: Json) -> list[Path]:
-        """`loops` more passes follow the first. With sound two files are written, the silent one first."""
-        recipe = recipes()[name]
-        rate = Fraction(self.rate).limit_denominator(1000)
-        silent = self.path(f".{recipe.suffix}")
-        repeats = chain.from_iterable(self.frames.read() for _ in range(self.loops))
-        texts = self.texts if widgets.get("save_metadata", True) else {}
-        count = encode(
-            silent,
-            chain(self._reported(self.frames.read()), repeats),
-            rate,
-            recipe,
-            pixel_format=widgets.get("pix_fmt", recipe.pixel_formats[0]),
-            crf=widgets.get("crf", recipe.crf),
-            texts=texts,
-            written=self.run.check,
-        )
-        if audio is None or not has_sound(audio):
-            return [silent]
-        with_sound = self.path(f"-audio.{recipe.suffix}")
-        trim = bool(widgets.get("trim_to_audio", False))
-        add_sound(silent, with_sound, SoundTrack(audio, recipe.audio_codec, float(count / rate), trim), texts)
-        if not self.keep_intermediate:
-            silent.unlink()
-            return [with_sound]
-        return [silent, with_sound]
+    return frames.first(max(0, (frames.count - remainder) // group * group + remainder))
 
 
 class VideoCombine:
@@ -209,12 +136,10 @@ class VideoCombine:
         unique_id: str = "",
         **widgets: Any,
     ) -> Json:
-        if format not in (*recipes(), "image/gif", "image/webp"):
-            raise ValueError(f"cannot write {format}: this engine has no encoder for it")
-        place = run.folders.place(filename_prefix, "output" if save_output else "temp", images.width, images.height)
+        place = run.folders.place(filename_prefix, "output" if save_output else "temp", 0, 0)
         settings = ((extra_pnginfo or {}).get("workflow") or {}).get("extra") or {}
-        job = _Job(
-            _back_and_forth(images) if pingpong else images,
+        combine = Combine(
+            images.back_and_forth() if pingpong else images,
             frame_rate,
             loop_count,
             place,
@@ -223,26 +148,20 @@ class VideoCombine:
             bool(settings.get("VHS_KeepIntermediate", True)),
             run,
         )
-        first_frame = job.path(".png")
+        first_frame = combine.path(".png")
         files: list[Path] = []
         if settings.get("VHS_MetadataImage", True):
-            write_png(first_frame, next(iter(images.read())), job.texts)
+            write_png(first_frame, next(iter(images.read())), combine.texts)
             files.append(first_frame)
-        if format.startswith("image/"):
-            files += job.animation(f".{format.removeprefix('image/')}", bool(widgets.get("lossless", True)))
-        else:
-            files += job.video(format, audio, widgets)
+        files += combine.write(format, audible(audio), widgets)
+        shown = files[-1].name
+        if images.count == 1 and "%03d" in shown:
+            shown, format = shown.replace("%03d", "001"), "image/png"
         entry = {
-            **place.entry(files[-1].name),
+            **place.entry(shown),
             "format": format,
             "frame_rate": frame_rate,
             "workflow": first_frame.name,
             "fullpath": str(files[-1]),
         }
         return {"ui": {"gifs": [entry]}, "result": ((save_output, [str(path) for path in files]),)}
-
-
-def _back_and_forth(frames: Frames) -> Frames:
-    """There and back without repeating the ends. Going back needs all frames in memory."""
-    forth = list(frames.read())
-    return of_list(forth + forth[-2:0:-1], frames.width, frames.height)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp.comfy_sidecar.builtin.folders import Folders
+from wan2gp.comfy_sidecar.builtin.formats import CORE
 from wan2gp.comfy_sidecar.builtin.media import Audio, Clip, Frames, png_texts
 from wan2gp.comfy_sidecar.builtin.nodes_image import file_digest
 from wan2gp.comfy_sidecar.builtin.registry import RUN, Json, NodeType, Run
+from wan2gp.comfy_sidecar.builtin.sound_write import Fit, SoundTrack, add_sound
 from wan2gp.comfy_sidecar.builtin.video_read import Selection, has_sound, pictures, probe
-from wan2gp.comfy_sidecar.builtin.video_write import SoundTrack, add_sound, encode, open_output, recipes
+from wan2gp.comfy_sidecar.builtin.video_write import encode, open_output
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 
@@ -152,18 +154,9 @@ def _copy(source: Path, path: Path, texts: Json) -> None:
 
 
 def _encode(video: Clip, path: Path, texts: Json, run: Run) -> None:
-    recipe = recipes()["video/h264-mp4"]
     target = path if video.audio is None else path.with_suffix(".silent.mp4")
-    count = encode(
-        target,
-        video.frames.read(),
-        video.fps,
-        recipe,
-        pixel_format="yuv420p",
-        crf=None,
-        texts=texts,
-        written=run.check,
-    )
+    count = encode(target, video.frames.read(), video.fps, CORE, texts=texts, written=run.check)
     if video.audio is not None:
-        add_sound(target, path, SoundTrack(video.audio, recipe.audio_codec, float(count / video.fps)), texts)
+        track = SoundTrack(video.audio, "aac", float(count / video.fps), Fit.AS_IS, "stereo")
+        add_sound(target, path, track, texts)
         target.unlink()

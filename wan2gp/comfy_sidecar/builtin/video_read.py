@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from wan2gp.comfy_sidecar.builtin.media import Audio, Frames, of_list
+from wan2gp.comfy_sidecar.builtin.media import HELD_BYTES, Audio, Frames, of_list
 
 if TYPE_CHECKING:
     import av
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
     """Channels x samples."""
 
-HELD_BYTES = 256 * 1024 * 1024
-"""Frames that fit in this much memory are kept; others are decoded again at each pass."""
 EPSILON_S = 1e-9
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file's first video stream. `frames` is the file's own count, or an estimate."""
+    """A file's first video stream. `frames` is the file's own count, or an estimate.
+
+    `turns`: quarter turns to the left that make its pictures upright; the sides are those of the upright ones.
+    """
 
     fps: Fraction
     frames: int
     width: int
     height: int
+    turns: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -60,20 +62,34 @@ class Selection:
 
 
 def probe(path: Path) -> Source:
-    """Raises ValueError for a file without video, in the words of VideoHelperSuite."""
+    """Decodes one frame. Raises FFmpegError for a file that cannot be read, ValueError for one without video."""
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path} holds no video")
+        stream = container.streams.video[0]
+        fps = stream.average_rate or stream.guessed_rate or Fraction(1)
+        seconds = container.duration / av.time_base if container.duration else 0.0
+        frames = stream.frames or round(seconds * fps)
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise ValueError(f"{path} holds no video frame")
+        return Source(fps, frames, first.width, first.height)
+
+
+def probe_upright(path: Path) -> Source:
+    """As `probe`, for pictures turned as a player turns them; every failure in the words of VideoHelperSuite."""
     import av
 
     try:
+        source = probe(path)
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} could not be loaded with cv.")
-            stream = container.streams.video[0]
-            fps = stream.average_rate or stream.guessed_rate or Fraction(1)
-            seconds = container.duration / av.time_base if container.duration else 0.0
-            frames = stream.frames or round(seconds * fps)
-            return Source(fps, frames, stream.width, stream.height)
-    except av.error.FFmpegError as error:
+            turns = next(container.decode(video=0)).rotation // 90 % 4
+    except (av.error.FFmpegError, ValueError) as error:
         raise ValueError(f"{path} could not be loaded with cv.") from error
+    sides = (source.height, source.width) if turns % 2 else (source.width, source.height)
+    return Source(source.fps, source.frames, *sides, turns)
 
 
 def load(path: Path, source: Source, wanted: Selection, report: Callable[[int, int], None]) -> Frames:
@@ -96,8 +112,10 @@ def load(path: Path, source: Source, wanted: Selection, report: Callable[[int, i
 
 def pictures(path: Path, source: Source, wanted: Selection) -> Iterator[Pixels]:
     """The chosen frames, converted and resized only when chosen."""
+    import numpy as np
+
     for frame in _chosen(_frames(path), source, wanted):
-        picture = cast("Pixels", frame.to_ndarray(format="rgb24"))
+        picture = cast("Pixels", np.rot90(frame.to_ndarray(format="rgb24"), source.turns))
         yield picture if wanted.size is None else fit(picture, *wanted.size)
 
 
@@ -150,14 +168,26 @@ def has_sound(audio: Audio) -> bool:
         return bool(container.streams.audio)
 
 
-def sound(audio: Audio, rate: int) -> Iterator[Samples]:
-    """Stereo, in pieces, between the part's start and end."""
+def sound_format(audio: Audio) -> tuple[int, str, int]:
+    """Rate in Hz, layout and number of channels. A layout without a name is the usual one of that many."""
+    import av
+
+    usual = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+    with av.open(str(audio.path)) as container:
+        context = container.streams.audio[0].codec_context
+        channels = context.layout.nb_channels
+        layout = usual.get(channels, "stereo")
+        return context.sample_rate, layout, av.AudioLayout(layout).nb_channels
+
+
+def sound(audio: Audio, rate: int, layout: str) -> Iterator[Samples]:
+    """In pieces, between the part's start and end."""
     import av
 
     start = round(audio.start_s * rate)
     end = None if audio.duration_s is None else start + round(audio.duration_s * rate)
     position = 0
-    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=rate)
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     with av.open(str(audio.path)) as container:
         for frame in container.decode(audio=0):
             for piece in resampler.resample(frame):

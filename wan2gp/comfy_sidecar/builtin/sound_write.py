@@ -1,0 +1,130 @@
+"""Puts sound beside a video: the packets of the video are copied, the sound is encoded as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from wan2gp.comfy_sidecar.builtin.media import Audio
+from wan2gp.comfy_sidecar.builtin.video_read import sound, sound_format
+from wan2gp.comfy_sidecar.builtin.video_write import open_output
+
+if TYPE_CHECKING:
+    from av import AudioStream
+    from av.container import InputContainer, OutputContainer
+
+    from wan2gp.comfy_sidecar.builtin.video_read import Samples
+
+COMMON_RATE_HZ = 48_000
+"""Every encoder here takes it."""
+STEREO_ONLY = ("libopus",)
+"""Their streams of more channels need a mapping that few players know."""
+
+
+class Fit(Enum):
+    """What happens when the sound is shorter than the film. A longer one is always cut."""
+
+    SILENCE = "silence fills the rest"
+    CUT_FILM = "the film ends with its sound"
+    AS_IS = "the film goes on without"
+
+
+@dataclass(frozen=True)
+class SoundTrack:
+    audio: Audio
+    codec: str
+    seconds: float
+    fit: Fit = Fit.SILENCE
+    layout: str | None = None
+    """None: the sound's own."""
+
+
+def add_sound(silent: Path, path: Path, track: SoundTrack, texts: dict[str, Any]) -> None:
+    """Copies the video of `silent` and puts the sound beside it."""
+    import av
+
+    with av.open(str(silent)) as source, open_output(path, texts) as container:
+        rate, layout = _encodable(track)
+        _add_copy_of_video(source, container)
+        added = container.add_stream(track.codec, rate=rate, layout=layout)
+        end_s = _write_sound(container, cast("AudioStream", added), track, rate, layout)
+        _copy_video(source, container, end_s if track.fit is Fit.CUT_FILM else None)
+
+
+def _encodable(track: SoundTrack) -> tuple[int, str]:
+    """The sound's own rate and channels where the encoder takes them."""
+    import av
+
+    rate, layout, channels = sound_format(track.audio)
+    rates = av.codec.Codec(track.codec, "w").audio_rates
+    if rates and rate not in rates:
+        rate = COMMON_RATE_HZ
+    if channels > 2 and track.codec in STEREO_ONLY:
+        layout = "stereo"
+    return rate, track.layout or layout
+
+
+def _add_copy_of_video(source: InputContainer, container: OutputContainer) -> None:
+    """`opaque`: there need be no encoder of that name. The rate is said anew: times in ms cannot tell 30 from 29.97."""
+    given = source.streams.video[0]
+    copy = container.add_stream_from_template(given, opaque=True)
+    rate = given.average_rate or given.guessed_rate
+    if rate is not None:
+        copy.codec_context.framerate = rate
+
+
+def _copy_video(source: InputContainer, container: OutputContainer, end_s: float | None) -> None:
+    for packet in source.demux(source.streams.video[0]):
+        if packet.dts is None:
+            continue
+        if end_s is None or (packet.pts or 0) * (packet.time_base or 0) < end_s:
+            packet.stream = container.streams.video[0]
+            container.mux(packet)
+
+
+def _write_sound(container: OutputContainer, stream: AudioStream, track: SoundTrack, rate: int, layout: str) -> float:
+    """Returns the length in seconds."""
+    import av
+
+    position = 0
+    pieces = _at_most(sound(track.audio, rate, layout), round(track.seconds * rate))
+    if track.fit is Fit.SILENCE:
+        pieces = _filled(pieces, round(track.seconds * rate), rate, av.AudioLayout(layout).nb_channels)
+    for samples in pieces:
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, position, Fraction(1, rate)
+        position += samples.shape[1]
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+    return position / rate
+
+
+def _at_most(pieces: Iterator[Samples], total: int) -> Iterator[Samples]:
+    import numpy as np
+
+    left = total
+    for piece in pieces:
+        piece = piece[:, :left]
+        if piece.shape[1]:
+            left -= piece.shape[1]
+            yield np.ascontiguousarray(piece)
+        if left <= 0:
+            return
+
+
+def _filled(pieces: Iterator[Samples], total: int, rate: int, channels: int) -> Iterator[Samples]:
+    """Silence behind the pieces, a second at a time."""
+    import numpy as np
+
+    left = total
+    for piece in pieces:
+        left -= piece.shape[1]
+        yield piece
+    while left > 0:
+        size = min(left, rate)
+        left -= size
+        yield np.zeros((channels, size), np.float32)
