@@ -373,7 +373,7 @@ _replies = msgspec.json.Decoder(AnyReply)
 
 def encode(message: AnyRequest | AnyReply) -> bytes:
     """One frame. Raises :class:`ControlRefused` when a request is larger than one may be, or when a value in it cannot
-    be written as JSON (an integer of more than 64 bits, half a surrogate pair, a nesting without end)."""
+    be written as JSON (half a surrogate pair, a nesting without end)."""
     try:
         frame = _encoder.encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from wan2gp.ctl_exit import harmless
+
 PLAIN_WIDTH = 4000
 """Columns of a line that goes into a pipe: nothing is cut off there."""
 
@@ -67,8 +69,8 @@ def write_json(value: Any) -> None:
 
 
 def write_line(text: str) -> None:
-    """One line, as it is."""
-    sys.stdout.write(text + "\n")
+    """One line, without what would steer a terminal."""
+    sys.stdout.write(harmless(text) + "\n")
 
 
 def table(console: Console, columns: Sequence[str], title: str = "") -> Table:
@@ -98,12 +100,12 @@ def grid(console: Console) -> Table:
 
 def styled(text: str) -> Text:
     """A status or a state in its colour."""
-    return Text(text, style=STATUS_STYLES.get(text, ""))
+    return Text(harmless(text), style=STATUS_STYLES.get(text, ""))
 
 
 def plain(value: Any) -> Text:
     """Any value as text, never read as markup; None is a dash."""
-    return Text("-" if value is None or value == "" else str(value))
+    return Text("-" if value is None or value == "" else harmless(str(value)))
 
 
 def bar(console: Console, fraction: float | None) -> RenderableType:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wan2gp.control import ProgressReply, ProgressRequest, TaskReply, TaskRequest
+from wan2gp.ctl_exit import harmless
 from wan2gp.ctl_link import Link
 from wan2gp.tasks import TaskStatus
 
@@ -54,7 +55,7 @@ def words(progress: ProgressReply) -> str:
     """What the task does now."""
     if progress.status != TaskStatus.IN_PROGRESS.value:
         return progress.status.lower()
-    return " ".join(part for part in (progress.phase or "started", progress.detail) if part)
+    return harmless(" ".join(part for part in (progress.phase or "started", progress.detail) if part))
 
 
 class LiveBar:

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from wan2gp.control import (
     CancelRequest,
@@ -103,9 +102,9 @@ def show_row(console: Console, row: TaskRow, running: RunningTask | None = None)
         shape.add_row("progress", bar(console, fraction))
         shape.add_row("phase", plain(" ".join(filter(None, _phase(row, running)))))
     if row.output_location:
-        shape.add_row("output", Text(row.output_location, style="green"))
+        shape.add_row("output", plain(row.output_location))
     if row.error_message:
-        shape.add_row("error", Text(row.error_message, style="red"))
+        shape.add_row("error", plain(row.error_message))
     for name, value in _plain_columns(row):
         shape.add_row(name, plain(value))
     console.print(shape)
