@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
@@ -14,6 +15,9 @@ from wan2gp.control import AnyRequest, ControlRefused, Refused, Reply, decode_re
 
 REPLY_S = 15.0
 """Seconds a call waits for its reply: a slow database is given time, a dead supervisor is not waited for longer."""
+
+ALIVE_S = 0.5
+"""Seconds between two questions whether the supervisor still lives, while its reply is awaited."""
 
 R = TypeVar("R", bound=Reply)
 
@@ -33,20 +37,31 @@ class ControlClient:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
 
-    def call(self, request: AnyRequest, expected: type[R], timeout_s: float = REPLY_S) -> R:
-        """Ask and wait. Raises :class:`ControlRefused`, or :class:`ControlSilent` after ``timeout_s`` seconds."""
+    def call(
+        self,
+        request: AnyRequest,
+        expected: type[R],
+        timeout_s: float = REPLY_S,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> R:
+        """Ask and wait. Raises :class:`ControlRefused`, or :class:`ControlSilent` after ``timeout_s`` seconds, or soon
+        after ``alive`` says no: a socket whose other end is gone is silent and not closed."""
         call_id = str(next(self._ids)).encode()
         self._socket.send_multipart([call_id, self._token, encode(request)])
-        reply = self._receive(call_id, timeout_s)
+        reply = self._receive(call_id, timeout_s, alive)
         if isinstance(reply, Refused):
             raise ControlRefused(reply.code, reply.message)
         if not isinstance(reply, expected):
             raise ControlSilent(f"the supervisor answered {type(reply).__name__} instead of {expected.__name__}")
         return reply
 
-    def _receive(self, call_id: bytes, timeout_s: float) -> Reply:
+    def _receive(self, call_id: bytes, timeout_s: float, alive: Callable[[], bool]) -> Reply:
         deadline = time.monotonic() + timeout_s
-        while self._socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+        while (left_s := deadline - time.monotonic()) > 0:
+            if not self._socket.poll(round(1000 * min(left_s, ALIVE_S)) + 1):
+                if alive():
+                    continue
+                raise ControlSilent("the supervisor is gone")
             frames = self._socket.recv_multipart()
             if len(frames) != 2 or frames[0] != call_id:
                 continue  # the late answer to a call that was given up

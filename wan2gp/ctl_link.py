@@ -40,14 +40,18 @@ class Link:
     def ask(self, request: AnyRequest, expected: type[R], timeout_s: float = REPLY_S) -> R:
         """The reply. Raises :class:`CtlError` when it is refused or does not come."""
         try:
-            return self._client.call(request, expected, timeout_s)
+            return self._client.call(request, expected, timeout_s, self._alive)
         except ControlRefused as refused:
             raise CtlError(Exit.FAILED, str(refused)) from refused
         except ControlSilent as silent:
             raise CtlError(Exit.NO_SUPERVISOR, self._silence(silent)) from silent
 
+    def _alive(self) -> bool:
+        holder = holder_of(self.data_dir)
+        return holder is not None and holder.pid in (None, self._info.pid)
+
     def _silence(self, silent: ControlSilent) -> str:
-        if holder_of(self.data_dir) is None:
+        if not self._alive():
             return f"the supervisor of {self.data_dir} stopped meanwhile: start it again, its queue is kept"
         return f"{silent} (process {self._info.pid}): look at {self.data_dir / 'logs' / 'worker.log'}, or restart it"
 
