@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-pytest_plugins = [f"tests.{name}" for name in ("conftest_db",) if (Path(__file__).parent / f"{name}.py").is_file()]
+pytest_plugins = [
+    f"tests.{name}" for name in ("conftest_db", "conftest_worker") if (Path(__file__).parent / f"{name}.py").is_file()
+]

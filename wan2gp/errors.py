@@ -92,6 +92,12 @@ _TABLE = (
         "The handler raised an error that it does not know.",
         "Report it with the traceback.",
     ),
+    (
+        "handler.start_failed",
+        True,
+        "The handler's process cannot start; the task went back to the queue uncounted.",
+        "See the cause and `wan2gp-ctl logs HANDLER`; then `wan2gp-ctl restart HANDLER`.",
+    ),
     ("handler.died", True, "The handler's process died under the task.", "See the cause; it is retried."),
     (
         "handler.hung",
@@ -126,6 +132,7 @@ _TABLE = (
         "Nothing at first: it is retried.",
     ),
     ("input.timeout", True, "An input's download took too long.", "A faster host, or a higher limit."),
+    ("input.courier_died", True, "The download process died again and again.", "See `wan2gp-ctl logs courier`."),
     ("input.unreachable", True, "An input's host cannot be reached.", "Check the host's name."),
     ("input.too_large", False, "An input is larger than the limit.", "A smaller file, or inputs.max_bytes."),
     ("input.redirects", False, "An input's URL redirects too often or in a circle.", "Give the final URL."),
@@ -143,6 +150,7 @@ _TABLE = (
         "A result's file is not a regular file inside the task's directory.",
         "Report it.",
     ),
+    ("task.cancelled", False, "Its user cancelled the task.", "`wan2gp-ctl retry ID` queues it again."),
     (
         "task.poisoned",
         False,

@@ -1,0 +1,41 @@
+"""What the supervisor gets to know of them: the entry points of the tests' plug-in name these."""
+
+from __future__ import annotations
+
+from wan2gp.supervisor.registry import HandlerSpec
+
+NAMES = (
+    "noop",
+    "maker",
+    "sleeper",
+    "raiser",
+    "crasher",
+    "hanger",
+    "unimportable",
+    "unstartable",
+    "litterer",
+    "liar",
+    "linker",
+    "climber",
+    "babbler",
+    "windbag",
+    "deaf",
+    "fetcher",
+    "witness",
+)
+
+
+def spec(name: str) -> HandlerSpec:
+    """`<name>` tasks go to `tests/vices/<name>.py`."""
+    return HandlerSpec(
+        name=name,
+        target=f"tests.vices.{name}:Vice",
+        task_types=(name,),
+        settings=lambda config: {"data_dir": str(config.data_dir)},
+        start_s=20.0,
+        warm_start_s=lambda config: 20.0,
+        limits_s={"step": 1.0, "start": 5.0} if name == "hanger" else {},
+    )
+
+
+globals().update({name: spec(name) for name in NAMES})

@@ -1,0 +1,3 @@
+"""Cannot be imported."""
+
+raise ImportError("libcudart.so.12: cannot open shared object file")

@@ -1,0 +1,176 @@
+"""The one subscriber that words facts. Logic says what happened (a name and fields); the sentence and level are here.
+
+``logs/worker.log`` and standard error get the same lines. Who speaks (task, handler, incarnation) is bound, not
+passed. A field that a sentence does not use is left out of it; secrets known to the process are masked in every line.
+"""
+
+from __future__ import annotations
+
+import string
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import loguru
+
+LOG_MAX_BYTES = 20 * 1024 * 1024
+"""Size at which ``worker.log`` is set aside, bytes; three old ones are kept."""
+FIELD_MAX = 4000
+"""Longest value of one field in a line, characters."""
+
+FACTS: dict[str, tuple[str, str]] = {
+    "worker.started": ("INFO", "Worker {worker} started. Polling every {poll_s:g}s."),
+    "worker.note": ("INFO", "{text}"),
+    "worker.warning": ("WARNING", "{text}"),
+    "worker.stopping": ("INFO", "Stopping: no new tasks, {running} running, {grace_s:g}s of grace"),
+    "worker.hurrying": ("INFO", "Second signal: stopping now"),
+    "worker.stopped": ("INFO", "Worker {worker} stopped"),
+    "worker.crashed": ("CRITICAL", "Worker stops, since a part of it failed: {error}"),
+    "worker.draining": ("INFO", "Draining: no new tasks until `wan2gp-ctl resume`"),
+    "worker.resumed": ("INFO", "Claiming again"),
+    "worker.swept": ("WARNING", "Ended {count} process(es) that an earlier life left"),
+    "worker.took_back": ("INFO", "Took back {count} task(s) of this worker's last life"),
+    "queue.unavailable": ("WARNING", "Database unreachable: {error}. Trying again"),
+    "queue.back": ("INFO", "Database reachable again after {seconds:.1f}s"),
+    "queue.refused": ("ERROR", "The database refused a call: {error}"),
+    "queue.deaf": ("WARNING", "No LISTEN through this connection (a transaction pooler?): polling"),
+    "task.processing": ("INFO", "Processing {task_type} task {task_id}"),
+    "task.saved": ("INFO", "Saved output: {path}"),
+    "task.completed": ("INFO", "Task {task_id} completed"),
+    "task.failed": ("ERROR", "Task {task_id} failed: {error}"),
+    "task.retried": ("WARNING", "Task {task_id} goes back to the queue: {error}"),
+    "task.released": ("INFO", "Task {task_id} handed back: {error}"),
+    "task.cancelled": ("INFO", "Task {task_id} cancelled"),
+    "task.lost": ("WARNING", "Task {task_id} is not ours any more: its work is dropped"),
+    "task.refused": ("WARNING", "The end of task {task_id} was refused, its row is {status}: its files are deleted"),
+    "handler.starting": ("INFO", "Starting handler {handler}"),
+    "handler.ready": ("INFO", "Handler {handler} is ready (pid {pid}, {seconds:.2f}s)"),
+    "handler.died": ("WARNING", "Handler {handler} ended: {cause}"),
+    "handler.waiting": ("WARNING", "Handler {handler} starts again in {delay_s:.1f}s"),
+    "handler.broken": (
+        "ERROR",
+        "Handler {handler} is broken after {deaths} deaths in a row: its tasks are not claimed. "
+        "It tries again in {delay_s:.0f}s, or at once with `wan2gp-ctl restart {handler}`. Last cause: {cause}",
+    ),
+    "handler.hung": ("WARNING", "Handler {handler} hangs: {reason}. Killing it"),
+    "handler.protocol": ("ERROR", "Handler {handler} broke the protocol: {error}. Killing it"),
+    "handler.strays": ("WARNING", "Ended {count} process(es) left behind"),
+    "input.downloading": ("INFO", "Downloading video from {url}"),
+    "input.downloaded": ("INFO", "Downloaded {bytes} bytes in {seconds:.1f}s"),
+    "comfy.first_task": ("INFO", "First ComfyUI task detected - starting ComfyUI server..."),
+    "comfy.starting": ("INFO", "Starting ComfyUI at {path}"),
+    "comfy.started": ("INFO", "ComfyUI started with PID: {pid}"),
+    "comfy.ready": ("INFO", "ComfyUI is ready!"),
+    "comfy.started_ok": ("INFO", "✅ ComfyUI started successfully and is ready for tasks"),
+    "comfy.start_failed": ("ERROR", "{reason}"),
+    "comfy.stopped": ("WARNING", "ComfyUI stopped: {cause}"),
+    "comfy.restarting": ("WARNING", "ComfyUI starts again in {delay_s:.1f}s: {cause}"),
+    "comfy.verdict": ("WARNING", "ComfyUI is {verdict}: {detail}"),
+    "comfy.uploaded": ("INFO", "Uploaded video: {name}"),
+    "comfy.queued": ("INFO", "Workflow queued: {prompt_id}"),
+    "comfy.completed": ("INFO", "Workflow completed"),
+    "comfy.filled_inputs": ("WARNING", "Node {node_id} lacked required inputs, defaults were taken: {inputs}"),
+    "comfy.log_warning": ("WARNING", "{text}"),
+}
+"""Every fact's level and wording, by name."""
+
+
+class Facts(Protocol):
+    """How logic says what happened."""
+
+    def __call__(self, name: str, **fields: Any) -> None: ...
+
+    def bind(self, **who: str) -> Facts:
+        """The same, spoken for a task, a handler or an incarnation."""
+
+
+class _Lenient(string.Formatter):
+    """Says ``?`` for a field that is missing or of the wrong type: a fact from a child must not break the log."""
+
+    def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+        return kwargs.get(str(key), "?")
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        try:
+            return str(super().format_field(value, format_spec))[:FIELD_MAX]
+        except (ValueError, TypeError):
+            return str(value)[:FIELD_MAX]
+
+
+_formatter = _Lenient()
+
+
+def word(name: str, fields: dict[str, Any]) -> tuple[str, str]:
+    """The level and the line of a fact, on one line. An unknown name is said as it is, with its fields."""
+    known = FACTS.get(name)
+    if known is None:
+        said = " ".join(f"{key}={str(value)[:FIELD_MAX]}" for key, value in fields.items())
+        return "INFO", _one_line(f"{name} {said}".rstrip())
+    level, template = known
+    return level, _one_line(_formatter.vformat(template, (), fields))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "\\n")
+
+
+class Log:
+    """The subscriber: words facts and writes them with loguru."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets = [secret for secret in secrets if len(secret) >= 4]
+        self._logger: loguru.Logger | None = None
+
+    def open(self, directory: Path, *, screen: bool = True) -> None:
+        """Begin to write ``directory/worker.log`` and, with ``screen``, standard error."""
+        from loguru import logger
+
+        directory.mkdir(parents=True, exist_ok=True)
+        logger.remove()
+        shape = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <8} {extra[who]}{message}"
+        options: dict[str, Any] = {"format": shape, "level": "INFO", "backtrace": False, "diagnose": False}
+        logger.add(
+            directory / "worker.log", rotation=LOG_MAX_BYTES, retention=3, encoding="utf-8", catch=True, **options
+        )
+        if screen:
+            logger.add(sys.stderr, catch=True, **options)
+        self._logger = logger
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        if self._logger is not None:
+            self._logger.remove()
+            self._logger = None
+
+    def mask(self, text: str) -> str:
+        """``text`` without any secret of this process."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, "***")
+        return text
+
+    def facts(self, **who: str) -> Facts:
+        """A way to state facts for this process."""
+        return _Bound(self, who)
+
+    def write(self, name: str, fields: dict[str, Any], who: dict[str, str]) -> None:
+        """Word a fact and write it."""
+        if self._logger is None:
+            return
+        level, line = word(name, fields)
+        speaker = " ".join(f"{key}={value}" for key, value in who.items())
+        self._logger.bind(who=f"[{speaker}] " if speaker else "").log(level, "{}", self.mask(line))
+
+
+class _Bound:
+    def __init__(self, log: Log, who: dict[str, str]) -> None:
+        self._log = log
+        self._who = who
+
+    def __call__(self, name: str, **fields: Any) -> None:
+        self._log.write(name, fields, self._who)
+
+    def bind(self, **who: str) -> _Bound:
+        return _Bound(self._log, {**self._who, **who})

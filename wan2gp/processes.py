@@ -1,0 +1,132 @@
+"""What Linux says of processes: parents, start times, and the few ``prctl`` calls that Python does not have.
+
+Standard library only, since the shim imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int) -> None:
+    """``prctl(2)`` with one argument. Raises :class:`OSError`."""
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def die_with_parent(number: int, parent: int) -> None:
+    """Ask for signal ``number`` when the *thread* that started this process ends, or go at once when it is gone.
+
+    ``parent`` is the pid that was the parent's: as pid 1 of a container the parent may be 1, so 1 proves nothing.
+    """
+    prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Make this process the one that descendants fall to when their parent dies."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def start_time(pid: int) -> int | None:
+    """When ``pid`` started, in clock ticks since boot, or None when there is no such process. With the pid it names a
+    process for good."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def alive(pid: int) -> bool:
+    """True while ``pid`` runs; a zombie does not."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in ("Z", "X")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/<pid>/stat`` behind the name (which may hold blanks and parentheses)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
+    return text[text.rindex(")") + 2 :].split()
+
+
+def parents() -> dict[int, int]:
+    """Every process's parent, by pid."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(int(entry))):
+            found[int(entry)] = int(fields[1])
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of ``pid``, zombies included, cheaply where the kernel offers it."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{pid}/task/{thread}/children") as file:
+                    found += [int(part) for part in file.read().split()]
+            if not os.path.exists(f"/proc/{pid}/task/{thread}/children") and os.path.exists(f"/proc/{pid}/task"):
+                return [child for child, parent in parents().items() if parent == pid]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found
+
+
+def descendants(root: int) -> list[int]:
+    """Everything below ``root``, nearest first."""
+    family: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        family.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    level = [root]
+    while level:
+        level = [child for pid in level for child in family.get(pid, [])]
+        found += level
+    return found
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal; a process that is gone already is as good."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def kill_below(root: int, reap: Callable[[], None], deadline_s: float = 5.0) -> list[int]:
+    """Kill everything below ``root``, which stays. ``reap`` waits for what falls to the caller. Returns the survivors.
+
+    Repeats until nothing is left, since a process may fork between the look and the signal. A survivor is in an
+    uninterruptible call of the kernel.
+    """
+    end = time.monotonic() + deadline_s
+    while family := descendants(root):
+        for pid in family:
+            kill(pid)
+        reap()
+        if time.monotonic() > end:
+            return [pid for pid in family if alive(pid)]
+        time.sleep(0.002)  # the kernel needs a moment to tear an address space down
+    return []
+
+
+def kill_named(pid: int, started: int) -> bool:
+    """Kill ``pid`` and what is below it, only if it is the process that started then. True when it was."""
+    if start_time(pid) != started:
+        return False
+    for victim in [*descendants(pid), pid]:
+        kill(victim)
+    return True

@@ -1,0 +1,110 @@
+"""``python -m wan2gp.supervisor``: reads the configuration, runs the worker, turns what went wrong into an exit code.
+
+The console script starts it with the environment sealed; started directly, it seals the environment itself first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+from wan2gp.entry import SEALED_FD_ENV, unseal
+from wan2gp.entry import main as seal_and_execute
+from wan2gp.options import supervisor_parser
+
+CRASH, USAGE, IN_USE, DATABASE, FUNCTIONS = 1, 2, 4, 5, 6
+
+
+def main() -> int:
+    """The exit code, as ``--help`` lists them."""
+    if SEALED_FD_ENV not in os.environ:
+        return seal_and_execute()
+    environ, secrets = unseal(dict(os.environ))
+    del os.environ[SEALED_FD_ENV]
+    arguments = supervisor_parser().parse_args()
+    from wan2gp.config import ConfigError, describe, load_config
+
+    try:
+        config = load_config(flags=_flags(arguments), environ=environ, secrets=_by_field(secrets))
+        if arguments.command == "check":
+            return _check(config, describe(config))
+        return _run(config, arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(problem)
+        return USAGE
+
+
+def _run(config: Any, arguments: Any) -> int:
+    from wan2gp.rundir import DataDirBusy
+    from wan2gp.supervisor.app import App, Order, WorkerIdBusy
+    from wan2gp.supervisor.embedded import EmbeddedUnavailable
+    from wan2gp.supervisor.queue import FunctionsMissing, QueueError
+    from wan2gp.supervisor.registry import RegistryError
+
+    try:
+        App(config, Order(arguments.once, arguments.takeover)).run()
+    except (DataDirBusy, WorkerIdBusy) as error:
+        return _say(error, IN_USE)
+    except FunctionsMissing as error:
+        return _say(error, FUNCTIONS)
+    except (EmbeddedUnavailable, QueueError) as error:
+        return _say(error, DATABASE)
+    except RegistryError as error:
+        return _say(error, USAGE)
+    except Exception as error:
+        # One of two catch-alls: whatever nobody foresaw becomes an exit code, with its traceback for the report.
+        from wan2gp.config import ConfigError
+
+        if isinstance(error, ConfigError):
+            raise
+        traceback.print_exc()
+        return CRASH
+    return 0
+
+
+def _check(config: Any, shown: dict[str, str]) -> int:
+    from wan2gp.supervisor.backends import chosen_kind
+    from wan2gp.supervisor.registry import RegistryError, load_registry
+
+    kind = chosen_kind(config)
+    try:
+        registry = load_registry()
+    except RegistryError as error:
+        return _say(error, USAGE)
+    for key, value in shown.items():
+        sys.stdout.write(f"{key} = {value}\n")
+    for warning in config.warnings:
+        _say(f"warning: {warning}")
+    unable = {name: reason for name, spec in registry.specs.items() if (reason := spec.unable(config))}
+    for name, reason in unable.items():
+        _say(f"warning: handler {name}: {reason}")
+    sys.stdout.write(f"ok: queue {kind}, handlers {', '.join(registry.specs)}\n")
+    return 0
+
+
+def _flags(arguments: Any) -> dict[str, Any]:
+    return {
+        "data_dir": arguments.data_dir,
+        "config": arguments.config,
+        "worker_id": arguments.worker,
+        "queue": arguments.queue,
+        "supabase_url": arguments.supabase_url,
+        "poll_interval_s": arguments.poll_interval,
+    }
+
+
+def _by_field(secrets: dict[str, str]) -> dict[str, str]:
+    names = {"--database-url": "database_url", "--supabase-access-token": "supabase_key"}
+    return {names[flag]: value for flag, value in secrets.items()}
+
+
+def _say(what: object, code: int = 0) -> int:
+    sys.stderr.write(f"wan2gp-supervisor: {what}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""The composition root: builds every part in order, runs the loop, and takes everything down in reverse."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import zmq
+
+from wan2gp import __version__
+from wan2gp.config import Config
+from wan2gp.logs import Facts, Log
+from wan2gp.processes import adopt_orphans
+from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run, start_ticks, write_run
+from wan2gp.supervisor.backends import chosen_kind, open_backend
+from wan2gp.supervisor.claimer import Claimer
+from wan2gp.supervisor.control_server import ControlServer
+from wan2gp.supervisor.inbox import Inbox
+from wan2gp.supervisor.leases import LeaseKeeper
+from wan2gp.supervisor.ledger import Ledger, end_strays
+from wan2gp.supervisor.loop import Loop
+from wan2gp.supervisor.operations import LoopOperations
+from wan2gp.supervisor.publish import LocalStore
+from wan2gp.supervisor.queue import QueueUnavailable
+from wan2gp.supervisor.registry import Registry, load_registry
+from wan2gp.supervisor.router import Router
+from wan2gp.supervisor.settler import Settler
+from wan2gp.supervisor.spool import Spool
+
+LOOK_EVERY_S = 2.0
+"""Time between two looks for strays and at the embedded database, seconds."""
+SPOOL_AT_START_S = 30.0
+FLUSH_S = 2.0
+"""How long the last outcomes may take to reach the database at the end; what does not stays in the spool, seconds."""
+
+
+class WorkerIdBusy(Exception):
+    """Another live worker, with another data directory, has this worker's id."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for beyond the configuration."""
+
+    once: bool = False
+    takeover: bool = False
+
+
+class App:
+    """One worker, from its lock to its last word. :meth:`run` must be called from the main thread."""
+
+    def __init__(self, config: Config, order: Order) -> None:
+        self._config = config
+        self._order = order
+        self._log = Log(_secrets(config))
+        self._facts: Facts = self._log.facts()
+        self._look_at = 0.0
+
+    def run(self) -> None:
+        """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
+        config = self._config
+        with contextlib.ExitStack() as opened:
+            # Nothing is bound, and nothing of an earlier life touched, before the data directory is ours.
+            kind, registry = chosen_kind(config), load_registry()
+            lock = DataDirLock.take(config.data_dir)
+            opened.callback(lock.release)
+            self._log.open(config.data_dir / "logs")
+            opened.callback(self._log.close)
+            for warning in config.warnings:
+                self._facts("worker.warning", text=warning)
+            self._ledger = Ledger(config.data_dir / "children.json")
+            self._sweep()
+            run_dir = RunDir.prepare(config)
+            opened.callback(run_dir.remove)
+            self._backend = open_backend(config, kind, run_dir.path)
+            opened.callback(self._backend.close)
+            self._check_worker_id()
+            self._serve(registry, run_dir, opened)
+        self._facts("worker.stopped", worker=config.worker_id)
+
+    def _sweep(self) -> None:
+        adopt_orphans()
+        count = self._ledger.sweep()
+        if count:
+            self._facts("worker.swept", count=count)
+
+    def _serve(self, registry: Registry, run_dir: RunDir, opened: contextlib.ExitStack) -> None:
+        config, facts, queue = self._config, self._facts, self._backend.queue
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        opened.callback(context.term)
+        router = Router(context, run_dir.router)
+        opened.callback(router.close)
+        inbox = Inbox()
+        opened.callback(inbox.close)
+        loop = Loop(config, registry, router, facts, inbox, once=self._order.once, every_tick=self._tick)
+        self._loop = loop
+        opened.callback(self._end_children)
+        spool = Spool(config.data_dir / "spool")
+        self._clear_work(spool)
+        (config.data_dir / "logs" / "handlers").mkdir(parents=True, exist_ok=True)
+        settler = Settler(queue, spool, LocalStore(config.data_dir / "outputs"), facts, loop.settled, loop.crash)
+        leases = LeaseKeeper(
+            queue, config.worker_id, config.lease_s, config.renew_s, facts, self._metadata, loop.heard, loop.crash
+        )
+        claimer = Claimer(
+            queue,
+            registry,
+            config.worker_id,
+            config.lease_s,
+            config.poll_interval_s,
+            facts,
+            claimed=loop.claimed,
+            idle=loop.idle,
+            woken=leases.poke,
+            failed=loop.crash,
+        )
+        loop.attach(claimer, leases, settler)
+        self._recover(settler)
+        opened.callback(settler.stop)
+        leases.start()
+        opened.callback(leases.stop)
+        self._announce(run_dir, loop, inbox, opened)
+        claimer.start()
+        opened.callback(self._last_claims, claimer, inbox, settler)
+        _on_signals(lambda: inbox.post(loop.stop))
+        facts("worker.started", worker=config.worker_id, poll_s=config.poll_interval_s)
+        try:
+            loop.run()
+        except BaseException as error:
+            facts("worker.crashed", error=repr(error))
+            raise
+
+    def _recover(self, settler: Settler) -> None:
+        """First what the last life finished, which its leases still cover; then what it left running goes back."""
+        settler.start()
+        if not settler.flush(SPOOL_AT_START_S):
+            raise QueueUnavailable("the outcomes of the last run cannot be delivered")
+        taken = self._backend.queue.reclaim_own(self._config.worker_id)
+        if taken:
+            self._facts("worker.took_back", count=len(taken))
+
+    def _announce(self, run_dir: RunDir, loop: Loop, inbox: Inbox, opened: contextlib.ExitStack) -> None:
+        config = self._config
+        token = create_token(config.data_dir)
+        control = ControlServer(
+            run_dir.control,
+            token,
+            self._backend.queue,
+            LoopOperations(loop, inbox, self._backend.queue),
+            data_dir=config.data_dir,
+            fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
+        )
+        control.start()
+        opened.callback(control.stop)
+        opened.callback(remove_run, config.data_dir)
+        info = RunInfo(
+            pid=os.getpid(),
+            start_ticks=start_ticks(os.getpid()) or 0,
+            run_dir=str(run_dir.path),
+            worker=config.worker_id,
+            started_at=datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            version=__version__,
+            database=self._backend.kind,
+        )
+        write_run(config.data_dir, info)
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Called by the loop at every turn: cheap unless something is due."""
+        loop = self._loop
+        children = [desk.child for desk in loop.desks if desk.child is not None]
+        pids = [pid for child in children for pid in (child.shim_pid, child.pid) if pid is not None]
+        pids += [pid for desk in loop.desks if isinstance(pid := desk.engine.get("pid"), int)]
+        self._ledger.write(pids)
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            self._end_strays()
+            ended = self._backend.revive()
+            if ended is not None:
+                self._facts("worker.warning", text=f"The embedded Postgres ended ({ended}) and was started again")
+
+    def _end_strays(self) -> None:
+        owned = {desk.child.shim_pid for desk in self._loop.desks if desk.child is not None}
+        if self._backend.embedded is not None and self._backend.embedded.pid is not None:
+            owned.add(self._backend.embedded.pid)
+        count = end_strays(frozenset(owned))
+        if count:
+            self._facts("handler.strays", count=count)
+
+    def _metadata(self) -> Mapping[str, Any]:
+        """Our row in `workers`; from the lease keeper's thread, so only plain reads."""
+        return {
+            "version": __version__,
+            "instance": self._instance(),
+            "state": self._loop.stage.value,
+            "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
+        }
+
+    def _instance(self) -> str:
+        """Names the data directory, whichever process serves it."""
+        path = self._config.data_dir / "instance"
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            path.write_text(str(uuid.uuid4()))
+            return path.read_text().strip()
+
+    def _check_worker_id(self) -> None:
+        """Two workers of one id would take back each other's tasks."""
+        worker_id = self._config.worker_id
+        for row in self._backend.queue.stats().get("workers", ()):
+            theirs = (row.get("metadata") or {}).get("instance")
+            age = row.get("heartbeat_age_s")
+            fresh = age is not None and age < self._config.lease_s
+            if row.get("id") == worker_id and theirs and theirs != self._instance() and fresh:
+                if self._order.takeover:
+                    self._facts("worker.warning", text=f"Taking the worker id {worker_id} over")
+                    return
+                raise WorkerIdBusy(
+                    f"a worker named {worker_id} sent a heartbeat {age:.0f}s ago from elsewhere: "
+                    "give another --worker, or --takeover when it is dead"
+                )
+
+    # -- at the end --------------------------------------------------------------------------------------------------
+
+    def _last_claims(self, claimer: Claimer, inbox: Inbox, settler: Settler) -> None:
+        """A claim that was on its way when the loop ended goes back, uncounted."""
+        claimer.stop()
+        self._loop.refuse_all()
+        inbox.drain()
+        settler.flush(FLUSH_S)
+
+    def _end_children(self) -> None:
+        """After a crash there may be children; after an orderly stop there are none."""
+        for desk in self._loop.desks:
+            if desk.child is not None:
+                desk.child.kill()
+                desk.child.release()
+        self._end_strays()
+        self._ledger.write(())
+
+    def _clear_work(self, spool: Spool) -> None:
+        """Directories of runs that are over; what the spool still needs stays."""
+        needed = {Path(ending.work_dir) for ending in spool.leftovers()}
+        for work_dir in (self._config.data_dir / "work").glob("*/*"):
+            if work_dir not in needed:
+                shutil.rmtree(work_dir, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    work_dir.parent.rmdir()
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    """Signals only enqueue."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _secrets(config: Config) -> list[str]:
+    """What must never stand in a log line."""
+    found = [config.supabase_key.reveal(), config.database_url.reveal()]
+    with contextlib.suppress(ValueError):
+        password = urlsplit(config.database_url.reveal()).password
+        if password:
+            found += [password, unquote(password)]
+    return [secret for secret in found if secret]

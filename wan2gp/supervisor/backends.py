@@ -1,0 +1,85 @@
+"""Which queue the configuration means, and the database behind it where that is ours to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan2gp.config import Config, ConfigError
+from wan2gp.supervisor.embedded import EmbeddedPostgres
+from wan2gp.supervisor.queue import TaskQueue
+
+
+@dataclass
+class Backend:
+    """The queue, and the embedded server under it, if that is what runs it."""
+
+    queue: TaskQueue
+    kind: str
+    """embedded or postgres."""
+    embedded: EmbeddedPostgres | None = None
+    revivals: int = 0
+
+    def revive(self) -> str | None:
+        """Start the embedded server again when it has ended by itself; returns how it ended. Main thread only."""
+        if self.embedded is None or (code := self.embedded.poll()) is None:
+            return None
+        self.embedded.stop()
+        self.embedded.start()
+        self.revivals += 1
+        return f"exit status {code}" if code >= 0 else f"signal {-code}"
+
+    def close(self) -> None:
+        """In reverse order of opening."""
+        self.queue.close()
+        if self.embedded is not None:
+            self.embedded.stop()
+
+
+def chosen_kind(config: Config) -> str:
+    """``queue = auto`` made definite. Raises :class:`ConfigError` for what this version cannot do."""
+    kind = config.queue
+    if kind == "auto":
+        kind = "postgres" if config.database_url else "supabase" if config.supabase_url else "embedded"
+    if kind == "postgres" and not config.database_url:
+        raise ConfigError(["queue = postgres needs DATABASE_URL or --database-url"])
+    if kind in ("supabase", "edge"):
+        raise ConfigError(
+            [
+                f"queue = {kind} is not in this version: give its Postgres URL (--database-url, DATABASE_URL) "
+                "after `wan2gp-ctl db migrate`"
+            ]
+        )
+    return kind
+
+
+def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:
+    """Connect, or start the embedded server, bring its functions up to date and connect.
+
+    Must be called from the main thread. Raises ``EmbeddedUnavailable``, ``QueueUnavailable`` or ``FunctionsMissing``,
+    and leaves nothing open then.
+    """
+    from wan2gp.supervisor.postgres import PostgresQueue
+
+    if kind == "postgres":
+        return _checked(Backend(PostgresQueue(config.database_url.reveal()), kind))
+    from wan2gp.supervisor.migrate import migrate
+
+    embedded = EmbeddedPostgres(config.data_dir, run_dir)
+    embedded.start()
+    try:
+        url = embedded.url.reveal()
+        migrate(url)
+        return _checked(Backend(PostgresQueue(url), kind, embedded))
+    except BaseException:
+        embedded.stop()
+        raise
+
+
+def _checked(backend: Backend) -> Backend:
+    try:
+        backend.queue.check()
+    except BaseException:
+        backend.queue.close()
+        raise
+    return backend

@@ -1,0 +1,137 @@
+"""One child's processes: the shim that ``multiprocess`` spawns and the handler below it.
+
+Must be used from one thread that lives as long as the supervisor: the shim's death signal fires when the *thread* that
+spawned it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import multiprocess
+
+from wan2gp import shim
+from wan2gp.boot import Boot, encode_boot
+from wan2gp.processes import start_time
+
+_spawn = multiprocess.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child ended. ``status`` is its wait status, or None when nobody saw it (its shim was killed)."""
+
+    status: int | None
+    tail: tuple[str, ...] = ()
+    survivors: tuple[int, ...] = ()
+    by_us: bool = False
+    """True when we killed it."""
+
+    @property
+    def code(self) -> int | None:
+        """Exit status, or minus the signal's number."""
+        return None if self.status is None else os.waitstatus_to_exitcode(self.status)
+
+    def cause(self) -> str:
+        """One sentence for a person."""
+        code = self.code
+        if code is None:
+            return "its guardian process was killed"
+        if code >= 0:
+            return f"exit status {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        if -code == signal.SIGKILL:
+            return "killed by the supervisor" if self.by_us else f"killed by {name}: out of memory, or by hand"
+        guess = {signal.SIGSEGV: "a crash in native code", signal.SIGABRT: "an abort in native code"}
+        hint = guess.get(signal.Signals(-code)) if -code in set(signal.Signals) else None
+        return f"ended by {name}" + (f": {hint}" if hint else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``result_data.attempts`` and ``task_events``."""
+        code = self.code
+        return {
+            "exit_code": code if code is not None and code >= 0 else None,
+            "signal": -code if code is not None and code < 0 else None,
+            "last_lines": list(self.tail),
+        }
+
+
+class Child:
+    """A spawned shim and its handler. ``identity`` is its name on the wire, fresh for every spawn."""
+
+    def __init__(self, name: str, incarnation: int) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.identity = f"{name}#{incarnation}#{secrets.token_hex(16)}".encode()
+        self.pid: int | None = None
+        """The handler's pid, once its shim has told it."""
+        self.started = time.monotonic()
+        self._killed = False
+        self._report: dict[str, Any] | None = None
+
+    def spawn(self, *, target: str, endpoint: str, home: Path, log: Path, settings: dict[str, Any], warm: bool) -> None:
+        """Start the processes; returns at once. Raises :class:`OSError` when the system has no process to give."""
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, warm)
+        command = [sys.executable, "-m", "wan2gp.handlers", self.name]
+        self._channel, theirs = _spawn.Pipe()
+        self._process = _spawn.Process(
+            target=shim.main,
+            args=(theirs, command, encode_boot(boot), str(log), os.getpid()),
+            name=f"shim-{self.name}",
+            daemon=True,
+        )
+        self._process.start()
+        theirs.close()
+        assert self._process.pid is not None
+        self.shim_pid: int = self._process.pid
+        self.shim_started = start_time(self.shim_pid)
+
+    def descriptors(self) -> tuple[int, int]:
+        """What becomes readable when there is news (the channel) or the shim has died (its sentinel)."""
+        return self._channel.fileno(), self._process.sentinel
+
+    def news(self) -> Death | None:
+        """Read what the shim has told. Returns the death once the handler, or the shim itself, has ended."""
+        with contextlib.suppress(EOFError, OSError):
+            while self._channel.poll():
+                message = json.loads(self._channel.recv_bytes())
+                if "started" in message:
+                    self.pid = message["started"]
+                else:
+                    self._report = message
+        if self._report is not None:
+            report = self._report
+            return Death(report["exited"], tuple(report["tail"]), tuple(report["survivors"]), self._killed)
+        return None if self._process.is_alive() else Death(None, by_us=self._killed)
+
+    def terminate(self) -> None:
+        """SIGTERM to the handler, by its shim."""
+        self._send(shim.TERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the handler and everything below it, by its shim."""
+        self._killed = True
+        self._send(shim.KILL)
+
+    def _send(self, word: bytes) -> None:
+        with contextlib.suppress(OSError):  # the shim is gone, and with it what it guarded
+            self._channel.send_bytes(word)
+
+    def release(self) -> None:
+        """After its death: give the descriptors back."""
+        self._process.join(1.0)
+        if self._process.is_alive():  # it reported an end and hangs in its own: nothing is below it any more
+            self._process.kill()
+            self._process.join(1.0)
+        self._channel.close()
+        self._process.close()

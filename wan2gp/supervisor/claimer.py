@@ -1,0 +1,137 @@
+"""The thread that claims: one task at a time, only while some handler has room, woken by the database or by the loop.
+
+The loop offers slots by handler. A claim that is on its way when the loop offers again must not be counted twice, so
+the claimer counts what it handed over and the loop says how much of that it has seen.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from wan2gp.logs import Facts
+from wan2gp.supervisor.leases import boot_clock
+from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue
+from wan2gp.supervisor.registry import Registry
+
+RETRY_FIRST_S = 0.25
+RETRY_MAX_S = 10.0
+
+
+class Claimer:
+    """``claimed(task, sent_at)`` and ``idle(next_due_s)`` are called from its thread; ``woken()`` too, when the
+    database hinted at something while there was nothing to claim for."""
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        registry: Registry,
+        worker_id: str,
+        lease_s: float,
+        poll_s: float,
+        facts: Facts,
+        claimed: Callable[[ClaimedTask, float], None],
+        idle: Callable[[frozenset[str], float | None], None],
+        woken: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._queue = queue
+        self._registry = registry
+        self._worker_id = worker_id
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self._facts = facts
+        self._claimed = claimed
+        self._idle = idle
+        self._woken = woken
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._offered: Mapping[str, int] = {}
+        self._handed: Counter[str] = Counter()
+        self._seen: Counter[str] = Counter()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="claimer", daemon=True)
+
+    def start(self) -> None:
+        """Begin; nothing is claimed before the first offer."""
+        self._thread.start()
+
+    def offer(self, slots: Mapping[str, int], seen: Mapping[str, int]) -> None:
+        """The handlers that have room now, and how many tasks the loop has ever got for each."""
+        with self._lock:
+            if slots == self._offered and seen == self._seen:
+                return
+            more = any(count > self._offered.get(name, 0) for name, count in slots.items()) or seen != self._seen
+            self._offered, self._seen = dict(slots), Counter(seen)
+        if more:
+            self._queue.interrupt()
+
+    def look_again(self) -> None:
+        """Claim soon, not only at the next poll."""
+        self._queue.interrupt()
+
+    def stop(self) -> None:
+        """End the thread; a claim on its way is still handed over."""
+        self._stopping.set()
+        self._queue.interrupt()
+        if self._thread.is_alive():
+            self._thread.join(15.0)
+
+    def _open(self) -> frozenset[str]:
+        """Handlers with a slot that no claim on its way will take."""
+        with self._lock:
+            return frozenset(
+                name for name, count in self._offered.items() if count - (self._handed[name] - self._seen[name]) > 0
+            )
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._once()
+        except BaseException as error:  # a worker that does not claim must not look alive
+            self._failed(error)
+
+    def _once(self) -> None:
+        handlers = self._open()
+        if not handlers:
+            if self._queue.wait(self._poll_s):
+                self._woken()
+            return
+        reply = self._claim([kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types])
+        if reply is None or reply.tasks:
+            return
+        self._idle(handlers, reply.next_due_s)
+        pause = self._poll_s * random.uniform(0.9, 1.1)  # many workers must not poll in step
+        if self._queue.wait(pause if reply.next_due_s is None else max(0.0, min(pause, reply.next_due_s))):
+            self._woken()
+
+    def _claim(self, types: list[str]) -> ClaimReply | None:
+        """Claim one task, repeating with the same id until there is an answer. None when the worker stops first."""
+        claim_id, pause, since = str(uuid.uuid4()), RETRY_FIRST_S, 0.0
+        while True:
+            sent = boot_clock()
+            try:
+                reply = self._queue.claim(claim_id, self._worker_id, types, 1, self._lease_s)
+            except QueueError as error:
+                if pause == RETRY_FIRST_S:
+                    since = sent
+                    self._facts("queue.unavailable", error=error)
+            else:
+                if since:
+                    self._facts("queue.back", seconds=boot_clock() - since)
+                self._hand_over(reply, sent)
+                return reply
+            if self._stopping.wait(pause):
+                return None
+            pause = min(RETRY_MAX_S, pause * 2)
+
+    def _hand_over(self, reply: ClaimReply, sent: float) -> None:
+        for task in reply.tasks:
+            spec = self._registry.for_type(task.task_type)
+            if spec is not None:
+                with self._lock:
+                    self._handed[spec.name] += 1
+            self._claimed(task, sent)

@@ -1,0 +1,113 @@
+"""The desk of the courier: several downloads at once, one per task, asked for by handlers' desks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from wan2gp.protocol import Cancel, Failed, Fetch, Fetched, Progress, Source, Up
+from wan2gp.supervisor.child import Death
+from wan2gp.supervisor.desk import Desk
+from wan2gp.supervisor.lifecycle import On, State
+from wan2gp.supervisor.router import Unreachable
+from wan2gp.supervisor.running import Running
+
+TRIES = 3
+"""How often a download may take the courier down with it before it is given up."""
+
+
+@dataclass
+class _Errand:
+    running: Running
+    request: Fetch
+    asked_at: float
+    sent: bool = False
+    deaths: int = 0
+
+
+@dataclass
+class CourierDesk(Desk):
+    """``answered`` gets every answer, also the ones that are made up here because the courier died."""
+
+    answered: Callable[[Running, Fetched], None] = lambda running, answer: None
+    progressed: Callable[[Running], None] = lambda running: None
+    errands: dict[tuple[str, str], _Errand] = field(default_factory=dict)
+
+    def fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
+        """Download for a task; replaces what was asked for it before."""
+        directory = running.work_dir / "in"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True, mode=0o700)
+        running.sources = dict(sources)
+        request = Fetch(*running.key, dict(sources), str(directory))
+        self.errands[running.key] = _Errand(running, request, self.around.clock())
+        if self.life.state is State.STOPPED:
+            self.on(On.WANTED)
+        self.ready()
+
+    def forget(self, running: Running) -> None:
+        """The task is over: its download, if any, may end."""
+        errand = self.errands.pop(running.key, None)
+        if errand is not None and errand.sent and self.child is not None:
+            self._tell(Cancel(*running.key))
+
+    def ready(self) -> None:
+        """Send what has not been sent. The courier counts as busy while anything is under way."""
+        for errand in self.errands.values():
+            if self.life.state not in (State.IDLE, State.BUSY):
+                return
+            if not errand.sent and self._tell(errand.request):
+                errand.sent = True
+                self.on(On.DISPATCHED)
+
+    def _tell(self, message: Fetch | Cancel) -> bool:
+        assert self.child is not None
+        try:
+            self.around.router.send(self.child.identity, message)
+        except Unreachable as error:
+            self.hang(str(error))
+            return False
+        return True
+
+    def work(self, message: Up) -> None:
+        """Answers and progress, of errands that somebody still waits for."""
+        if not isinstance(message, (Fetched, Progress)):
+            return
+        errand = self.errands.get((message.task_id, message.lease_id))
+        if errand is None:
+            return
+        if isinstance(message, Progress):
+            errand.running.progressed_at = self.around.clock()
+            errand.running.detail = message.detail
+            self.progressed(errand.running)
+            return
+        self._done(errand, message)
+        if not self.errands:
+            self.on(On.FINISHED)
+
+    def _done(self, errand: _Errand, answer: Fetched) -> None:
+        del self.errands[errand.running.key]
+        errand.running.fetched_s = self.around.clock() - errand.asked_at
+        self.answered(errand.running, answer)
+
+    def lose_work(self, code: str, cause: str, death: Death) -> None:
+        """A courier's death costs no task: see :meth:`hand_back`, which follows."""
+
+    def hand_back(self) -> None:
+        """What it was fetching is fetched again by the next one, a few times."""
+        cause = self.last_cause or "the worker stops"
+        for errand in list(self.errands.values()):
+            errand.deaths += 1
+            errand.sent = False
+            if errand.deaths >= TRIES:
+                failure = Failed("input.courier_died", f"the download process ended: {cause}", retryable=True)
+                self._done(errand, Fetched(*errand.running.key, failure=failure))
+
+    def interrupt(self) -> None:
+        """The tasks it fetches for are interrupted by themselves."""
+
+    def relieve(self) -> None:
+        """After the last errand was forgotten the courier is idle."""
+        if not self.errands:
+            self.on(On.FINISHED)

@@ -1,0 +1,286 @@
+"""A desk looks after one child: it carries out what the life-cycle table says, and feeds the table with what happens.
+
+Only the loop's thread comes here. :class:`Desk` knows processes and timers; what the child works on is the business of
+:class:`~wan2gp.supervisor.handler_desk.HandlerDesk` and :class:`~wan2gp.supervisor.courier_desk.CourierDesk`.
+"""
+
+from __future__ import annotations
+
+import abc
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wan2gp.logs import Facts
+from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
+from wan2gp.supervisor.child import Child, Death
+from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State
+from wan2gp.supervisor.router import Router, Unreachable
+
+BEATS_MISSED_S = 60.0
+"""One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
+LEAVE_S = 2.0
+"""How long a child may take to leave when asked, before SIGTERM; as long again before SIGKILL, seconds."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every desk works with."""
+
+    router: Router
+    facts: Facts
+    data_dir: Path
+    watch: Callable[[Child, Callable[[], None]], None]
+    """Call back in the loop's thread whenever the child's descriptors have news."""
+    unwatch: Callable[[Child], None]
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class _Timers:
+    overdue: float | None = None
+    """When a start or a leave has taken too long."""
+    time_up: float | None = None
+    terminated: bool = False
+
+
+@dataclass
+class Desk(abc.ABC):
+    """One child's desk."""
+
+    name: str
+    target: str
+    settings: Mapping[str, Any]
+    around: Surroundings
+    start_s: float
+    warm_start_s: float
+    life: Life = field(default_factory=lambda: Life(jitter=lambda: random.uniform(0.8, 1.2)))
+    child: Child | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What the child last said of its engine; for `status`."""
+    last_cause: str | None = None
+    last_death: Death | None = None
+    warm: bool = False
+    """The next start must bring the engine up before hello: `prewarm`, or after a start of it that failed."""
+    _timers: _Timers = field(default_factory=_Timers)
+    _last_beat: float = 0.0
+    _hung: str | None = None
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.facts = self.around.facts.bind(handler=self.name)
+        self._since = self.around.clock()
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def on(self, event: On) -> None:
+        """Feed the table and carry out its effects."""
+        before = self.life.state
+        effects = self.life.on(event, self.around.clock())
+        if self.life.state is not before:
+            self._since = self.around.clock()
+        for effect in effects:
+            self._carry_out(effect)
+
+    def hear(self, message: Up | ProtocolError) -> None:
+        """A message from this desk's child."""
+        self._last_beat = self.around.clock()
+        if isinstance(message, Beat):
+            return
+        if isinstance(message, Hello):
+            self._hello(message)
+        elif isinstance(message, Event):
+            facts = self.facts.bind(task=message.task_id) if message.task_id else self.facts
+            facts(message.name, **message.fields)
+        elif isinstance(message, EngineState):
+            self.engine = {"state": message.state, **message.detail}
+        elif isinstance(message, ProtocolError):
+            self.facts("handler.protocol", handler=self.name, error=message)
+            self.hang(f"broke the protocol: {message}")
+        else:
+            self.work(message)
+
+    def tick(self, now: float) -> None:
+        """Look at the timers."""
+        if self._timers.time_up is not None and now >= self._timers.time_up:
+            self._timers.time_up = None
+            self.on(On.TIME_UP)
+        if self._timers.overdue is not None and now >= self._timers.overdue:
+            self._overdue(now)
+        if self.child is not None and now - self._last_beat > BEATS_MISSED_S and self._hung is None:
+            self.hang(f"no sign of life for {BEATS_MISSED_S:.0f}s")
+
+    def next_tick(self) -> float | None:
+        """When :meth:`tick` is due next, if known."""
+        times = [when for when in (self._timers.overdue, self._timers.time_up) if when is not None]
+        return min(times, default=None)
+
+    def hang(self, reason: str) -> None:
+        """The child is of no use any more: kill it; its death will follow."""
+        if self._hung is not None or self.child is None:
+            return
+        self._hung = reason
+        self.facts("handler.hung", handler=self.name, reason=reason)
+        self.on(On.OVERDUE)
+
+    @property
+    def has_process(self) -> bool:
+        """True while there is one, in whatever state."""
+        return self.child is not None
+
+    # -- what the kinds of desk do ---------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def work(self, message: Up) -> None:
+        """A message that concerns the work."""
+
+    @abc.abstractmethod
+    def ready(self) -> None:
+        """The child has said hello."""
+
+    @abc.abstractmethod
+    def lose_work(self, code: str, cause: str, death: Death) -> None:
+        """The child died under its work. ``cause`` is a sentence, ``code`` one of :mod:`wan2gp.errors`."""
+
+    @abc.abstractmethod
+    def hand_back(self) -> None:
+        """Work that has not begun must go back."""
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """Work that has begun must end soon and go back."""
+
+    # -- effects ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: Do) -> None:
+        if effect is Do.SPAWN:
+            self._spawn()
+        elif effect is Do.ASK_LEAVE:
+            self._ask_leave()
+        elif effect is Do.KILL and self.child is not None:
+            self.child.kill()
+        elif effect is Do.WAIT:
+            self._wait()
+        elif effect is Do.LOSE_TASK:
+            assert self.last_death is not None
+            self.lose_work(self._code(), self.last_cause or "", self.last_death)
+        elif effect is Do.HAND_BACK:
+            self.hand_back()
+        elif effect is Do.INTERRUPT:
+            self.interrupt()
+
+    def _spawn(self) -> None:
+        child = Child(self.name, self.life.incarnation)
+        self.facts("handler.starting", handler=self.name)
+        self.engine, self._hung = {}, None
+        self.around.router.admit(child.identity)
+        child.spawn(
+            target=self.target,
+            endpoint=self.around.router.endpoint,
+            home=self.around.data_dir / "handlers" / self.name,
+            log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
+            settings=dict(self.settings),
+            warm=self.warm,
+        )
+        self.child = child
+        self._last_beat = now = self.around.clock()
+        self._timers = _Timers(overdue=now + (self.warm_start_s if self.warm else self.start_s))
+        self.around.watch(child, self._look)
+
+    def _ask_leave(self) -> None:
+        assert self.child is not None
+        self._timers = _Timers(overdue=self.around.clock() + LEAVE_S)
+        try:
+            self.around.router.send(self.child.identity, Shutdown(LEAVE_S))
+        except Unreachable:  # not yet connected: the next rung
+            self.child.terminate()
+
+    def _wait(self) -> None:
+        self._timers = _Timers(time_up=self.around.clock() + self.life.delay_s)
+        if self.life.state is State.BROKEN:
+            self.facts(
+                "handler.broken",
+                handler=self.name,
+                deaths=self.life.deaths,
+                delay_s=self.life.delay_s,
+                cause=self.last_cause,
+            )
+        elif self.life.delay_s:
+            self.facts("handler.waiting", handler=self.name, delay_s=self.life.delay_s)
+
+    def _overdue(self, now: float) -> None:
+        """A start: kill. A leave: SIGTERM first, then kill."""
+        self._timers.overdue = None
+        leaving = self.life.state in (State.STOPPING, State.RECYCLING)
+        if leaving and not self._timers.terminated and self.child is not None:
+            self._timers = _Timers(overdue=now + LEAVE_S, terminated=True)
+            self.child.terminate()
+        elif leaving:
+            self.on(On.OVERDUE)
+        else:
+            self.hang("did not start in time")
+
+    def _hello(self, message: Hello) -> None:
+        assert self.child is not None
+        self._timers = _Timers() if self.life.state is State.STARTING else self._timers
+        seconds = self.around.clock() - self.child.started
+        self.facts("handler.ready", handler=self.name, pid=message.pid, seconds=seconds)
+        self.warm = False
+        self.on(On.HELLO)
+        self.ready()
+
+    # -- death -----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """The child's descriptors have news."""
+        if self.child is None:
+            return
+        death = self.child.news()
+        if death is not None:
+            self._died(self.child, death)
+
+    def _died(self, child: Child, death: Death) -> None:
+        self.around.unwatch(child)
+        self.around.router.expel(child.identity)
+        child.release()
+        self.child, self.last_death = None, death
+        self._timers = _Timers()
+        self.engine = {}
+        asked = self.life.state in (State.STOPPING, State.RECYCLING)
+        self.last_cause = self._hung or death.cause()
+        if not asked or self._hung:
+            last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
+            self.facts("handler.died", handler=self.name, cause=self.last_cause + last)
+        self.on(On.DIED)
+
+    def _code(self) -> str:
+        return "handler.hung" if self._hung else "handler.died"
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """The row of this desk in `status`."""
+        return {
+            "name": self.name,
+            "state": self.life.state.value,
+            "incarnation": self.life.incarnation,
+            "pid": self.child.pid if self.child else None,
+            "restarts": self.life.restarts,
+            "deaths": self.life.deaths,
+            "last_cause": self.last_cause,
+            "engine": dict(self.engine),
+            "since_s": self.around.clock() - self._since,
+        }
+
+    @property
+    def at_rest(self) -> bool:
+        """True when nothing will change here by itself."""
+        return self.life.state in (State.STOPPED, State.IDLE, State.BROKEN)
+
+    @property
+    def gone(self) -> bool:
+        """True when there is no process."""
+        return self.life.state in WITHOUT_PROCESS

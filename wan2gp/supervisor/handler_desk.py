@@ -1,0 +1,242 @@
+"""The desk of a handler: which tasks it has, which it runs, and what becomes of them when it dies or must stop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wan2gp.protocol import Cancel, Failed, Fetched, Finished, Inputs, Progress, Run, Source, Up, Want
+from wan2gp.supervisor.child import Death
+from wan2gp.supervisor.desk import Desk
+from wan2gp.supervisor.lifecycle import On, State
+from wan2gp.supervisor.registry import PHASE_LIMITS_S
+from wan2gp.supervisor.router import Unreachable
+from wan2gp.supervisor.running import Running, Why
+from wan2gp.supervisor.spool import Ending
+
+CANCEL_GRACE_S = 15.0
+"""How long a cancelled run may take to end before its process is killed, seconds."""
+
+
+@dataclass
+class HandlerDesk(Desk):
+    """One handler's desk. ``settle`` gets every end; ``fetch`` asks the courier; ``progressed`` tells the table."""
+
+    settle: Callable[[Running, Ending | None], None] = lambda running, ending: None
+    fetch: Callable[[Running, Mapping[str, Source]], None] = lambda running, sources: None
+    progressed: Callable[[Running], None] = lambda running: None
+    limits_s: Mapping[str, float] = field(default_factory=dict)
+    prefetch: int = 0
+    early_inputs: Callable[[Any], Mapping[str, Source]] = lambda params: {}
+    accepting: bool = True
+    """False while the worker drains or stops."""
+    current: Running | None = None
+    waiting: deque[Running] = field(default_factory=deque)
+
+    # -- tasks come --------------------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more tasks may be claimed for it now."""
+        if not self.accepting:
+            return 0
+        if self.life.state is State.STOPPED:
+            return 1 - len(self.waiting)
+        if self.life.state is State.IDLE:
+            return 1 + self.prefetch - len(self.waiting)
+        if self.life.state is State.BUSY:
+            return self.prefetch - len(self.waiting)
+        return 0  # a start that has not succeeded yet consumes no task
+
+    def take(self, running: Running) -> None:
+        """A task was claimed for this handler."""
+        self.waiting.append(running)
+        if self.current is not None or len(self.waiting) > 1:
+            early = self.early_inputs(running.task.params)
+            if early:
+                self.fetch(running, early)
+        if self.life.state is State.STOPPED:
+            self.on(On.WANTED)
+        self.ready()
+
+    def ready(self) -> None:
+        """Send the next task when there is one and the child is free."""
+        if self.life.state is not State.IDLE or not self.waiting or self.child is None:
+            return
+        running = self.waiting[0]
+        task = running.task
+        running.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        message = Run(task.id, task.task_type, task.attempt, task.lease_id, task.params, str(running.work_dir))
+        try:
+            self.around.router.send(self.child.identity, message)
+        except Unreachable as error:
+            self.hang(str(error))
+            return
+        self.waiting.popleft()
+        self.current = running
+        running.started_at = running.progressed_at = self.around.clock()
+        self.facts.bind(task=task.id)("task.processing", task_type=task.task_type, task_id=task.id)
+        self.on(On.DISPATCHED)
+
+    # -- the child speaks --------------------------------------------------------------------------------------------
+
+    def work(self, message: Up) -> None:
+        """Of the task that it runs, and of no other."""
+        running = self.current
+        if not isinstance(message, (Progress, Want, Finished)) or running is None:
+            return
+        if (message.task_id, message.lease_id) != running.key:
+            return
+        running.progressed_at = self.around.clock()
+        if isinstance(message, Progress):
+            self._progress(running, message)
+        elif isinstance(message, Want):
+            self._want(running, message.sources)
+        else:
+            self._finished(running, message)
+
+    def _progress(self, running: Running, message: Progress) -> None:
+        if message.fraction is not None and 0 <= message.fraction <= 1:
+            running.fraction = max(message.fraction, running.fraction or 0.0)
+        running.phase, running.step, running.steps = message.phase, message.step, message.steps
+        running.detail = message.detail
+        self.progressed(running)
+
+    def _finished(self, running: Running, message: Finished) -> None:
+        outcome = message.outcome
+        now = self.around.clock()
+        failed = isinstance(outcome, Failed)
+        self.current = None
+        if failed and outcome.engine_down:  # type: ignore[union-attr]
+            # The engine could not start. The next process brings it up before anything is claimed for it again.
+            self.life.blamed = self.warm = True
+            self.last_cause = f"{outcome.code}: {outcome.message}"  # type: ignore[union-attr]
+        self.settle(running, None if running.why is Why.LOST else running.ended(outcome, now))
+        worn = failed and (outcome.recycle or outcome.engine_down)  # type: ignore[union-attr]
+        if worn:
+            self._all_back("the handler starts anew")
+        self.on(On.WORN if worn else On.FINISHED)
+        self.ready()
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
+
+    def _want(self, running: Running, sources: Mapping[str, Source]) -> None:
+        running.phase = "download"
+        running.wanted = True
+        if running.sources != dict(sources):
+            running.inputs = None
+            foreign = [source.url for source in sources.values() if not _stands_in(running.task.params, source.url)]
+            if foreign:
+                refusal = Failed("input.bad_url", f"{foreign[0][:200]} does not stand in the task's params")
+                running.inputs = Inputs(*running.key, failure=refusal)
+            else:
+                self.fetch(running, sources)
+        self._deliver(running)
+
+    def fetched(self, running: Running, answer: Fetched) -> None:
+        """The courier has answered for one of our tasks."""
+        running.inputs = Inputs(answer.task_id, answer.lease_id, answer.files, answer.failure)
+        self._deliver(running)
+
+    def _deliver(self, running: Running) -> None:
+        if not running.wanted or running.inputs is None or self.child is None or running is not self.current:
+            return
+        running.wanted = False
+        running.progressed_at = self.around.clock()
+        try:
+            self.around.router.send(self.child.identity, running.inputs)
+        except Unreachable as error:
+            self.hang(str(error))
+
+    # -- interruptions -----------------------------------------------------------------------------------------------
+
+    def cancel(self, task_id: str, why: Why, lease_id: str | None = None) -> bool:
+        """End our work on a task. True when it is, or was about to be, ours."""
+        for running in list(self.waiting):
+            if running.task.id == task_id and lease_id in (None, running.task.lease_id):
+                self.waiting.remove(running)
+                running.why = why
+                self._drop(running)
+                return True
+        running_now = self.current
+        if running_now is None or running_now.task.id != task_id or lease_id not in (None, running_now.task.lease_id):
+            return False
+        self._interrupt(running_now, why)
+        return True
+
+    def _drop(self, running: Running) -> None:
+        """A task that has not begun ends for the reason in ``why``."""
+        now = self.around.clock()
+        if running.why is Why.LOST:
+            self.settle(running, None)
+        else:
+            self.settle(running, running.lost("worker.stopping", "", {}, now))
+
+    def _interrupt(self, running: Running, why: Why) -> None:
+        if running.why in (None, Why.STOP, Why.DANGER) and running.why is not why:
+            running.why = why
+        if running.interrupted_at is not None or self.child is None:
+            return
+        running.interrupted_at = self.around.clock()
+        try:
+            self.around.router.send(self.child.identity, Cancel(*running.key))
+        except Unreachable as error:
+            self.hang(str(error))
+
+    def interrupt(self) -> None:
+        """See :meth:`Desk.interrupt`."""
+        if self.current is not None:
+            self._interrupt(self.current, Why.STOP)
+
+    def hand_back(self) -> None:
+        """Nothing that waits has cost anything: it goes back uncounted."""
+        self._all_back(self.last_cause or "the worker stops")
+
+    def _all_back(self, reason: str) -> None:
+        failed_start = self.life.state in (State.BACKOFF, State.BROKEN) and not self.life.was_up
+        error = f"handler.start_failed: the {self.name} handler cannot start: {reason}" if failed_start else None
+        while self.waiting:
+            running = self.waiting.popleft()
+            self.settle(running, running.given_back("worker.stopping", reason, self.around.clock(), error))
+
+    def lose_work(self, code: str, cause: str, death: Death) -> None:
+        """See :meth:`Desk.lose_work`."""
+        running, self.current = self.current, None
+        if running is None:
+            return
+        ending = running.lost(code, cause, death.as_dict(), self.around.clock())
+        self.settle(running, None if running.why is Why.LOST else ending)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Besides the timers of every desk: no progress within the phase's limit, no end after a cancellation."""
+        super().tick(now)
+        running = self.current
+        if running is None or self._hung is not None:
+            return
+        limit = self.limits_s.get(running.phase, PHASE_LIMITS_S.get(running.phase, PHASE_LIMITS_S["step"]))
+        if running.interrupted_at is not None and now - running.interrupted_at > CANCEL_GRACE_S:
+            self.hang(f"did not end its task within {CANCEL_GRACE_S:.0f}s of the cancellation")
+        elif now - running.progressed_at > limit:
+            self.hang(f"no progress within {limit:.0f}s in phase {running.phase}")
+
+    def tasks(self) -> list[Running]:
+        """All tasks at this desk."""
+        return [*([self.current] if self.current else []), *self.waiting]
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Desk.describe`."""
+        return {**super().describe(), "task": self.current.task.id if self.current else None}
+
+
+def _stands_in(params: Any, url: str) -> bool:
+    """True when ``url`` is a string somewhere in the task's own parameters: a handler may fetch nothing else."""
+    if isinstance(params, str):
+        return params == url or (url in params and params.lstrip()[:1] in ("{", "["))
+    if isinstance(params, dict):
+        return any(_stands_in(value, url) for value in params.values())
+    if isinstance(params, list):
+        return any(_stands_in(value, url) for value in params)
+    return False

@@ -1,0 +1,389 @@
+"""The supervisor's loop: one thread that owns all desks and decides everything; others only post to its inbox.
+
+It waits for the wire, the inbox, the children's descriptors and the next timer, and never for a database or a disk.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from wan2gp.config import Config
+from wan2gp.logs import Facts
+from wan2gp.protocol import Fetched, Source
+from wan2gp.supervisor.child import Child
+from wan2gp.supervisor.claimer import Claimer
+from wan2gp.supervisor.courier_desk import CourierDesk
+from wan2gp.supervisor.desk import Desk, Surroundings
+from wan2gp.supervisor.handler_desk import HandlerDesk
+from wan2gp.supervisor.inbox import Inbox
+from wan2gp.supervisor.leases import LeaseKeeper
+from wan2gp.supervisor.lifecycle import On, State
+from wan2gp.supervisor.queue import ClaimedTask, HeartbeatReply, Verb
+from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
+from wan2gp.supervisor.router import Router
+from wan2gp.supervisor.running import Running, Why
+from wan2gp.supervisor.settler import Settler
+from wan2gp.supervisor.spool import Ending
+
+TICK_S = 1.0
+"""The loop looks around at least so often while anything runs, seconds."""
+IDLE_TICK_S = 5.0
+KILL_AFTER_S = 0.5
+"""How long an interrupted child may take at the end of the stop ladder, seconds."""
+DANGER_MARGIN_S = 5.0
+UNABLE_EVERY_S = 10.0
+
+
+class Stage(enum.Enum):
+    """What the worker as a whole does."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+class Loop:
+    """Build it, attach the threads' parts with :meth:`attach`, then :meth:`run`."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        router: Router,
+        facts: Facts,
+        inbox: Inbox,
+        *,
+        once: bool = False,
+        every_tick: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.facts = facts
+        self.inbox = inbox
+        self.stage = Stage.RUNNING
+        self.started = clock()
+        self._router = router
+        self._once = once
+        self._every_tick = every_tick
+        self._clock = clock
+        self._poller = zmq.Poller()
+        self._poller.register(router.socket, zmq.POLLIN)
+        self._poller.register(inbox.descriptor, zmq.POLLIN)
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._got: Counter[str] = Counter()
+        self._drained: frozenset[str] = frozenset()
+        self._next_due: float | None = None
+        self._stop_at: float | None = None
+        self._kill_at: float | None = None
+        self._unable_at = 0.0
+        self._crash: BaseException | None = None
+        self.unable: dict[str, str] = {}
+        """Handlers that this worker cannot run, with the reason."""
+        self._around = Surroundings(router, facts, config.data_dir, self._watch, self._unwatch, clock)
+        self.courier = self._courier_desk()
+        self.handlers = {name: self._handler_desk(spec) for name, spec in registry.specs.items()}
+
+    def attach(self, claimer: Claimer, leases: LeaseKeeper, settler: Settler) -> None:
+        """The threads that the loop works with; they must not be started before this."""
+        self._claimer, self._leases, self._settler = claimer, leases, settler
+
+    # -- desks -------------------------------------------------------------------------------------------------------
+
+    def _handler_desk(self, spec: HandlerSpec) -> HandlerDesk:
+        return HandlerDesk(
+            name=spec.name,
+            target=spec.target,
+            settings=spec.settings(self.config),
+            around=self._around,
+            start_s=spec.start_s,
+            warm_start_s=spec.warm_start_s(self.config),
+            settle=self._settle,
+            fetch=self._fetch,
+            progressed=self._progressed,
+            limits_s=spec.limits_s,
+            prefetch=self.config.prefetch if spec.prefetch else 0,
+            early_inputs=spec.early_inputs,
+        )
+
+    def _courier_desk(self) -> CourierDesk:
+        return CourierDesk(
+            name=COURIER,
+            target="wan2gp.handlers.courier:Courier",
+            settings=courier_settings(self.config),
+            around=self._around,
+            start_s=30.0,
+            warm_start_s=30.0,
+            answered=self._answered,
+            progressed=self._progressed,
+        )
+
+    @property
+    def desks(self) -> list[Desk]:
+        """All of them, the courier last."""
+        return [*self.handlers.values(), self.courier]
+
+    def _watch(self, child: Child, look: Callable[[], None]) -> None:
+        for descriptor in child.descriptors():
+            self._watched[descriptor] = look
+            self._poller.register(descriptor, zmq.POLLIN)
+
+    def _unwatch(self, child: Child) -> None:
+        for descriptor in child.descriptors():
+            if self._watched.pop(descriptor, None) is not None:
+                self._poller.unregister(descriptor)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until stopped, or drained with ``once``. Raises what made a part of the worker fail."""
+        self._prewarm()
+        while not self._finished():
+            self._offer()
+            self._turn(dict(self._poller.poll(self._patience_ms())))
+            if self._crash is not None:
+                raise self._crash
+
+    def _turn(self, ready: Mapping[Any, int]) -> None:
+        # The wire first: an outcome that arrived before its sender's death must win.
+        if self._router.socket in ready or self._watched.keys() & ready.keys():
+            self._hear()
+        if self.inbox.descriptor in ready:
+            self.inbox.drain()
+        for descriptor in ready:
+            look = self._watched.get(descriptor)  # a look may unwatch the next one
+            if look is not None:
+                look()
+        now = self._clock()
+        for desk in self.desks:
+            desk.tick(now)
+        self._look_around(now)
+
+    def _hear(self) -> None:
+        names = {desk.child.identity: desk for desk in self.desks if desk.child is not None}
+        for identity, message in self._router.receive():
+            desk = names.get(identity)
+            if desk is not None and desk.child is not None:
+                desk.hear(message)
+
+    def _patience_ms(self) -> int:
+        now = self._clock()
+        busy = any(desk.has_process for desk in self.desks) or self.stage is Stage.STOPPING
+        times = [when for desk in self.desks if (when := desk.next_tick()) is not None]
+        times += [when for when in (self._stop_at, self._kill_at) if when is not None]
+        times.append(now + (TICK_S if busy else IDLE_TICK_S))
+        return max(0, int((min(times) - now) * 1000) + 1)
+
+    def _look_around(self, now: float) -> None:
+        if now >= self._unable_at:
+            self._unable_at = now + UNABLE_EVERY_S
+            found = {name: spec.unable(self.config) for name, spec in self.registry.specs.items()}
+            self.unable = {name: reason for name, reason in found.items() if reason}
+        for task_id, lease_id in self._leases.in_danger(min(DANGER_MARGIN_S, self.config.lease_s / 6)):
+            self._interrupt(task_id, Why.DANGER, lease_id)
+        self._climb_down(now)
+        self._every_tick()
+
+    def crash(self, error: BaseException) -> None:
+        """From any thread: a part of the worker failed; it must stop rather than limp."""
+
+        def note() -> None:
+            self._crash = error
+
+        self.inbox.post(note)
+
+    # -- claiming ----------------------------------------------------------------------------------------------------
+
+    def _offer(self) -> None:
+        slots = {name: desk.room() for name, desk in self.handlers.items() if name not in self.unable}
+        self._claimer.offer({name: room for name, room in slots.items() if room > 0}, self._got)
+
+    def claimed(self, task: ClaimedTask, sent_at: float) -> None:
+        """From the claimer's thread."""
+        self._leases.hold(task.id, task.lease_id, task.token, sent_at)
+        self.inbox.post(lambda: self._take(task))
+
+    def _take(self, task: ClaimedTask) -> None:
+        spec = self.registry.for_type(task.task_type)
+        assert spec is not None  # only registered types are asked for
+        self._got[spec.name] += 1
+        self._drained = frozenset()
+        work_dir = self.config.data_dir / "work" / task.id / task.lease_id[:16]
+        running = Running(task, spec.name, work_dir, self._clock())
+        desk = self.handlers[spec.name]
+        if desk.accepting:
+            desk.take(running)
+        else:
+            self._settle(running, running.given_back("worker.stopping", "the worker stops", self._clock()))
+
+    def idle(self, handlers: frozenset[str], next_due_s: float | None) -> None:
+        """From the claimer's thread: nothing to claim for these handlers."""
+
+        def note() -> None:
+            self._drained, self._next_due = handlers, next_due_s
+
+        self.inbox.post(note)
+
+    # -- what becomes of tasks ---------------------------------------------------------------------------------------
+
+    def _settle(self, running: Running, ending: Ending | None) -> None:
+        self.courier.forget(running)
+        self.courier.relieve()
+        if ending is None:
+            self.facts.bind(task=running.task.id)("task.lost", task_id=running.task.id)
+            self._leases.drop(*running.key)
+            self._settler.discard(running.work_dir)
+        else:
+            self._settler.submit(ending)
+
+    def settled(self, ending: Ending) -> None:
+        """From the settler's thread: a lease has ended. What went back to the queue may be due before the next poll."""
+        self._leases.drop(ending.task_id, ending.lease_id)
+        if ending.verb in (Verb.RETRY, Verb.LOSS, Verb.RELEASE) or self._once:
+            self.inbox.post(self._look_again)
+
+    def _look_again(self) -> None:
+        self._drained = frozenset()
+        self._claimer.look_again()
+
+    def _fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
+        self.courier.fetch(running, sources)
+
+    def _answered(self, running: Running, answer: Fetched) -> None:
+        self.handlers[running.handler].fetched(running, answer)
+
+    def _progressed(self, running: Running) -> None:
+        self._leases.progress(*running.key, running.fraction, running.phase, running.detail)
+
+    def heard(self, reply: HeartbeatReply) -> None:
+        """From the lease keeper's thread."""
+
+        def act() -> None:
+            for task_id in reply.cancelled:
+                self._interrupt(task_id, Why.USER)
+            for task_id in reply.lost:
+                self._interrupt(task_id, Why.LOST)
+
+        self.inbox.post(act)
+
+    def _interrupt(self, task_id: str, why: Why, lease_id: str | None = None) -> bool:
+        return any(desk.cancel(task_id, why, lease_id) for desk in self.handlers.values())
+
+    # -- orders from outside, in the loop's thread -------------------------------------------------------------------
+
+    def cancel(self, task_id: str) -> bool:
+        """The row was cancelled: tell the handler now."""
+        return self._interrupt(task_id, Why.USER)
+
+    def restart(self, name: str) -> bool:
+        """Replace a handler's process. False when there is no such handler."""
+        desk: Desk | None = self.courier if name == COURIER else self.handlers.get(name)
+        if desk is None:
+            return False
+        desk.on(On.RESTART)
+        return True
+
+    def drain(self) -> None:
+        """Claim nothing more; what runs goes on."""
+        if self.stage is Stage.RUNNING:
+            self.stage = Stage.DRAINING
+            self._accept(False)
+            self.facts("worker.draining")
+
+    def resume(self) -> bool:
+        """Claim again. False when the worker stops."""
+        if self.stage is Stage.DRAINING:
+            self.stage = Stage.RUNNING
+            self._accept(True)
+            self.facts("worker.resumed")
+        return self.stage is Stage.RUNNING
+
+    def _accept(self, yes: bool) -> None:
+        for desk in self.handlers.values():
+            desk.accepting = yes
+
+    def refuse_all(self) -> None:
+        """At the end: a task that still comes goes back at once."""
+        self._accept(False)
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """SIGTERM: let work end for the grace time. Called again: no more grace."""
+        now = self._clock()
+        if self.stage is Stage.STOPPING:
+            self.facts("worker.hurrying")
+            self._stop_at = min(self._stop_at or now, now)
+            return
+        self.stage = Stage.STOPPING
+        running = sum(len(desk.tasks()) for desk in self.handlers.values())
+        self.facts("worker.stopping", running=running, grace_s=self.config.stop_grace_s)
+        self._accept(False)
+        self._stop_at = now + self.config.stop_grace_s
+        for desk in self.handlers.values():
+            desk.on(On.STOP)
+
+    def _climb_down(self, now: float) -> None:
+        if self.stage is not Stage.STOPPING:
+            return
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at, self._kill_at = None, now + KILL_AFTER_S
+            for desk in self.desks:
+                desk.on(On.STOP)
+        elif all(desk.gone for desk in self.handlers.values()) and self.courier.life.state is not State.STOPPING:
+            self.courier.on(On.STOP)  # nobody needs it any more
+            self.courier.on(On.STOP)  # also when it is busy with what nobody waits for
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            for desk in self.desks:
+                if desk.child is not None:
+                    desk.child.kill()
+
+    def _finished(self) -> bool:
+        if self.stage is Stage.STOPPING:
+            return all(desk.gone for desk in self.desks)
+        if self._once and self._all_done():
+            self.stop()
+        return False
+
+    def _all_done(self) -> bool:
+        """With ``once``: nothing claimable is left, nothing runs, nothing waits to be settled or tried again."""
+        able = {name for name, desk in self.handlers.items() if name not in self.unable and desk.room() > 0}
+        resting = all(desk.at_rest for desk in self.handlers.values())
+        return resting and self._settler.depth == 0 and self._next_due is None and able <= self._drained
+
+    def _prewarm(self) -> None:
+        for name in self.config.prewarm:
+            desk = self.handlers.get(name)
+            if desk is not None and name not in self.unable:
+                desk.warm = True
+                desk.on(On.WANTED)
+
+    # -- for people --------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What `wan2gp-ctl status` shows of this process."""
+        now = self._clock()
+        specs = self.registry.specs
+        return {
+            "worker": self.config.worker_id,
+            "state": self.stage.value,
+            "uptime_s": now - self.started,
+            "database_ok": self._leases.contact,
+            "handlers": [{**desk.describe(), "types": specs[name].task_types} for name, desk in self.handlers.items()]
+            + [{**self.courier.describe(), "types": ()}],
+            "running": [running.describe(now) for desk in self.handlers.values() for running in desk.tasks()],
+            "spool_depth": self._settler.depth,
+            "unable": dict(self.unable),
+        }
+
+    def work_dirs(self) -> set[Path]:
+        """Directories of tasks that are at a desk."""
+        return {running.work_dir for desk in self.handlers.values() for running in desk.tasks()}

@@ -1,0 +1,61 @@
+"""What `wan2gp-ctl` may ask of the loop: each call is put to the loop's thread and waits a moment for its answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from wan2gp import __version__
+from wan2gp.control import ControlRefused
+from wan2gp.supervisor.inbox import Inbox
+from wan2gp.supervisor.loop import Loop
+from wan2gp.supervisor.queue import TaskQueue
+
+T = TypeVar("T")
+PATIENCE_S = 5.0
+
+
+class LoopOperations:
+    """See :class:`wan2gp.supervisor.control_desk.Operations`."""
+
+    def __init__(self, loop: Loop, inbox: Inbox, queue: TaskQueue) -> None:
+        self._loop = loop
+        self._inbox = inbox
+        self._queue = queue
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        try:
+            return self._inbox.ask(question, PATIENCE_S)
+        except TimeoutError as error:
+            raise ControlRefused("busy", f"the supervisor did not answer within {PATIENCE_S:.0f}s") from error
+
+    def status(self) -> Mapping[str, Any]:
+        """A snapshot."""
+        own = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "queue": self._queue.name,
+            "listening": getattr(self._queue, "listening", False),
+        }
+        return {**self._ask(self._loop.status), **own}
+
+    def restart(self, handler: str) -> str:
+        """Replace the handler's process; what it runs goes back uncounted."""
+        if not self._ask(lambda: self._loop.restart(handler)):
+            known = ", ".join([*self._loop.handlers, "courier"])
+            raise ControlRefused("unknown_handler", f"no handler is named {handler}: there are {known}")
+        return f"handler {handler} starts anew; what it ran goes back to the queue uncounted"
+
+    def drain(self) -> None:
+        """Claim nothing more."""
+        self._ask(self._loop.drain)
+
+    def resume(self) -> None:
+        """Claim again."""
+        if not self._ask(self._loop.resume):
+            raise ControlRefused("wrong_status", "the supervisor stops already")
+
+    def cancel_running(self, task_id: str) -> bool:
+        """Tell the handler that has the task."""
+        return self._ask(lambda: self._loop.cancel(task_id))

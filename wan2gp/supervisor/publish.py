@@ -1,0 +1,165 @@
+"""From a handler's work directory to the user: every file is distrusted, checked, and shown only after the fence.
+
+A handler may be hostile: its artifact may be a link, a device, a name with ``..``, a file that is not what it said.
+Files are first taken into the spool (no component is followed as a link), then checked there by size and sha256, and
+renamed into ``outputs/`` only once the database has accepted the end of the task.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from wan2gp.protocol import Artifact
+from wan2gp.supervisor.spool import Ending, flush_folder
+
+CHUNK_BYTES = 1024 * 1024
+NAME_MAX_BYTES = 180
+SUFFIX_MAX_BYTES = 20
+
+
+class Refused(Exception):
+    """An artifact is not a regular file of the promised content inside the task's directory."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A checked file in the spool, and where it will be shown."""
+
+    artifact: Artifact
+    path: Path
+    target: Path
+
+
+class LocalStore:
+    """Publishes into ``outputs/<task_type>/`` of the data directory."""
+
+    def __init__(self, outputs: Path) -> None:
+        self._outputs = outputs
+        self._mode = 0o666 & ~_umask()
+
+    def stage(self, ending: Ending, folder: Path) -> list[Staged]:
+        """Take the artifacts into ``folder`` and check them. Raises :class:`Refused`; safe to repeat."""
+        staged: list[Staged] = []
+        for number, artifact in enumerate(ending.artifacts):
+            path = folder / f"{number}-{safe_name(artifact.name)}"
+            if not path.exists():  # a repeat after a crash finds it here
+                _take(Path(ending.work_dir), artifact.path, path)
+            self._check(path, artifact)
+            taken = [other.target for other in staged]
+            staged.append(Staged(artifact, path, self._target(ending, artifact, taken)))
+        return staged
+
+    def _check(self, path: Path, artifact: Artifact) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise Refused(f"{artifact.name} is not a plain file of its own")
+            if found.st_size != artifact.bytes or _digest(file) != artifact.sha256:
+                raise Refused(f"{artifact.name} is not the file that its handler checked")
+            os.fchmod(descriptor, self._mode)
+            os.fsync(descriptor)  # the row may say Complete only of what survives a power cut
+
+    def _target(self, ending: Ending, artifact: Artifact, taken: Sequence[Path]) -> Path:
+        """``{task_id}_{filename}``; on a clash the node's id, then the attempt goes between."""
+        folder = self._outputs / safe_name(ending.task_type)
+        name = safe_name(artifact.name)
+        node = f"{safe_name(artifact.node_id)}_" if artifact.node_id else ""
+        for middle in ("", node, f"{node}{ending.attempt}_", f"{node}{ending.attempt}_{len(taken)}_"):
+            target = folder / f"{ending.task_id}_{middle}{name}"
+            if target not in taken and not target.exists():
+                break
+        return target
+
+    def commit(self, staged: Sequence[Staged]) -> list[Path]:
+        """The end was accepted: show the files. Returns where they are; safe to repeat."""
+        for item in staged:
+            item.target.parent.mkdir(parents=True, exist_ok=True)
+            move(item.path, item.target)
+        for folder in {item.target.parent for item in staged}:
+            flush_folder(folder)
+        return [item.target for item in staged]
+
+
+def describe(staged: Sequence[Staged]) -> list[dict[str, Any]]:
+    """The ``artifacts`` of ``result_data``: what was measured, and where each will be."""
+    described = []
+    for item in staged:
+        fields = msgspec.to_builtins(item.artifact)
+        fields["path"] = str(item.target)
+        described.append({key: value for key, value in fields.items() if value is not None})
+    return described
+
+
+def primary(staged: Sequence[Staged]) -> Path | None:
+    """What ``output_location`` names: the primary artifact, else the first."""
+    chosen = [item for item in staged if item.artifact.primary] or staged
+    return chosen[0].target if chosen else None
+
+
+def safe_name(name: str) -> str:
+    """One harmless path component, at most 180 bytes, with its suffix kept."""
+    last = re.sub(r"[^\w.\- ()\[\]+=@,]", "_", PurePosixPath(name.replace("\\", "/")).name).strip(" .") or "output"
+    stem, suffix = os.path.splitext(last)
+    suffix = suffix if len(suffix.encode()) <= SUFFIX_MAX_BYTES else ""
+    return stem.encode()[: NAME_MAX_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename, or copy durably and delete where the two are on different file systems."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        fresh = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, fresh, follow_symlinks=False)
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.rename(target)
+        source.unlink()
+
+
+def _take(root: Path, relative: str, target: Path) -> None:
+    """Move ``root/relative`` to ``target`` without following a link in any component."""
+    parts = PurePosixPath(relative).parts
+    if not parts or ".." in parts or PurePosixPath(relative).is_absolute():
+        raise Refused(f"{relative!r} is not a place inside the task's directory")
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.rename(parts[-1], target, src_dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise Refused(f"{relative!r} cannot be taken: {error.strerror}") from error
+    finally:
+        os.close(folder)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The operator's umask: it decides who may read the outputs."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current

@@ -1,0 +1,156 @@
+"""Which handlers there are, as data: no engine is imported here, only named.
+
+Other packages add theirs through the entry-point group ``wan2gp.handlers``: the entry point names a
+:class:`HandlerSpec`, in a module that imports no engine (it is imported by the supervisor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from wan2gp.config import Config
+from wan2gp.protocol import Source
+
+GROUP = "wan2gp.handlers"
+COURIER = "courier"
+
+PHASE_LIMITS_S: Mapping[str, float] = {
+    "start": 120.0,
+    "download": 3600.0,
+    "load": 1800.0,
+    "step": 1800.0,
+    "decode": 1800.0,
+    "publish": 1800.0,
+}
+"""How long a phase may go on without any progress before the handler counts as hung, seconds."""
+
+
+def _always(config: Config) -> str | None:
+    return None
+
+
+def _nothing(params: Any) -> Mapping[str, Source]:
+    return {}
+
+
+@dataclass(frozen=True)
+class HandlerSpec:
+    """One handler, by name. Everything callable here is pure and quick."""
+
+    name: str
+    target: str
+    """``module:Class`` of a :class:`wan2gp.handlers.api.Handler`, imported in the child only."""
+    task_types: tuple[str, ...]
+    settings: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    """What the child gets to know of the configuration: JSON values, no secrets."""
+    unable: Callable[[Config], str | None] = _always
+    """Why this worker cannot run it (its types are not claimed then), or None."""
+    early_inputs: Callable[[Any], Mapping[str, Source]] = _nothing
+    """From ``params``: what the courier may fetch while the engine still runs the task before. The names and sources
+    must be those that the handler asks for."""
+    start_s: float = 60.0
+    """Limit from spawn to hello, seconds."""
+    warm_start_s: Callable[[Config], float] = lambda config: 600.0
+    """The same when the engine is started first, seconds."""
+    limits_s: Mapping[str, float] = field(default_factory=dict)
+    """Phases whose limit differs from :data:`PHASE_LIMITS_S`, seconds."""
+    prefetch: bool = True
+    """Whether the worker's `prefetch` applies to it."""
+
+
+class RegistryError(Exception):
+    """Two handlers claim the same name or task type, or a plug-in cannot be loaded."""
+
+
+class Registry:
+    """The handlers of this worker, by name and by task type."""
+
+    def __init__(self, specs: Iterable[HandlerSpec]) -> None:
+        self.specs: dict[str, HandlerSpec] = {}
+        self._by_type: dict[str, HandlerSpec] = {}
+        for spec in specs:
+            if spec.name in self.specs:
+                raise RegistryError(f"two handlers are named {spec.name}: uninstall one of the packages")
+            self.specs[spec.name] = spec
+            for task_type in spec.task_types:
+                other = self._by_type.setdefault(task_type, spec)
+                if other is not spec:
+                    raise RegistryError(f"handlers {other.name} and {spec.name} both take task type {task_type}")
+
+    def for_type(self, task_type: str) -> HandlerSpec | None:
+        """The handler that takes this type, if there is one."""
+        return self._by_type.get(task_type)
+
+
+def load_registry() -> Registry:
+    """The built-in handlers and those of installed packages. Raises :class:`RegistryError`."""
+    return Registry([comfy_spec(), *_plugins()])
+
+
+def _plugins() -> Iterable[HandlerSpec]:
+    for entry in entry_points(group=GROUP):
+        try:
+            spec = entry.load()
+        except Exception as error:
+            # Somebody else's module: whatever it raises at import is a wrong installation, and said as one.
+            raise RegistryError(f"cannot load the handler {entry.name} ({entry.value}): {error}") from error
+        if not isinstance(spec, HandlerSpec):
+            raise RegistryError(f"cannot load the handler {entry.name}: {entry.value} is no HandlerSpec")
+        yield spec
+
+
+def comfy_spec() -> HandlerSpec:
+    """ComfyUI, by its sidecar."""
+    return HandlerSpec(
+        name="comfy",
+        target="wan2gp.handlers.comfy:ComfyHandler",
+        task_types=("comfy",),
+        settings=_comfy_settings,
+        unable=_comfy_unable,
+        early_inputs=_comfy_early_inputs,
+        warm_start_s=lambda config: config.comfy_start_timeout_s + 30.0,
+        limits_s={},
+    )
+
+
+def _comfy_settings(config: Config) -> dict[str, Any]:
+    return {
+        "path": config.comfy_path,
+        "port": config.comfy_port,
+        "python": config.comfy_python,
+        "args": config.comfy_args,
+        "url": config.comfy_url,
+        "start_timeout_s": config.comfy_start_timeout_s,
+        "run_timeout_s": config.comfy_run_timeout_s,
+        "stuck_s": config.comfy_stuck_s,
+        "idle_stop_s": config.comfy_idle_stop_s,
+        "when_missing": config.comfy_when_missing,
+    }
+
+
+def _comfy_unable(config: Config) -> str | None:
+    if config.comfy_when_missing == "fail" or config.comfy_url or config.comfy_path == "builtin":
+        return None
+    if (Path(config.comfy_path) / "main.py").is_file():
+        return None
+    return f"no ComfyUI at {config.comfy_path} (COMFY_PATH), and COMFY_WHEN_MISSING=leave"
+
+
+def _comfy_early_inputs(params: Any) -> Mapping[str, Source]:
+    url = params.get("video_url") if isinstance(params, dict) else None
+    return {"video_url": Source(url, "video")} if isinstance(url, str) and url else {}
+
+
+def courier_settings(config: Config) -> dict[str, Any]:
+    """What the courier gets to know."""
+    return {
+        "allow_private_urls": config.allow_private_urls,
+        "allow_private_hosts": list(config.allow_private_hosts),
+        "max_bytes": config.input_max_bytes,
+        "total_s": config.input_total_s,
+        "idle_s": config.input_idle_s,
+    }

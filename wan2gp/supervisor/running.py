@@ -1,0 +1,171 @@
+"""A task of ours between claim and settlement, and the rules by which its run becomes the end of its lease."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wan2gp.errors import error_message
+from wan2gp.protocol import Failed, Inputs, Outcome, Source, Succeeded
+from wan2gp.supervisor.queue import ClaimedTask, Verb
+from wan2gp.supervisor.spool import Ending
+
+RETRY_FIRST_S = 2.0
+RETRY_MAX_S = 300.0
+ENGINE_DOWN_RETRY_S = 5.0
+"""How long a task that an engine could not start for is left to other workers, seconds."""
+
+
+class Why(enum.Enum):
+    """Why a run was interrupted by us."""
+
+    USER = "user"
+    """Its user cancelled it."""
+    STOP = "stop"
+    """The worker stops, or the operator restarts the handler."""
+    LOST = "lost"
+    """Somebody else has the lease: nothing may be published or settled."""
+    DANGER = "danger"
+    """The lease could not be renewed and may be taken."""
+
+
+@dataclass
+class Running:
+    """One task under our lease. Times are monotonic seconds."""
+
+    task: ClaimedTask
+    handler: str
+    work_dir: Path
+    claimed_at: float
+    started_at: float | None = None
+    progressed_at: float = 0.0
+    fraction: float | None = None
+    phase: str = "start"
+    step: int | None = None
+    steps: int | None = None
+    detail: str | None = None
+    why: Why | None = None
+    interrupted_at: float | None = None
+    sources: dict[str, Source] = field(default_factory=dict)
+    """What the courier was asked for."""
+    inputs: Inputs | None = None
+    """What the courier has answered."""
+    wanted: bool = False
+    """The handler waits for its inputs."""
+    fetched_s: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(task id, lease id)."""
+        return self.task.id, self.task.lease_id
+
+    def timings(self, now: float) -> dict[str, float]:
+        """Seconds spent: waiting for the handler, downloading, running."""
+        started = self.started_at if self.started_at is not None else now
+        times = {"wait_s": started - self.claimed_at, "run_s": now - started}
+        if self.fetched_s is not None:
+            times["download_s"] = self.fetched_s
+        return {name: round(value, 3) for name, value in times.items()}
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """The row of this task in `status`."""
+        return {
+            "task_id": self.task.id,
+            "task_type": self.task.task_type,
+            "handler": self.handler,
+            "attempt": self.task.attempt,
+            "fraction": self.fraction,
+            "phase": self.phase if self.started_at is not None else "waiting",
+            "step": self.step,
+            "steps": self.steps,
+            "detail": self.detail,
+            "seconds": now - (self.started_at or self.claimed_at),
+        }
+
+    def ended(self, outcome: Outcome, now: float) -> Ending:
+        """What a handler's outcome means for the row."""
+        if isinstance(outcome, Succeeded):
+            return self._ending(Verb.COMPLETE, now, artifacts=outcome.artifacts, result_data=_result(outcome))
+        if isinstance(outcome, Failed):
+            return self._failed(outcome, now)
+        if self.why is Why.USER:
+            return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
+        if self.why is None:
+            return self._failed(Failed("handler.protocol", "the handler gave up unasked", True), now)
+        return self.given_back("worker.stopping", "the worker stopped before the end", now)
+
+    def _failed(self, outcome: Failed, now: float) -> Ending:
+        message = error_message(outcome.code, outcome.message)
+        cause = {"kind": "failed", "code": outcome.code, "message": outcome.message, **_detail(outcome)}
+        if self.why is Why.USER:
+            return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
+        if self.why is not None:
+            return self.given_back("worker.stopping", "the worker stopped before the end", now)
+        if outcome.engine_down:
+            return self._ending(Verb.RELEASE, now, error=message, cause=cause, retry_in_s=ENGINE_DOWN_RETRY_S)
+        if outcome.retryable:
+            return self._ending(Verb.RETRY, now, error=message, cause=cause, retry_in_s=backoff_s(self.task.failures))
+        return self._ending(Verb.FAIL, now, error=message, cause=cause)
+
+    def lost(self, code: str, cause: str, death: dict[str, Any], now: float) -> Ending:
+        """Its process died under it."""
+        if self.why is Why.USER:
+            return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
+        if self.why is not None:
+            return self.given_back("worker.stopping", "the worker stopped before the end", now)
+        message = error_message(code, f"the {self.handler} process ended under the task: {cause}")
+        record = {"kind": "lost", "code": code, "message": cause, **death}
+        return self._ending(Verb.LOSS, now, error=message, cause=record, retry_in_s=backoff_s(self.task.losses))
+
+    def given_back(self, code: str, reason: str, now: float, error: str | None = None) -> Ending:
+        """It goes back to the queue uncounted. ``error`` is kept on the row for its owner to see."""
+        cause = {"kind": "released", "code": code, "message": reason}
+        return self._ending(Verb.RELEASE, now, error=error, cause=cause)
+
+    def _ending(
+        self,
+        verb: Verb,
+        now: float,
+        *,
+        error: str | None = None,
+        cause: dict[str, Any] | None = None,
+        retry_in_s: float | None = None,
+        artifacts: tuple[Any, ...] = (),
+        result_data: dict[str, Any] | None = None,
+    ) -> Ending:
+        data = {**(result_data or {}), "timings": self.timings(now)} if verb in (Verb.COMPLETE, Verb.FAIL) else {}
+        return Ending(
+            task_id=self.task.id,
+            task_type=self.task.task_type,
+            attempt=self.task.attempt,
+            lease_id=self.task.lease_id,
+            token=self.task.token,
+            verb=verb,
+            work_dir=str(self.work_dir),
+            error_message=error,
+            cause=cause,
+            retry_in_s=retry_in_s,
+            artifacts=artifacts,
+            result_data=data,
+        )
+
+
+def _result(outcome: Succeeded) -> dict[str, Any]:
+    data: dict[str, Any] = {**outcome.data}
+    if outcome.warnings:
+        data["warnings"] = list(outcome.warnings)
+    if outcome.engine:
+        data["engine"] = outcome.engine
+    return data
+
+
+def _detail(outcome: Failed) -> dict[str, Any]:
+    return {"detail": outcome.detail} if outcome.detail else {}
+
+
+def backoff_s(before: int) -> float:
+    """The pause before another attempt after ``before`` earlier ones of the same kind, with jitter, seconds."""
+    return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(before, 10)) * random.uniform(0.8, 1.2))

@@ -1,0 +1,220 @@
+"""The thread that ends tasks for good: spool, check, tell the database, show the files. In that order, always.
+
+Whatever fails on the way (database, disk) is tried again with a growing pause; the handlers go on meanwhile. Settling
+is safe to repeat from any point, so a crash between two steps costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from wan2gp.errors import error_message
+from wan2gp.logs import Facts
+from wan2gp.supervisor.publish import LocalStore, Refused, Staged, describe, primary
+from wan2gp.supervisor.queue import FinishReply, QueueError, TaskQueue, Verb
+from wan2gp.supervisor.spool import Ending, Spool
+
+BATCH = 32
+RETRY_FIRST_S = 0.25
+RETRY_MAX_S = 10.0
+
+
+@dataclass
+class _Work:
+    """An ending on its way, with what has been checked of it."""
+
+    ending: Ending
+    staged: Sequence[Staged] = ()
+
+
+class Settler:
+    """Give it endings with :meth:`submit`; it calls ``settled(ending)`` from its own thread for each."""
+
+    def __init__(
+        self,
+        queue_: TaskQueue,
+        spool: Spool,
+        store: LocalStore,
+        facts: Facts,
+        settled: Callable[[Ending], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._queue = queue_
+        self._spool = spool
+        self._store = store
+        self._facts = facts
+        self._settled = settled
+        self._failed = failed
+        self._todo: queue.SimpleQueue[Ending | Path | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._pending = 0
+        self._pending_lock = threading.Lock()
+        self._idle = threading.Condition(self._pending_lock)
+        self._thread = threading.Thread(target=self._serve, name="settler", daemon=True)
+
+    def start(self) -> None:
+        """Begin with what the spool still holds; returns the thread's start, not its end."""
+        for ending in self._spool.leftovers():
+            self._count(+1)
+            self._todo.put(ending)
+        self._thread.start()
+
+    def submit(self, ending: Ending) -> None:
+        """Take over an ending; returns at once."""
+        self._count(+1)
+        self._todo.put(ending)
+
+    def discard(self, work_dir: Path) -> None:
+        """Remove the directory of a task that is not ours any more; returns at once."""
+        self._todo.put(work_dir)
+
+    @property
+    def depth(self) -> int:
+        """Endings that are not settled yet."""
+        return self._pending
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all is settled. False when ``timeout_s`` seconds did not suffice: the spool keeps the rest."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._pending == 0, timeout_s)
+
+    def stop(self) -> None:
+        """End the thread; what is not settled stays in the spool for the next life."""
+        self._stopping.set()
+        self._todo.put(None)
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+
+    def _count(self, change: int) -> None:
+        with self._idle:
+            self._pending += change
+            self._idle.notify_all()
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                batch = self._batch()
+                if batch:
+                    self._settle(batch)
+        except BaseException as error:  # the worker must stop rather than limp without its settler
+            self._failed(error)
+
+    def _batch(self) -> list[_Work]:
+        """At least one ending, and whatever else is waiting."""
+        taken: list[_Work] = []
+        first = self._todo.get()
+        self._sort(first, taken)
+        with contextlib.suppress(queue.Empty):
+            while len(taken) < BATCH:
+                self._sort(self._todo.get_nowait(), taken)
+        return taken
+
+    @staticmethod
+    def _sort(found: Ending | Path | None, taken: list[_Work]) -> None:
+        if isinstance(found, Ending):
+            taken.append(_Work(found))
+        elif found is not None:
+            clear(found)
+
+    def _settle(self, batch: list[_Work]) -> None:
+        if not self._insist(lambda: self._spool.add(work.ending for work in batch)):
+            return
+        for work in batch:
+            if not self._insist(lambda work=work: self._stage(work)):  # type: ignore[misc]
+                return
+        replies = self._finish(batch)
+        for work, reply in zip(batch, replies, strict=False):
+            if not self._insist(lambda work=work, reply=reply: self._conclude(work, reply)):  # type: ignore[misc]
+                return
+
+    def _insist(self, action: Callable[[], None]) -> bool:
+        """Do it until the disk lets it be done. False when the worker stops first."""
+        pause = RETRY_FIRST_S
+        while True:
+            try:
+                action()
+                return True
+            except OSError as error:
+                self._facts("worker.warning", text=f"Cannot write under the data directory: {error}. Trying again")
+            if self._stopping.wait(pause):
+                return False
+            pause = min(RETRY_MAX_S, pause * 2)
+
+    def _stage(self, work: _Work) -> None:
+        if not work.ending.artifacts:
+            return
+        try:
+            work.staged = self._store.stage(work.ending, self._spool.folder(work.ending))
+        except Refused as refusal:
+            message = error_message("output.refused", f"cannot publish the result: {refusal}")
+            work.ending = msgspec.structs.replace(work.ending, verb=Verb.FAIL, error_message=message, artifacts=())
+            self._spool.add([work.ending])
+
+    def _finish(self, batch: list[_Work]) -> tuple[FinishReply, ...]:
+        """Tell the database, however long it is away. Empty when the worker stops first."""
+        settlements = []
+        for work in batch:
+            location = primary(work.staged)
+            data = {**work.ending.result_data}
+            if work.staged:
+                data["artifacts"] = describe(work.staged)
+            settlements.append(work.ending.settlement(None if location is None else str(location), data or None))
+        pause, since = RETRY_FIRST_S, time.monotonic()
+        while True:
+            try:
+                replies = self._queue.finish_many(settlements)
+                if pause > RETRY_FIRST_S:
+                    self._facts("queue.back", seconds=time.monotonic() - since)
+                return replies
+            except QueueError as error:
+                if pause == RETRY_FIRST_S:
+                    self._facts("queue.unavailable", error=error)
+            if self._stopping.wait(pause):
+                return ()
+            pause = min(RETRY_MAX_S, pause * 2)
+
+    def _conclude(self, work: _Work, reply: FinishReply) -> None:
+        ending = work.ending
+        facts = self._facts.bind(task=ending.task_id)
+        if reply.accepted:
+            for path in self._store.commit(work.staged):
+                facts("task.saved", path=path)
+            self._say(ending, reply, facts)
+        elif ending.verb is Verb.COMPLETE or reply.status is not None:
+            facts("task.refused", task_id=ending.task_id, status=reply.status)
+        self._spool.remove(ending)
+        clear(Path(ending.work_dir))
+        self._settled(ending)
+        self._count(-1)
+
+    def _say(self, ending: Ending, reply: FinishReply, facts: Facts) -> None:
+        name = _SAID[ending.verb]
+        if reply.status == "Failed":
+            name = "task.failed"
+        facts(name, task_id=ending.task_id, error=ending.error_message or "the worker stops")
+
+
+_SAID = {
+    Verb.COMPLETE: "task.completed",
+    Verb.FAIL: "task.failed",
+    Verb.RETRY: "task.retried",
+    Verb.LOSS: "task.retried",
+    Verb.RELEASE: "task.released",
+    Verb.CANCEL: "task.cancelled",
+}
+
+
+def clear(work_dir: Path) -> None:
+    """Remove the attempt's directory, and the task's when it was the last."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work_dir.parent.rmdir()
