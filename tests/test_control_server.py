@@ -138,7 +138,7 @@ def test_status_comes_without_its_numbers_when_the_database_hangs(
     supervisor.queue.gate.clear()
     reply = client.call(control.StatusRequest(), control.StatusReply)
     assert reply.worker.handlers[0].name == "comfy"
-    assert not reply.worker.database_ok and reply.queue.error and "did not answer" in reply.queue.error
+    assert not reply.worker.database_ok and reply.queue.error and "no answer" in reply.queue.error
 
 
 def test_status_says_why_when_the_database_is_down(supervisor: PaperSupervisor, client: ControlClient) -> None:

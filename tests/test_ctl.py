@@ -241,6 +241,7 @@ def _task_with_a_story(supervisor: PaperSupervisor) -> str:
         task_id,
         "Complete",
         attempts=2,
+        losses=1,
         worker_id="w1",
         output_location="/data/outputs/comfy/x_[red].mp4",
         result_data={
@@ -261,7 +262,7 @@ def test_a_task_tells_its_whole_story(supervisor: PaperSupervisor) -> None:
     done = ctl(supervisor.data_dir, "task", task_id)
     assert done.returncode == 0 and "\x1b" not in done.stdout
     expected = ("Complete", "x_[red].mp4", "[bold]x[/bold]", "2.0 KiB", "320x240", "handler.died", "loop_count")
-    for words in (task_id, "2026-02-03 04:05:09", "retried", "cause SIGKILL", *expected):
+    for words in (task_id, "2026-02-03 04:05:09", "retried", "cause SIGKILL", "2, 1 lost", *expected):
         assert words in done.stdout, words
 
 

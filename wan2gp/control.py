@@ -136,7 +136,7 @@ AnyRequest = Union[
 
 
 class HandlerStatus(msgspec.Struct, frozen=True):
-    """One handler of the worker."""
+    """One child of the worker: a handler, or the courier that downloads inputs."""
 
     name: str
     types: tuple[str, ...] = ()
@@ -148,6 +148,8 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     pid: int | None = None
     restarts: int = 0
     """Starts after a death."""
+    deaths: int = 0
+    """Deaths in a row, without a stable time between them."""
     last_cause: str | None = None
     """Why it last died."""
     engine: dict[str, Any] = {}
@@ -164,10 +166,14 @@ class RunningTask(msgspec.Struct, frozen=True):
     task_id: str
     task_type: str
     handler: str
+    attempt: int | None = None
+    """1 at the first start."""
     fraction: float | None = None
     """0 to 1 over the whole run; null while unknown."""
     phase: str | None = None
-    """start, download, load, step, decode or publish."""
+    """waiting, start, download, load, step, decode or publish."""
+    step: int | None = None
+    steps: int | None = None
     detail: str | None = None
     seconds: float = 0.0
     """How long it has run."""
@@ -206,6 +212,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     counts: tuple[TypeCount, ...] = ()
     oldest_queued_s: dict[str, float] = {}
     """Age of the oldest queued task by type."""
+    waiting: tuple[dict[str, Any], ...] = ()
+    """By type, how many of the queued wait for other tasks and for a time."""
     workers: tuple[dict[str, Any], ...] = ()
     """Rows of the ``workers`` table."""
     error: str | None = None
@@ -227,6 +235,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     database_ok: bool = True
     handlers: tuple[HandlerStatus, ...] = ()
     running: tuple[RunningTask, ...] = ()
+    unable: dict[str, str] = {}
+    """Handlers that cannot work here, by name, and why."""
     unclaimable: tuple[Unclaimable, ...] = ()
     spool_depth: int = 0
     """Outcomes on disk that the database has not confirmed yet."""
@@ -238,6 +248,8 @@ class TaskEvent(msgspec.Struct, frozen=True):
 
     name: str
     at: str | None = None
+    worker_id: str | None = None
+    attempt: int | None = None
     detail: dict[str, Any] = {}
 
 
@@ -251,6 +263,13 @@ class TaskRow(msgspec.Struct, frozen=True):
     attempts: int | None = None
     """How often it was started."""
     max_attempts: int | None = None
+    """How many failures of its own end it."""
+    failures: int | None = None
+    """Failures of its own so far."""
+    losses: int | None = None
+    """How often its process or its worker died under it."""
+    interruptions: int | None = None
+    """How often it was handed back: free."""
     worker_id: str | None = None
     progress: float | None = None
     """0 to 1."""
@@ -268,6 +287,15 @@ class TaskRow(msgspec.Struct, frozen=True):
     params: Any = None
     result_data: Any = None
     """Artifacts, timings, attempts with their causes, warnings, engine."""
+    lease: dict[str, Any] | None = None
+    """Who has it and until when, while it is claimed."""
+    history: tuple[dict[str, Any], ...] = ()
+    """The causes of attempts that did not complete."""
+    depends_on: tuple[dict[str, Any], ...] = ()
+    """Tasks it waits for."""
+    parent: str | None = None
+    children: tuple[dict[str, Any], ...] = ()
+    """Tasks it brought forth."""
     events: tuple[TaskEvent, ...] = ()
     more: dict[str, Any] = {}
     """The row's other columns."""

@@ -58,15 +58,11 @@ def database_url(config: Config) -> str:
 
 
 def _migrate(url: str) -> int:
-    import psycopg
-
-    from wan2gp.supervisor.migrate import migrate
+    from wan2gp.supervisor.migrate import MigrationFailed, migrate
 
     try:
         migrate(url)
-    except psycopg.OperationalError as error:
-        raise CtlError(Exit.FAILED, f"cannot reach the database: {' '.join(str(error).split())}") from error
-    except psycopg.Error as error:
-        raise CtlError(Exit.FAILED, f"cannot migrate the database: {' '.join(str(error).split())}") from error
+    except MigrationFailed as error:
+        raise CtlError(Exit.FAILED, str(error)) from error
     write_line("the database is up to date")
     return Exit.OK

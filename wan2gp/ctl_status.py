@@ -33,6 +33,7 @@ def show(console: Console, reply: StatusReply) -> None:
         _handlers(console, reply.worker.handlers),
         _running(console, reply.worker.running),
         _counts(console, reply.queue),
+        _unable(console, reply.worker.unable),
         _unclaimable(console, reply.worker),
         _gpus(console, reply.worker.gpus),
     ]
@@ -100,7 +101,7 @@ def _running(console: Console, running: tuple[RunningTask, ...]) -> Table:
             plain(task.handler),
             span(task.seconds),
             bar(console, task.fraction),
-            plain(task.phase),
+            plain(task.phase if task.step is None else f"{task.phase} {task.step} of {task.steps or '?'}"),
             plain(task.detail),
         )
     return shape
@@ -111,6 +112,13 @@ def _counts(console: Console, queue: QueueStats) -> Table:
     for row in sorted(queue.counts, key=lambda count: (count.task_type, count.status)):
         age = queue.oldest_queued_s.get(row.task_type) if row.status == "Queued" else None
         shape.add_row(plain(row.task_type), styled(row.status), str(row.count), span(age))
+    return shape
+
+
+def _unable(console: Console, unable: dict[str, str]) -> Table:
+    shape = table(console, ("handler", "why"), "cannot work here")
+    for name, reason in unable.items():
+        shape.add_row(plain(name), plain(reason))
     return shape
 
 

@@ -87,7 +87,9 @@ def show_task(console: Console, reply: TaskReply) -> None:
     show_row(console, reply.task, reply.running)
     result = reply.task.result_data if isinstance(reply.task.result_data, dict) else {}
     _show_artifacts(console, _dicts(result.get("artifacts")))
-    _show_records(console, "attempts", _dicts(result.get("attempts")))
+    _show_records(console, "attempts that did not complete", list(reply.task.history) or _dicts(result.get("attempts")))
+    _show_records(console, "children", list(reply.task.children))
+    _show_records(console, "waits for", list(reply.task.depends_on))
     _show_events(console, reply.task)
 
 
@@ -115,10 +117,9 @@ def _phase(row: TaskRow, running: RunningTask | None) -> tuple[str | None, str |
 
 
 def _plain_columns(row: TaskRow) -> list[tuple[str, Any]]:
-    starts = None if row.attempts is None else f"{row.attempts} (at most {row.max_attempts} failures)"
     result = row.result_data if isinstance(row.result_data, dict) else {}
     columns = [
-        ("starts", starts if row.max_attempts is not None else row.attempts),
+        ("starts", _starts(row)),
         ("priority", row.priority),
         ("worker", row.worker_id),
         ("created", moment(row.created_at)),
@@ -129,9 +130,19 @@ def _plain_columns(row: TaskRow) -> list[tuple[str, Any]]:
         ("engine", _flat(result.get("engine"))),
         *(("warning", warning) for warning in result.get("warnings") or ()),
         *((name, _flat(value)) for name, value in row.more.items()),
+        ("parent", row.parent),
+        ("lease", _flat(row.lease)),
         ("params", None if row.params is None else json.dumps(row.params, ensure_ascii=False)),
     ]
     return [(name, value) for name, value in columns if value not in (None, "", "-")]
+
+
+def _starts(row: TaskRow) -> str | None:
+    """How often it was started, and what those starts that did not complete count as."""
+    if not row.attempts:
+        return None
+    counted = ((row.failures, "failed"), (row.losses, "lost"), (row.interruptions, "interrupted"))
+    return ", ".join([str(row.attempts), *(f"{count} {word}" for count, word in counted if count)])
 
 
 def _flat(value: Any) -> Any:

@@ -15,9 +15,9 @@ from wan2gp.control import (
     AnyReply,
     AnyRequest,
     ControlRefused,
+    HandlerStatus,
     QueueStats,
     RunningTask,
-    TaskEvent,
     TaskRow,
     Unclaimable,
     WorkerStatus,
@@ -109,7 +109,7 @@ class ControlDesk:
             worker,
             database_ok=worker.database_ok and stats.error is None,
             unclaimable=unclaimable(worker, stats),
-            gpus=worker.gpus or self.gpus(),
+            gpus=self.gpus(),
         )
         return control.StatusReply(worker, stats)
 
@@ -192,26 +192,29 @@ def task_row(row: Mapping[str, Any]) -> TaskRow:
     plain = msgspec.to_builtins(dict(row))
     known = {name: value for name, value in plain.items() if name in TaskRow.__struct_fields__}
     known["more"] = {name: value for name, value in plain.items() if name not in known}
-    known["events"] = tuple(_event(event) for event in plain.get("events") or ())
     return msgspec.convert(known, TaskRow, strict=False)
 
 
-def _event(event: Mapping[str, Any]) -> TaskEvent:
-    """The history's own columns may carry the name and the time under either of two spellings."""
-    name = event.get("name") or event.get("event") or ""
-    at = event.get("at") or event.get("created_at")
-    return TaskEvent(str(name), at, dict(event.get("detail") or {}))
-
-
 def unclaimable(worker: WorkerStatus, stats: QueueStats) -> tuple[Unclaimable, ...]:
-    """Queued types that this worker does not claim: those the worker itself explains, and those nobody here takes."""
+    """Queued types that this worker does not claim now, each with the reason."""
     queued = {row.task_type: row.count for row in stats.counts if row.status == TaskStatus.QUEUED.value}
-    explained = {item.task_type: item for item in worker.unclaimable}
-    taken = {name for handler in worker.handlers for name in handler.types}
-    for task_type in sorted(queued):
-        if task_type not in taken and task_type not in explained:
-            explained[task_type] = Unclaimable(task_type, "no handler of this worker takes this type")
-    return tuple(msgspec.structs.replace(item, count=queued.get(name, 0)) for name, item in explained.items())
+    takers = {task_type: handler for handler in worker.handlers for task_type in handler.types}
+    found = []
+    for task_type, count in sorted(queued.items()):
+        reason = _why_not(takers.get(task_type), worker.unable)
+        if reason is not None:
+            found.append(Unclaimable(task_type, reason, count))
+    return tuple(found)
+
+
+def _why_not(handler: HandlerStatus | None, unable: Mapping[str, str]) -> str | None:
+    if handler is None:
+        return "no handler of this worker takes this type"
+    if handler.name in unable:
+        return f"handler {handler.name} cannot work here: {unable[handler.name]}"
+    if handler.state == "broken":
+        return f"handler {handler.name} is broken: `wan2gp-ctl restart {handler.name}` lets it try again at once"
+    return None
 
 
 def log_places(data_dir: Path) -> control.LogsReply:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from wan2gp.control import Gpu
+from wan2gp.supervisor.control_census import Overdue, SingleFlight
 
 QUERY = "index,name,memory.used,memory.total,utilization.gpu"
-LIMIT_S = 2.0
-"""`nvidia-smi` hangs when the driver is sick; a status is not worth waiting for longer, seconds."""
+LIMIT_S = 5.0
+"""After so long `nvidia-smi` is killed, seconds: with a sick driver it hangs."""
+
+WAIT_S = 1.0
+"""How long a status waits for it, seconds."""
 
 FRESH_S = 2.0
 """How long an answer is used again, seconds: starting the program costs tens of milliseconds of CPU."""
@@ -24,17 +27,20 @@ class GpuReader:
     def __init__(self, program: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:
         self._program = program
         self._clock = clock
-        self._lock = threading.Lock()
-        self._read_at: float | None = None
-        self._gpus: tuple[Gpu, ...] = ()
+        self._flight = SingleFlight(self._ask, "gpus")
+        self._known: tuple[float, tuple[Gpu, ...]] | None = None
 
     def read(self) -> tuple[Gpu, ...]:
-        """The GPUs; empty without a driver or when it does not answer."""
-        with self._lock:
-            if self._read_at is None or self._clock() - self._read_at > FRESH_S:
-                self._gpus = self._ask()
-                self._read_at = self._clock()
-            return self._gpus
+        """The GPUs; empty without a driver; the last known ones while it does not answer."""
+        known = self._known
+        if known is not None and self._clock() - known[0] < FRESH_S:
+            return known[1]
+        try:
+            gpus = self._flight.take(WAIT_S)
+        except Overdue:
+            return known[1] if known is not None else ()
+        self._known = (self._clock(), gpus)
+        return gpus
 
     def _ask(self) -> tuple[Gpu, ...]:
         program = shutil.which(self._program)
