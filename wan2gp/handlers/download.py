@@ -1,0 +1,178 @@
+"""One input: from a URL that nobody vouches for to a file of the right kind, within limits of bytes and time.
+
+Every failure is a :class:`TaskFailure` with an ``input.*`` code and a sentence for the row's author.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from wan2gp.handlers.addresses import Resolve, resolve
+from wan2gp.handlers.api import Interrupted, TaskFailure
+from wan2gp.handlers.brake import Brake
+from wan2gp.handlers.input_names import input_name, place
+from wan2gp.handlers.locations import Location, parse_location
+from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, Sniffed, sniff
+from wan2gp.handlers.webstream import Limits, Reply, request
+from wan2gp.protocol import Source
+
+MAX_REDIRECTS = 8
+_REDIRECTS = (301, 302, 303, 307, 308)
+_NOTHING_THERE = (401, 403, 404, 410)
+_SPARE_DISK = 64 * 1024**2  # bytes that a download leaves to everybody else on the disk
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A finished file. ``url`` is fit for logs; ``seconds`` from the first look-up to the last byte."""
+
+    path: Path
+    url: str
+    bytes: int
+    seconds: float
+    found: Sniffed
+
+
+def _nobody(done: int, total: int | None) -> None:
+    """Nobody wants to know."""
+
+
+class Download:
+    """:meth:`run` once, in any thread; :meth:`cancel` from any other, at any time.
+
+    ``progress(done, total)`` is called from :meth:`run` with bytes, ``total`` None when the server does not say.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        directory: Path,
+        limits: Limits,
+        *,
+        progress: Callable[[int, int | None], None] = _nobody,
+        lookup: Resolve = resolve,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._directory = directory
+        self._limits = limits
+        self._progress = progress
+        self._lookup = lookup
+        self._clock = clock
+        self._brake = Brake()
+
+    def cancel(self) -> None:
+        """End it at once: :meth:`run` raises :class:`Interrupted`, and no part of the file stays."""
+        self._brake.pull(Interrupted())
+
+    def run(self) -> Downloaded:
+        """Fetch, check and store. Raises :class:`TaskFailure` or :class:`Interrupted`."""
+        began = self._clock()
+        first = parse_location(self._source.url)
+        limit_s = self._limits.total_s
+        too_slow = TaskFailure("input.timeout", f"the download from {first.shown} was not done within {limit_s:g} s")
+        with self._brake.within(limit_s, too_slow), self._answer(first) as (location, reply):
+            path, got, found = self._store(first, location, reply)
+        return Downloaded(path, first.shown, got, self._clock() - began, found)
+
+    @contextlib.contextmanager
+    def _answer(self, location: Location) -> Iterator[tuple[Location, Reply]]:
+        """The end of the chain of redirects, each hop checked like the first."""
+        first, seen = location, set[Location]()
+        while True:
+            if location in seen:
+                raise TaskFailure("input.redirects", f"{first.shown} redirects in a circle, over {location.shown}")
+            if len(seen) > MAX_REDIRECTS:
+                raise TaskFailure("input.redirects", f"{first.shown} redirects more than {MAX_REDIRECTS} times")
+            seen.add(location)
+            with request(location, self._limits, self._brake, self._lookup) as reply:
+                target = reply.header("Location") if reply.status in _REDIRECTS else None
+                if target is None:
+                    _judge(location, reply)
+                    yield location, reply
+                    return
+            location = location.redirected(target)
+
+    def _store(self, first: Location, location: Location, reply: Reply) -> tuple[Path, int, Sniffed]:
+        if reply.plain and reply.length is not None:
+            self._make_room(location, reply.length)
+        draft = self._directory / f".{secrets.token_hex(8)}.part"
+        try:
+            with draft.open("xb") as file:
+                got, found = self._pour(location, reply, file)
+            self._brake.check()
+            stem, extension = input_name(first.file_name, found)
+            return place(draft, self._directory, stem, extension), got, found
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_full() from error
+            raise
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _make_room(self, location: Location, announced: int) -> None:
+        if announced > self._limits.max_bytes:
+            raise self._too_large(location, f"{announced} bytes")
+        if shutil.disk_usage(self._directory).free < announced + _SPARE_DISK:
+            raise self._disk_full()
+
+    def _pour(self, location: Location, reply: Reply, file: BinaryIO) -> tuple[int, Sniffed]:
+        total = reply.length if reply.plain else None
+        head, got, found = b"", 0, None
+        for piece in reply.pieces():
+            got += len(piece)
+            if got > self._limits.max_bytes:
+                raise self._too_large(location, "more than that")
+            if found is None:
+                head += piece
+                found = self._identify(location, head) if len(head) >= HEAD_BYTES else None
+            file.write(piece)
+            self._progress(got, total)
+        return got, found or self._identify(location, head)
+
+    def _identify(self, location: Location, head: bytes) -> Sniffed:
+        found = sniff(head[:HEAD_BYTES])
+        kind = self._source.kind
+        if found is EMPTY or not found.serves(kind):
+            wanted = "a file" if kind == "any" else f"{'an' if kind[0] in 'ai' else 'a'} {kind}"
+            raise TaskFailure("input.not_media", f"{location.shown} serves {found.name}, not {wanted}")
+        return found
+
+    def _too_large(self, location: Location, size: str) -> TaskFailure:
+        limit = self._limits.max_bytes
+        return TaskFailure("input.too_large", f"{location.shown} is too large: {size}, the limit is {limit} bytes")
+
+    def _disk_full(self) -> TaskFailure:
+        free = shutil.disk_usage(self._directory).free
+        return TaskFailure("worker.disk_full", f"no room for the input: {free // 1024**2} MiB are free on the disk")
+
+
+def _judge(location: Location, reply: Reply) -> None:
+    """Raises unless the answer is a file."""
+    if reply.status == 200:
+        return
+    with contextlib.suppress(ValueError):
+        said = f"{reply.status} {http.HTTPStatus(reply.status).phrase}"
+        if reply.status in _NOTHING_THERE:
+            raise TaskFailure(
+                "input.not_found",
+                f"{location.shown} answered {said}: check that the link is right, public, and not expired",
+                detail={"status": reply.status},
+            )
+        raise _http_error(location, reply, said)
+    raise _http_error(location, reply, str(reply.status))
+
+
+def _http_error(location: Location, reply: Reply, said: str) -> TaskFailure:
+    again = reply.header("Retry-After")
+    detail = {"status": reply.status, **({"retry_after": again[:64]} if again else {})}
+    return TaskFailure("input.http_error", f"{location.shown} answered {said}", detail=detail)

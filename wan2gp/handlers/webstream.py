@@ -1,0 +1,235 @@
+"""One HTTP request to one checked address, and its body as decoded pieces. Redirects are the caller's.
+
+The standard library's client on a socket of our own: the address connected to is the one that was checked, while the
+``Host`` header, the TLS server name and the certificate are those of the URL. No proxy of the environment, no cookies,
+no ``.netrc``, no connection that is used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import certifi
+
+from wan2gp import __version__
+from wan2gp.handlers.addresses import Address, Resolve, is_public, resolve, resolve_within
+from wan2gp.handlers.api import TaskFailure
+from wan2gp.handlers.brake import Brake
+from wan2gp.handlers.locations import Location
+
+_PIECE = 256 * 1024
+_ANY_ZLIB, _BARE_DEFLATE = 47, -15  # window bits: gzip or zlib by its header; no header at all
+_ADDRESSES_TRIED = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``_s`` are seconds. ``allow_private_hosts``: host names and addresses as they stand in URLs."""
+
+    max_bytes: int = 4 * 1024**3
+    total_s: float = 1800.0
+    idle_s: float = 30.0
+    connect_s: float = 10.0
+    allow_private_urls: bool = False
+    allow_private_hosts: frozenset[str] = field(default_factory=frozenset)
+
+    def may_be_private(self, host: str) -> bool:
+        return self.allow_private_urls or host in self.allow_private_hosts
+
+
+class Reply:
+    """The head of an answer, and its body, to be read once."""
+
+    def __init__(self, location: Location, response: http.client.HTTPResponse, brake: Brake, idle_s: float) -> None:
+        self._response = response
+        self._brake = brake
+        self._idle_s = idle_s
+        self._location = location
+        self.status = response.status
+        self.reason = response.reason
+        self.length = response.length
+        """Bytes of the body as sent, None when the server does not say."""
+        self._encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
+
+    @property
+    def plain(self) -> bool:
+        """True when the body arrives as it is, so that ``length`` is the file's."""
+        return self._encoding in ("identity", "")
+
+    def header(self, name: str) -> str | None:
+        return self._response.headers.get(name)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The decoded body in pieces of bounded size; it may be endless.
+
+        Raises :class:`TaskFailure`: ``input.http_error`` for a body that breaks off or cannot be decoded,
+        ``input.timeout`` for one that falls silent.
+        """
+        if self.plain:
+            return self._raw()
+        if self._encoding in ("gzip", "x-gzip", "deflate"):
+            return self._inflated()
+        raise TaskFailure(
+            "input.http_error",
+            f"{self._location.shown} sends its body in the encoding {self._encoding[:40]!r}, which was not asked for",
+        )
+
+    def _raw(self) -> Iterator[bytes]:
+        got = 0
+        while self.length is None or got < self.length:
+            piece = self._read(_PIECE if self.length is None else min(_PIECE, self.length - got), got)
+            if not piece:
+                break
+            got += len(piece)
+            yield piece
+        if self.length is not None and got < self.length:
+            raise self._broken(got, f"{self.length} were announced")
+
+    def _inflated(self) -> Iterator[bytes]:
+        inflater, got, begun = zlib.decompressobj(_ANY_ZLIB), 0, False
+        for piece in self._raw():
+            got += len(piece)
+            while piece:
+                if inflater.eof:
+                    inflater = zlib.decompressobj(_ANY_ZLIB)  # gzip files may stand one behind the other
+                try:
+                    plain = inflater.decompress(piece, _PIECE)
+                except zlib.error as error:
+                    if begun or self._encoding != "deflate":
+                        raise self._broken(got, f"it is no {self._encoding} data") from error
+                    inflater, begun = zlib.decompressobj(_BARE_DEFLATE), True  # as many servers misread the standard
+                    continue
+                begun = True
+                piece = inflater.unused_data or inflater.unconsumed_tail
+                if plain:
+                    yield plain
+        if not inflater.eof:
+            raise self._broken(got, f"its {self._encoding} data are incomplete")
+
+    def _read(self, wanted: int, got: int) -> bytes:
+        try:
+            piece = self._response.read1(wanted)
+        except TimeoutError as error:
+            self._brake.check()
+            raise _silent(self._location, self._idle_s, got) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._brake.check()
+            raise self._broken(got, _reason(error)) from error
+        self._brake.check()  # a connection that was shut down reads like a body that has ended
+        return piece
+
+    def _broken(self, got: int, why: str) -> TaskFailure:
+        return TaskFailure(
+            "input.http_error", f"the download from {self._location.shown} broke off after {got} bytes: {why}"
+        )
+
+
+@contextlib.contextmanager
+def request(location: Location, limits: Limits, brake: Brake, lookup: Resolve = resolve) -> Iterator[Reply]:
+    """GET ``location``. Raises :class:`TaskFailure` (``input.forbidden_address``, ``.unreachable``, ``.timeout``,
+    ``.http_error``), or what the brake was pulled with."""
+    brake.check()
+    with contextlib.ExitStack() as closing:
+        raw = closing.enter_context(_connect(location, limits, brake, lookup))
+        closing.enter_context(brake.stops_socket(raw))
+        with brake.within(limits.idle_s, _silent(location, limits.idle_s)):  # bounds handshake and slow headers too
+            response = _exchange(location, raw, limits, brake, closing)
+        yield Reply(location, response, brake, limits.idle_s)
+
+
+def _connect(location: Location, limits: Limits, brake: Brake, lookup: Resolve) -> socket.socket:
+    """A connection to the first allowed address that takes one."""
+    error: OSError | None = None
+    for address in _allowed(location, limits, brake, lookup)[:_ADDRESSES_TRIED]:
+        try:
+            return _dial(address, location.port, limits, brake)
+        except OSError as failed:
+            brake.check()
+            error = failed
+    why = "no answer" if isinstance(error, TimeoutError) else _reason(error)
+    raise TaskFailure("input.unreachable", f"cannot connect to {location.host} port {location.port}: {why}")
+
+
+def _allowed(location: Location, limits: Limits, brake: Brake, lookup: Resolve) -> Sequence[Address]:
+    try:
+        found = resolve_within(lookup, location.host, location.port, limits.connect_s, brake)
+    except OSError as error:
+        brake.check()
+        raise TaskFailure("input.unreachable", f"cannot find the host {location.host}: {_reason(error)}") from error
+    allowed = found if limits.may_be_private(location.host) else [address for address in found if is_public(address)]
+    if not allowed:
+        # Which address it is stays unsaid: a row's author must not learn this network's names.
+        raise TaskFailure(
+            "input.forbidden_address",
+            f"the host {location.host} has a private address: use a public host, or let the worker's operator add it "
+            "to inputs.allow_private_hosts (WAN2GP_ALLOW_PRIVATE_URLS=1 allows all)",
+        )
+    return allowed
+
+
+def _dial(address: Address, port: int, limits: Limits, brake: Brake) -> socket.socket:
+    connection = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(limits.connect_s)
+        with brake.stops_socket(connection):
+            connection.connect((str(address), port))
+        brake.check()
+        connection.settimeout(limits.idle_s)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _exchange(
+    location: Location, raw: socket.socket, limits: Limits, brake: Brake, closing: contextlib.ExitStack
+) -> http.client.HTTPResponse:
+    try:
+        connection = _speak(location, raw, closing)
+        headers = {"User-Agent": f"wan2gp/{__version__}", "Accept": "*/*", "Connection": "close"}
+        if location.authorization is not None:
+            headers["Authorization"] = location.authorization
+        connection.request("GET", location.target, headers=headers)
+        response = closing.enter_context(contextlib.closing(connection.getresponse()))
+    except ssl.SSLCertVerificationError as error:
+        why = error.verify_message or "not valid"
+        raise TaskFailure(
+            "input.unreachable", f"the certificate of {location.host} is refused: {why}", retryable=False
+        ) from error
+    except TimeoutError as error:
+        brake.check()
+        raise _silent(location, limits.idle_s) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        brake.check()
+        raise TaskFailure("input.http_error", f"{location.shown} gave no HTTP answer: {_reason(error)}") from error
+    brake.check()
+    return response
+
+
+def _speak(location: Location, raw: socket.socket, closing: contextlib.ExitStack) -> http.client.HTTPConnection:
+    if location.scheme == "http":
+        plain = http.client.HTTPConnection(location.host, location.port)
+        plain.sock = raw
+        return closing.enter_context(contextlib.closing(plain))
+    trust = ssl.create_default_context()
+    trust.load_verify_locations(certifi.where())  # beside the system's, which slim images lack
+    secure = http.client.HTTPSConnection(location.host, location.port, context=trust)
+    secure.sock = closing.enter_context(trust.wrap_socket(raw, server_hostname=location.host))
+    return closing.enter_context(contextlib.closing(secure))
+
+
+def _silent(location: Location, idle_s: float, got: int | None = None) -> TaskFailure:
+    where = "no complete answer" if got is None else f"nothing more after {got} bytes"
+    return TaskFailure("input.timeout", f"{location.shown} sent {where} within {idle_s:g} s")
+
+
+def _reason(error: BaseException | None) -> str:
+    """The library's words, short and on one line: a server can put anything into some of them."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in str(text))[:200]
