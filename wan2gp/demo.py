@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from wan2gp.config import load_config
-from wan2gp.control import TaskReply
+from wan2gp.control import StatusReply, StatusRequest, TaskReply
 from wan2gp.ctl_exit import CtlError, Exit
 from wan2gp.ctl_link import Link
 from wan2gp.ctl_output import screen
@@ -37,6 +37,9 @@ SPEC_URL = "https://example.com/input.mp4"
 RUN_S = 120.0
 """Seconds the task may take with the built-in engine; a real ComfyUI has its own start-up limit on top."""
 
+LOOK_S = 1.0
+"""Seconds between two looks at the handlers."""
+
 LOG_LINES = 15
 """Lines of the log shown after a failure."""
 
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         try:
             _play(console, directory, stack)
-        except (DemoFailed, EmbeddedUnavailable, psycopg.Error, OSError) as error:
+        except (DemoFailed, CtlError, EmbeddedUnavailable, psycopg.Error, OSError) as error:
             _lament(console, directory)
             raise CtlError(Exit.FAILED, f"the demo failed: {error}") from error
     return Exit.OK
@@ -78,7 +81,7 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     task_id = insert_row(url_of(directory).reveal(), server.url)
     _say(console, "row", f"{task_id}, by the SQL of the specification")
     with Link(directory) as link:
-        end = follow(link, task_id, console, alive=_Watch(supervisor, RUN_S + start_s).check)
+        end = follow(link, task_id, console, alive=_Watch(supervisor, link, RUN_S + start_s).check)
     console.print()
     show_task(console, end)
     console.print()
@@ -88,17 +91,28 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
 
 
 class _Watch:
-    """Gives up when the supervisor is gone or the time is over."""
+    """Gives up when the supervisor is gone, when the time is over, or when a handler died: in a demo nothing may."""
 
-    def __init__(self, supervisor: DemoSupervisor, limit_s: float) -> None:
+    def __init__(self, supervisor: DemoSupervisor, link: Link, limit_s: float) -> None:
         self._supervisor = supervisor
+        self._link = link
         self._limit_s = limit_s
         self._deadline = time.monotonic() + limit_s
+        self._next_look = 0.0
 
     def check(self) -> None:
         self._supervisor.check()
-        if time.monotonic() > self._deadline:
+        now = time.monotonic()
+        if now > self._deadline:
             raise DemoFailed(f"the task is not finished after {self._limit_s:g} s")
+        if now > self._next_look:
+            self._next_look = now + LOOK_S
+            self._look()
+
+    def _look(self) -> None:
+        for handler in self._link.ask(StatusRequest(), StatusReply).worker.handlers:
+            if handler.last_cause:
+                raise DemoFailed(f"handler {handler.name} gave up: {handler.last_cause}")
 
 
 def _engine(console: Console) -> tuple[str, float]:
