@@ -1,0 +1,109 @@
+"""What a database error means to a worker: try again later, install the functions, or give up."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from wan2gp.supervisor.queue import FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
+
+_TRY_AGAIN = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: nothing was done, the same call may be made at once."""
+_PREPARED = frozenset({"26000", "42P05"})
+"""The prepared statement is unknown or exists: a pooler hands our session from one server session to another."""
+_NO_FUNCTION = frozenset({"42883", "3F000"})
+_GOING_DOWN = frozenset({"57P01", "57P02", "57P03"})
+_UNAVAILABLE = ("08", "53", "57", "58")
+_READ_ONLY = "25006"
+_NO_STARTUP_OPTIONS = "08P01"
+
+
+class DeadlinePassed(psycopg.OperationalError):
+    """The server did not answer within the call's deadline; the session is of no further use."""
+
+
+def try_again_at_once(error: psycopg.Error) -> bool:
+    """Whether the database undid the call and says that a second try may succeed."""
+    return error.sqlstate in _TRY_AGAIN
+
+
+def pooler_lost_statement(error: psycopg.Error) -> bool:
+    """Whether prepared statements do not work through this connection; the call was not executed."""
+    return error.sqlstate in _PREPARED
+
+
+def startup_options_refused(error: psycopg.Error) -> bool:
+    """Whether a pooler refused our connection for its ``options``."""
+    return error.sqlstate == _NO_STARTUP_OPTIONS or "startup parameter" in str(error)
+
+
+def session_lost(error: psycopg.Error) -> bool:
+    """Whether the connection itself is gone."""
+    state = error.sqlstate or ""
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
+        not state or state in _GOING_DOWN or state.startswith("08")
+    )
+
+
+def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
+    """The queue's own error for ``error``; its text carries no password."""
+    state = error.sqlstate or ""
+    text = first_line(error)
+    if state in _NO_FUNCTION:
+        return FunctionsMissing(f"the database lacks the queue's functions ({text}): run `wan2gp-ctl db migrate`")
+    if state == _READ_ONLY:
+        return QueueUnavailable(f"cannot use the database: it is read-only now ({text})")
+    if state.startswith(_UNAVAILABLE) or session_lost(error):
+        return QueueUnavailable(f"cannot reach the database: {text}", server_down=server_down or state in _GOING_DOWN)
+    if state == "42501":
+        text += "; let a superuser grant it EXECUTE on the wan2gp functions"
+    return QueueRefused(f"the database refused: {text}", code=state)
+
+
+def first_line(error: psycopg.Error) -> str:
+    """The error in one line."""
+    lines = [line.strip() for line in str(error.diag.message_primary or error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """The parts of a libpq URL. Raises :class:`QueueRefused` without repeating it, for it holds a password."""
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:
+        raise QueueRefused(
+            "cannot read the database URL: it is not postgresql://user:password@host:port/name"
+        ) from None
+
+
+def refuses_connections(parts: Mapping[str, Any], timeout_s: float = 1.0) -> bool:
+    """Whether every address of the server refuses connections by itself, so that nobody can reach it.
+
+    libpq reports this in words of the system's language only; so it is asked once more, by a bare connect.
+    """
+    hosts = str(parts.get("hostaddr") or parts.get("host") or "localhost").split(",")
+    ports = str(parts.get("port") or 5432).split(",")
+    pairs = zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False)
+    return all(_refuses(host, int(port or 5432), timeout_s) for host, port in pairs)
+
+
+def _refuses(host: str, port: int, timeout_s: float) -> bool:
+    local = host.startswith(("/", "@"))
+    try:
+        if local:
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(timeout_s)
+                peer.connect(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else f"\0{host[1:]}/.s.PGSQL.{port}")
+        else:
+            socket.create_connection((host, port), timeout_s).close()
+    except ConnectionRefusedError:
+        return True
+    except FileNotFoundError:
+        return local
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,35 @@
+"""JSON that Postgres accepts: jsonb knows neither NUL, nor lone surrogates, nor NaN; a child may report them all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+REPLACEMENT = "\ufffd"
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON text; what jsonb cannot hold is replaced (characters by U+FFFD, numbers by null)."""
+    try:
+        text = json.dumps(value, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_clean(value), default=_plain)
+    return json.dumps(_clean(value), default=_plain) if "\\u0000" in text or "\\ud" in text else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", REPLACEMENT).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_clean(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,157 @@
+"""Being woken by ``NOTIFY wan2gp_tasks``, and knowing whether that works.
+
+A transaction pooler accepts LISTEN and delivers nothing, without an error; a half-open TCP link is as silent. So each
+new session is tested with a notification from another session, and asked at intervals whether it lives and listens.
+The thread of this module owns the session; the queue's user only waits for its flag.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import threading
+import time
+import uuid
+
+import psycopg
+from psycopg import sql
+
+from wan2gp.supervisor.postgres_sessions import Session, Sessions
+
+CHANNEL = "wan2gp_tasks"
+
+_TEST_S = 2.0
+"""How long the test's notification may take before it counts as swallowed."""
+_PROBE_DEADLINE_S = 4.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 15.0
+_SWALLOWED_PAUSE_S = 60.0
+"""Before a session that swallows notifications is tried again: its pooler will hardly change."""
+
+
+class Swallowed(Exception):
+    """Notifications do not arrive on this session."""
+
+
+class Listener:
+    """Turns notifications into the end of a wait. Its thread starts with the first wait."""
+
+    def __init__(self, sessions: Sessions, *, probe_interval_s: float) -> None:
+        self._sessions = sessions
+        self._probe_interval_s = probe_interval_s
+        self._state = threading.Condition()
+        self._woken = False
+        self._interrupted = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._session: Session | None = None
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.listening = False
+
+    def wait(self, timeout_s: float) -> bool:
+        """True as soon as something may be claimable: also when that was said since the last wait."""
+        with self._state:
+            self._start()
+            self._state.wait_for(lambda: self._woken or self._interrupted or self._closed, timeout_s)
+            woken, self._woken, self._interrupted = self._woken, False, False
+            return woken and not self._closed
+
+    def interrupt(self) -> None:
+        """Ends the wait that is going on, or the next one, at once."""
+        with self._state:
+            self._interrupted = True
+            self._state.notify_all()
+
+    def close(self) -> None:
+        """Ends wait and thread; returns when the session is closed."""
+        with self._state:
+            first, self._closed = not self._closed, True
+            self._state.notify_all()
+        if not first:
+            return
+        os.write(self._stop_write, b".")
+        thread = self._thread
+        if thread is not None:
+            session = self._session
+            if session is not None:
+                session.deadline_s = 0.2  # of an exchange that begins now; one that has begun ends with its own
+            thread.join(_PROBE_DEADLINE_S + 2.0)
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+
+    def _start(self) -> None:
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="queue-listen", daemon=True)
+            self._thread.start()
+
+    def _wake(self) -> None:
+        with self._state:
+            self._woken = True
+            self._state.notify_all()
+
+    def _run(self) -> None:
+        """Listens until closed; each loss of the session is followed by a new one, after a growing pause."""
+        pause = _FIRST_PAUSE_S
+        while not self._closed:
+            try:
+                self._listen()
+                pause = _FIRST_PAUSE_S
+            except Swallowed:
+                pause = _SWALLOWED_PAUSE_S
+            except psycopg.Error:
+                pause = _FIRST_PAUSE_S if self.listening else min(pause * 2, _LONGEST_PAUSE_S)
+            self.listening = False
+            self._stopped(pause * random.uniform(0.7, 1.0))
+
+    def _stopped(self, timeout_s: float, session: Session | None = None) -> bool:
+        """Sleeps until the session has something to read, the time is up (False) or the listener is closed (True)."""
+        readers = [self._stop_read] if session is None else [self._stop_read, session.fileno()]
+        readable, _, _ = select.select(readers, [], [], timeout_s)
+        return self._stop_read in readable
+
+    def _listen(self) -> None:
+        """One session, from its connect to its loss or our close."""
+        session = self._sessions.connect()
+        try:
+            self._session = session
+            session.deadline_s = _PROBE_DEADLINE_S
+            session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+            self._test(session)
+            self.listening = True
+            self._wake()  # what was said while nobody listened
+            self._follow(session)
+        finally:
+            self._session = None
+            session.close()
+
+    def _test(self, session: Session) -> None:
+        """Sends a notification through another session. Through our own a pooler might deliver even though it loses
+        all that come from others."""
+        name = f"wan2gp_test_{uuid.uuid4().hex}"
+        session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+        with self._sessions.lend() as other:
+            other.execute("SELECT pg_notify(%s, '')", (name,))
+        ends = time.monotonic() + _TEST_S
+        while (left := ends - time.monotonic()) > 0 and not self._stopped(left, session):
+            if name in {notice.channel for notice in session.notifies(timeout=0)}:
+                session.execute(sql.SQL("UNLISTEN {}").format(sql.Identifier(name)))
+                return
+        raise Swallowed
+
+    def _follow(self, session: Session) -> None:
+        probed = time.monotonic()
+        while not self._stopped(max(0.0, probed + self._probe_interval_s - time.monotonic()), session):
+            if any(notice.channel == CHANNEL for notice in session.notifies(timeout=0)):
+                self._wake()
+            if time.monotonic() - probed >= self._probe_interval_s:
+                self._probe(session)
+                probed = time.monotonic()
+
+    @staticmethod
+    def _probe(session: Session) -> None:
+        """Asks the server whether this session still listens; an exchange with a deadline."""
+        query = "SELECT count(*) FROM pg_listening_channels() AS c(name) WHERE c.name = %s"
+        row = session.execute(query, (CHANNEL,), prepare=False).fetchone()
+        if row is None or row[0] == 0:
+            raise Swallowed

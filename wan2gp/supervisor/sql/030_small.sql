@@ -1,0 +1,103 @@
+-- Small functions that the others are made of. None of them is granted to anybody.
+
+-- The status as the table spells it, whatever the case; an unknown one is refused with the valid ones named.
+CREATE OR REPLACE FUNCTION public.wan2gp_fold(p_status text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $fn$
+DECLARE
+    v_plain text := lower(regexp_replace(btrim(p_status), '[\s_-]+', ' ', 'g'));
+    v_status text := CASE v_plain
+        WHEN 'queued' THEN 'Queued'
+        WHEN 'in progress' THEN 'In Progress'
+        WHEN 'complete' THEN 'Complete'
+        WHEN 'failed' THEN 'Failed'
+        WHEN 'cancelled' THEN 'Cancelled'
+        WHEN 'canceled' THEN 'Cancelled'
+    END;
+BEGIN
+    IF v_status IS NULL THEN
+        RAISE EXCEPTION 'cannot set the status %: it is not one of Queued, In Progress, Complete, Failed, Cancelled',
+            coalesce(quote_literal(p_status), 'NULL')
+            USING ERRCODE = 'check_violation', HINT = 'Upper and lower case do not matter.';
+    END IF;
+    RETURN v_status;
+END
+$fn$;
+
+-- A task id given as text; null when it cannot be one, so that a mistyped id is "no such task" and not an error.
+CREATE OR REPLACE FUNCTION public.wan2gp_uuid(p_text text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $fn$
+    SELECT CASE WHEN p_text ~* '^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$' THEN p_text::uuid END
+$fn$;
+
+-- params as the handlers read them: a JSON string holding JSON is what it holds.
+CREATE OR REPLACE FUNCTION public.wan2gp_params(p_params jsonb) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $fn$
+BEGIN
+    IF jsonb_typeof(p_params) IS DISTINCT FROM 'string' THEN
+        RETURN p_params;
+    END IF;
+    BEGIN
+        RETURN (p_params #>> '{}')::jsonb;
+    EXCEPTION WHEN data_exception THEN
+        RETURN p_params;
+    END;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_note(
+    p_task uuid, p_name text, p_detail jsonb, p_worker text DEFAULT NULL, p_attempt int DEFAULT NULL
+) RETURNS void LANGUAGE sql VOLATILE AS $fn$
+    INSERT INTO public.task_events (task_id, name, detail, worker_id, attempt)
+    VALUES (p_task, p_name, coalesce(jsonb_strip_nulls(p_detail), '{}'), p_worker, p_attempt)
+$fn$;
+
+-- Registers the worker's contact. True when it is time for its housekeeping (about every eighth of a lease).
+-- A silence of two thirds of a lease breaks the contact: an outage long enough to let another worker's lease run out
+-- (renewed every third of a lease at least) has then broken the contact of all who suffered it.
+CREATE OR REPLACE FUNCTION public.wan2gp_contact(p_worker text, p_lease_s float8) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_old public.worker_contacts;
+    v_tick interval := make_interval(secs => p_lease_s / 8);
+BEGIN
+    SELECT * INTO v_old FROM public.worker_contacts c WHERE c.worker_id = p_worker;
+    IF NOT FOUND THEN
+        INSERT INTO public.worker_contacts (worker_id, lease_s) VALUES (p_worker, p_lease_s)
+            ON CONFLICT (worker_id) DO NOTHING;
+        RETURN false;
+    END IF;
+    IF v_old.last_seen > now() - v_tick AND v_old.lease_s = p_lease_s AND v_old.rescued_at > now() - v_tick THEN
+        RETURN false;
+    END IF;
+    UPDATE public.worker_contacts c
+       SET since = CASE WHEN c.last_seen < now() - make_interval(secs => p_lease_s * 2 / 3) THEN now() ELSE c.since END,
+           last_seen = greatest(c.last_seen, now()), lease_s = p_lease_s
+     WHERE c.worker_id = p_worker;
+    RETURN coalesce(v_old.rescued_at <= now() - v_tick, true);
+END
+$fn$;
+
+-- For how long both this worker's contact and the server have been unbroken, in seconds.
+CREATE OR REPLACE FUNCTION public.wan2gp_quiet_s(p_worker text) RETURNS float8 LANGUAGE sql STABLE AS $fn$
+    SELECT extract(epoch FROM now() - greatest(c.since, pg_postmaster_start_time()))::float8
+      FROM public.worker_contacts c WHERE c.worker_id = p_worker
+$fn$;
+
+-- Locks the parents of these tasks from the root down, then the tasks: everybody locks families in this order.
+CREATE OR REPLACE FUNCTION public.wan2gp_lock_family(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+BEGIN
+    IF NOT EXISTS (SELECT FROM public.task_children c WHERE c.child_id = ANY (p_ids)) THEN
+        IF cardinality(p_ids) > 1 THEN
+            PERFORM FROM public.tasks t WHERE t.id = ANY (p_ids) ORDER BY t.id FOR NO KEY UPDATE;
+        END IF;
+        RETURN;
+    END IF;
+    PERFORM FROM public.tasks t
+      JOIN (WITH RECURSIVE up(origin, id, height) AS (
+                SELECT u.id, u.id, 0 FROM unnest(p_ids) AS u(id)
+                UNION ALL
+                SELECT up.origin, c.parent_id, up.height + 1
+                  FROM up JOIN public.task_children c ON c.child_id = up.id WHERE up.height < 100
+            ), tall AS (SELECT up.origin, max(up.height) AS top FROM up GROUP BY up.origin)
+            SELECT up.id, min(tall.top - up.height) AS depth FROM up JOIN tall USING (origin) GROUP BY up.id
+           ) AS family ON family.id = t.id
+     ORDER BY family.depth, t.id FOR NO KEY UPDATE OF t;
+END
+$fn$;

@@ -1,0 +1,273 @@
+-- Triggers on tasks. They make plain SQL safe: whoever inserts, cancels, requeues or deletes a row needs no function.
+
+CREATE OR REPLACE FUNCTION public.wan2gp_wake() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pg_notify('wan2gp_tasks', '');
+    RETURN NULL;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_before_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    NEW.id := coalesce(NEW.id, gen_random_uuid());
+    NEW.status := wan2gp_fold(coalesce(NEW.status::text, 'Queued'));
+    NEW.created_at := coalesce(NEW.created_at, now());
+    NEW.updated_at := coalesce(NEW.updated_at, now());
+    NEW.priority := coalesce(NEW.priority, 0);
+    NEW.max_attempts := greatest(coalesce(NEW.max_attempts, 3), 1);
+    NEW.attempts := coalesce(NEW.attempts, 0);
+    NEW.open_dependencies := 0;
+    IF NEW.run_after <= now() THEN
+        NEW.run_after := NULL;
+    END IF;
+    RETURN NEW;
+END
+$fn$;
+
+-- Fires only when the status is spelled in another case, or becomes Queued.
+CREATE OR REPLACE FUNCTION public.wan2gp_before_status() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    NEW.status := wan2gp_fold(NEW.status::text);
+    IF NEW.status = 'Queued' AND OLD.status <> 'Queued' THEN
+        NEW.worker_id := NULL;
+        NEW.generation_started_at := NULL;
+        IF OLD.status <> 'In Progress' THEN  -- somebody wants it done again: from the start
+            NEW.error_message := NULL;
+            NEW.output_location := NULL;
+            NEW.generation_processed_at := NULL;
+            NEW.updated_at := now();
+            IF NEW.run_after IS NOT DISTINCT FROM OLD.run_after THEN
+                NEW.run_after := NULL;
+            END IF;
+        END IF;
+    END IF;
+    RETURN NEW;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    INSERT INTO public.task_events (task_id, name) SELECT n.id, 'queued' FROM new_rows n WHERE n.status = 'Queued';
+    INSERT INTO public.task_dependencies (task_id, depends_on)
+        SELECT n.id, n.dependant_on FROM new_rows n WHERE n.dependant_on IS NOT NULL AND n.status = 'Queued'
+        ON CONFLICT DO NOTHING;
+    IF EXISTS (SELECT FROM new_rows n JOIN public.tasks t ON t.id = n.id
+                WHERE t.status = 'Queued' AND t.open_dependencies = 0) THEN
+        PERFORM pg_notify('wan2gp_tasks', '');
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_end() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_cascading boolean := coalesce(current_setting('wan2gp.cascading', true), '') = 'on';
+BEGIN
+    IF NEW.status = 'Cancelled' OR v_cascading THEN
+        PERFORM wan2gp_note(NEW.id, lower(NEW.status::text),
+            jsonb_build_object('from', OLD.status::text, 'error_message', NEW.error_message));
+    END IF;
+    IF NOT v_cascading AND (
+        EXISTS (SELECT FROM public.task_dependencies d WHERE d.depends_on = NEW.id AND d.open)
+        OR EXISTS (SELECT FROM public.task_children c WHERE c.child_id = NEW.id)
+        OR EXISTS (SELECT FROM public.task_leases l WHERE l.task_id = NEW.id AND l.parked_lease IS NOT NULL)
+    ) THEN
+        PERFORM wan2gp_cascade(ARRAY[NEW.id]);
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+-- The row went back to the queue. When our own functions did that, its lease has ended already.
+CREATE OR REPLACE FUNCTION public.wan2gp_after_requeue() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_again boolean := OLD.status <> 'In Progress';
+    v_lease public.task_leases;
+BEGIN
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = NEW.id;
+    IF v_lease.token IS NOT NULL OR v_lease.parked_lease IS NOT NULL OR v_again THEN
+        PERFORM wan2gp_note(NEW.id, 'requeued', jsonb_build_object('from', OLD.status::text));
+        UPDATE public.task_leases l
+           SET token = NULL, last_token = coalesce(l.token, l.last_token), parked_lease = NULL,
+               last_verb = CASE WHEN l.token IS NULL THEN l.last_verb ELSE 'taken' END,
+               failures = CASE WHEN v_again THEN 0 ELSE l.failures END,
+               losses = CASE WHEN v_again THEN 0 ELSE l.losses END,
+               interruptions = CASE WHEN v_again THEN 0 ELSE l.interruptions END
+         WHERE l.task_id = NEW.id;
+    END IF;
+    IF v_lease.parked_lease IS NOT NULL THEN  -- it will bring forth new ones
+        PERFORM wan2gp_cancel_children(NEW.id, v_lease.parked_lease, true,
+            format('task.dependency_failed: its parent %s was queued again', NEW.id));
+    END IF;
+    IF v_again THEN
+        PERFORM wan2gp_reopen(NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+-- What a task waits for, judged anew.
+CREATE OR REPLACE FUNCTION public.wan2gp_reopen(p_task uuid) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_dead uuid[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM public.task_dependencies d WHERE d.task_id = p_task) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM public.tasks t JOIN public.task_dependencies d ON d.depends_on = t.id
+     WHERE d.task_id = p_task ORDER BY t.id FOR SHARE OF t;
+    UPDATE public.task_dependencies d
+       SET open = NOT EXISTS (SELECT FROM public.tasks t WHERE t.id = d.depends_on AND t.status = 'Complete'),
+           missing_since = NULL
+     WHERE d.task_id = p_task;
+    PERFORM wan2gp_recount(ARRAY[p_task]);
+    SELECT array_agg(d.depends_on) INTO v_dead
+      FROM public.task_dependencies d LEFT JOIN public.tasks t ON t.id = d.depends_on
+     WHERE d.task_id = p_task AND d.open AND (t.id IS NULL OR t.status IN ('Failed', 'Cancelled'));
+    IF v_dead IS NOT NULL THEN
+        PERFORM wan2gp_cascade(v_dead);
+    END IF;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_dependant() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    DELETE FROM public.task_dependencies d WHERE d.task_id = NEW.id AND d.depends_on = OLD.dependant_on;
+    IF NEW.dependant_on IS NOT NULL THEN
+        INSERT INTO public.task_dependencies (task_id, depends_on) VALUES (NEW.id, NEW.dependant_on)
+            ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM wan2gp_recount(ARRAY[NEW.id]);
+    RETURN NULL;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_delete() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_ids uuid[] := ARRAY(SELECT o.id FROM old_rows o);
+BEGIN
+    IF cardinality(v_ids) = 0 THEN
+        RETURN NULL;
+    END IF;
+    PERFORM wan2gp_cascade(v_ids);
+    DELETE FROM public.task_leases l WHERE l.task_id = ANY (v_ids);
+    DELETE FROM public.task_dependencies d WHERE d.task_id = ANY (v_ids);
+    DELETE FROM public.task_children c WHERE c.child_id = ANY (v_ids) OR c.parent_id = ANY (v_ids);
+    RETURN NULL;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_truncate() RETURNS trigger LANGUAGE plpgsql AS $fn$
+BEGIN
+    DELETE FROM public.task_leases;
+    DELETE FROM public.task_dependencies;
+    DELETE FROM public.task_children;
+    RETURN NULL;
+END
+$fn$;
+
+-- A dependency looks at the task it names while that cannot change; the lock may have made a claim pass that task over,
+-- so the claimers are woken.
+CREATE OR REPLACE FUNCTION public.wan2gp_before_dependency() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_status text;
+BEGIN
+    IF EXISTS (
+        WITH RECURSIVE up(id) AS (
+            SELECT NEW.depends_on
+            UNION
+            SELECT d.depends_on FROM up JOIN public.task_dependencies d ON d.task_id = up.id AND d.open)
+        SELECT FROM up WHERE up.id = NEW.task_id)
+    THEN
+        RAISE EXCEPTION 'cannot make the task % wait for %: it would wait for itself', NEW.task_id, NEW.depends_on
+            USING ERRCODE = 'check_violation';
+    END IF;
+    SELECT t.status::text INTO v_status FROM public.tasks t WHERE t.id = NEW.depends_on FOR SHARE;
+    NEW.open := v_status IS DISTINCT FROM 'Complete';
+    NEW.missing_since := CASE WHEN v_status IS NULL THEN now() END;
+    IF v_status = 'Queued' THEN
+        PERFORM pg_notify('wan2gp_tasks', '');
+    END IF;
+    RETURN NEW;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_dependency() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_ids uuid[] := ARRAY(SELECT DISTINCT n.task_id FROM new_rows n WHERE n.open);
+    v_dead uuid[];
+BEGIN
+    IF cardinality(v_ids) = 0 THEN
+        RETURN NULL;
+    END IF;
+    PERFORM wan2gp_recount(v_ids);
+    SELECT array_agg(DISTINCT t.id) INTO v_dead FROM new_rows n JOIN public.tasks t ON t.id = n.depends_on
+     WHERE n.open AND t.status IN ('Failed', 'Cancelled');
+    IF v_dead IS NOT NULL THEN
+        PERFORM wan2gp_cascade(v_dead);
+    END IF;
+    RETURN NULL;
+END
+$fn$;
+
+-- Trigger functions run with the rights of the contract's owner: who may insert a task need not see our tables.
+DO $step$
+DECLARE
+    v_name text;
+BEGIN
+    FOR v_name IN SELECT p.proname FROM pg_proc p
+                   WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'wan2gp\_%'
+                     AND p.prorettype = 'trigger'::regtype LOOP
+        EXECUTE format('ALTER FUNCTION public.%I() SECURITY DEFINER SET search_path = pg_catalog, public, extensions, pg_temp',
+                       v_name);
+    END LOOP;
+END
+$step$;
+
+-- Each trigger is made once, and again only when its definition here differs (the comment keeps the definition's md5):
+-- a second migration takes no lock on the table.
+DO $step$
+DECLARE
+    v_final text := $q$NEW.status IS DISTINCT FROM OLD.status AND NEW.status IN ('Complete', 'Failed', 'Cancelled')$q$;
+    v_one record;
+BEGIN
+    FOR v_one IN SELECT * FROM (VALUES
+        ('wan2gp_before_insert', 'tasks', 'BEFORE INSERT ON public.tasks FOR EACH ROW', 'wan2gp_before_insert'),
+        ('wan2gp_before_status', 'tasks', $q$BEFORE UPDATE ON public.tasks FOR EACH ROW
+            WHEN (NEW.status IS DISTINCT FROM OLD.status
+                  AND NEW.status::text NOT IN ('In Progress', 'Complete', 'Failed', 'Cancelled'))$q$,
+            'wan2gp_before_status'),
+        ('wan2gp_after_insert', 'tasks',
+            'AFTER INSERT ON public.tasks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'wan2gp_after_insert'),
+        ('wan2gp_after_end', 'tasks', 'AFTER UPDATE ON public.tasks FOR EACH ROW WHEN (' || v_final || ')',
+            'wan2gp_after_end'),
+        ('wan2gp_after_requeue', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
+            WHEN (NEW.status = 'Queued' AND OLD.status <> 'Queued')$q$, 'wan2gp_after_requeue'),
+        ('wan2gp_after_dependant', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
+            WHEN (NEW.dependant_on IS DISTINCT FROM OLD.dependant_on)$q$, 'wan2gp_after_dependant'),
+        ('wan2gp_wake', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
+            WHEN (NEW.status = 'Queued' AND NEW.open_dependencies = 0
+                  AND (OLD.status <> 'Queued' OR OLD.open_dependencies > 0
+                       OR OLD.run_after > now() AND NEW.run_after IS DISTINCT FROM OLD.run_after)
+                  OR NEW.status = 'Cancelled' AND OLD.status = 'In Progress')$q$, 'wan2gp_wake'),
+        ('wan2gp_after_delete', 'tasks',
+            'AFTER DELETE ON public.tasks REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT', 'wan2gp_after_delete'),
+        ('wan2gp_after_truncate', 'tasks', 'AFTER TRUNCATE ON public.tasks FOR EACH STATEMENT', 'wan2gp_after_truncate'),
+        ('wan2gp_before_dependency', 'task_dependencies', 'BEFORE INSERT ON public.task_dependencies FOR EACH ROW',
+            'wan2gp_before_dependency'),
+        ('wan2gp_after_dependency', 'task_dependencies',
+            'AFTER INSERT ON public.task_dependencies REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT',
+            'wan2gp_after_dependency')
+    ) AS wanted(name, tab, definition, fn) LOOP
+        IF EXISTS (SELECT FROM pg_trigger g
+                    WHERE g.tgrelid = to_regclass('public.' || v_one.tab) AND g.tgname = v_one.name
+                      AND obj_description(g.oid, 'pg_trigger') = md5(v_one.definition || v_one.fn)) THEN
+            CONTINUE;
+        END IF;
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON public.%I', v_one.name, v_one.tab);
+        EXECUTE format('CREATE TRIGGER %I %s EXECUTE FUNCTION public.%I()', v_one.name, v_one.definition, v_one.fn);
+        EXECUTE format('COMMENT ON TRIGGER %I ON public.%I IS %L', v_one.name, v_one.tab,
+                       md5(v_one.definition || v_one.fn));
+    END LOOP;
+END
+$step$;

@@ -1,0 +1,258 @@
+-- The end of leases. Every way a lease can end goes through wan2gp_settle.
+
+-- Ends one lease. The caller has locked the family. Answers {accepted, status, repeated}.
+CREATE OR REPLACE FUNCTION public.wan2gp_settle(
+    p_task uuid, p_token text, p_verb text, p_output text, p_error text, p_result jsonb, p_cause jsonb, p_retry_in_s float8
+) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_lease public.task_leases;
+    v_old public.tasks.status%TYPE;
+    v_new public.tasks.status%TYPE;
+    v_max int;
+    v_name text;
+    v_error text := p_error;
+    v_after timestamptz;
+    v_history jsonb;
+    v_final boolean;
+BEGIN
+    SELECT t.status, t.max_attempts INTO v_old, v_max FROM public.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('accepted', false, 'status', NULL, 'repeated', false);
+    END IF;
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task FOR UPDATE;
+    IF v_lease.token IS NULL OR p_token IS NULL OR v_lease.token <> p_token THEN
+        v_final := coalesce(v_lease.last_token = p_token AND v_lease.last_verb = p_verb, false);
+        RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', v_final);
+    END IF;
+    v_history := v_lease.history;
+    IF p_verb <> 'complete' OR p_cause IS NOT NULL THEN
+        v_history := CASE WHEN jsonb_array_length(v_history) >= 20 THEN v_history - 1 ELSE v_history END
+            || jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+                'attempt', v_lease.attempt, 'verb', p_verb, 'worker', v_lease.worker_id, 'lease', v_lease.lease_id,
+                'started_at', v_lease.claimed_at, 'ended_at', now(), 'error_message', p_error))
+                || coalesce(p_cause, '{}'));
+    END IF;
+    IF v_old <> 'In Progress' THEN
+        -- It was cancelled, or somebody else moved the row. Only the news that a cancelled task has stopped is welcome.
+        v_final := v_old = 'Cancelled' AND p_verb = 'cancel';
+        UPDATE public.task_leases l
+           SET token = NULL, last_token = p_token, last_verb = CASE WHEN v_final THEN p_verb ELSE 'refused' END,
+               history = v_history
+         WHERE l.task_id = p_task;
+        PERFORM wan2gp_note(p_task, CASE WHEN v_final THEN 'stopped' ELSE 'refused' END,
+            jsonb_build_object('verb', p_verb, 'cause', p_cause), v_lease.worker_id, v_lease.attempt);
+        RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', false);
+    END IF;
+
+    v_new := 'Queued';
+    IF p_verb = 'complete' THEN
+        v_new := 'Complete';
+        v_name := 'completed';
+        v_error := NULL;
+    ELSIF p_verb = 'fail' THEN
+        v_new := 'Failed';
+        v_name := 'failed';
+        v_lease.failures := v_lease.failures + 1;
+    ELSIF p_verb = 'cancel' THEN
+        v_new := 'Cancelled';  -- its trigger writes the event
+    ELSIF p_verb = 'retry' THEN
+        v_lease.failures := v_lease.failures + 1;
+        v_name := 'retried';
+        IF v_lease.failures >= v_max THEN
+            v_new := 'Failed';
+            v_name := 'failed';
+        END IF;
+    ELSIF p_verb = 'loss' THEN
+        v_lease.losses := v_lease.losses + 1;
+        v_name := 'lost';
+        IF v_lease.losses >= 2 THEN
+            v_new := 'Failed';
+            v_name := 'failed';
+            v_error := left('task.poisoned: its process died twice under this task'
+                || coalesce('; the last time: ' || nullif(p_error, ''), ''), 2000);
+        END IF;
+    ELSIF p_verb = 'release' THEN
+        v_lease.interruptions := v_lease.interruptions + 1;
+        v_name := 'released';
+    ELSE
+        RAISE EXCEPTION 'cannot end a lease with the verb %: it is not one of complete, fail, retry, loss, release, cancel',
+            coalesce(quote_literal(p_verb), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    v_final := v_new <> 'Queued';
+    IF NOT v_final AND p_retry_in_s > 0 THEN
+        v_after := now() + make_interval(secs => p_retry_in_s);
+    END IF;
+
+    -- The lease first: the triggers of the row then see that it has ended by our own hand.
+    UPDATE public.task_leases l
+       SET token = NULL, last_token = p_token, last_verb = p_verb, history = v_history, failures = v_lease.failures,
+           losses = v_lease.losses, interruptions = v_lease.interruptions
+     WHERE l.task_id = p_task;
+    UPDATE public.tasks t
+       SET status = v_new,
+           worker_id = CASE WHEN v_final THEN t.worker_id END,
+           attempts = CASE WHEN p_verb = 'release' THEN greatest(t.attempts - 1, 0) ELSE t.attempts END,
+           error_message = v_error,
+           output_location = CASE WHEN p_verb = 'complete' THEN p_output ELSE t.output_location END,
+           result_data = CASE WHEN v_final THEN coalesce(p_result, '{}')
+               || CASE WHEN v_history = '[]' THEN '{}' ELSE jsonb_build_object('attempts', v_history) END
+               ELSE t.result_data END,
+           run_after = v_after,
+           generation_started_at = CASE WHEN v_final THEN t.generation_started_at END,
+           generation_processed_at = CASE WHEN v_final THEN now() END,
+           updated_at = now()
+     WHERE t.id = p_task;
+    IF v_name IS NOT NULL THEN
+        PERFORM wan2gp_note(p_task, v_name,
+            jsonb_build_object('error_message', v_error, 'cause', p_cause, 'retry_in_s', p_retry_in_s),
+            v_lease.worker_id, v_lease.attempt);
+    END IF;
+    RETURN jsonb_build_object('accepted', true, 'status', v_new, 'repeated', false);
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_finish(
+    p_task_id text, p_token text, p_verb text, p_output_location text DEFAULT NULL, p_error_message text DEFAULT NULL,
+    p_result_data jsonb DEFAULT NULL, p_cause jsonb DEFAULT NULL, p_retry_in_s float8 DEFAULT NULL
+) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_id uuid := wan2gp_uuid(p_task_id);
+BEGIN
+    PERFORM wan2gp_lock_family(ARRAY[v_id]);
+    RETURN wan2gp_settle(v_id, p_token, p_verb, p_output_location, p_error_message, p_result_data, p_cause, p_retry_in_s);
+END
+$fn$;
+
+-- Several settlements in one transaction: an array of objects with the fields of wan2gp_finish without their p_.
+CREATE OR REPLACE FUNCTION public.wan2gp_finish_many(p_settlements jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_one record;
+    v_replies jsonb := '[]';
+BEGIN
+    PERFORM wan2gp_lock_family(ARRAY(
+        SELECT DISTINCT wan2gp_uuid(s.value ->> 'task_id') FROM jsonb_array_elements(p_settlements) AS s(value)));
+    FOR v_one IN
+        SELECT wan2gp_uuid(s.value ->> 'task_id') AS id, s.value AS s FROM jsonb_array_elements(p_settlements)
+          WITH ORDINALITY AS s(value, n) ORDER BY s.n
+    LOOP
+        v_replies := v_replies || wan2gp_settle(
+            v_one.id, v_one.s ->> 'token', v_one.s ->> 'verb', v_one.s ->> 'output_location',
+            v_one.s ->> 'error_message', nullif(v_one.s -> 'result_data', 'null'), nullif(v_one.s -> 'cause', 'null'),
+            (v_one.s ->> 'retry_in_s')::float8);
+    END LOOP;
+    RETURN v_replies;
+END
+$fn$;
+
+-- Ends one lease as lost, without waiting for anybody who holds the row. True when it did.
+CREATE OR REPLACE FUNCTION public.wan2gp_lose(p_task uuid, p_token text, p_error text, p_cause jsonb) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_family uuid[];
+    v_locked int;
+BEGIN
+    WITH RECURSIVE up(id) AS (
+        SELECT p_task UNION SELECT c.parent_id FROM up JOIN public.task_children c ON c.child_id = up.id)
+    SELECT array_agg(t.id) INTO v_family FROM up JOIN public.tasks t ON t.id = up.id;
+    SELECT count(*) INTO v_locked FROM (
+        SELECT FROM public.tasks t WHERE t.id = ANY (v_family) FOR NO KEY UPDATE SKIP LOCKED) AS got;
+    IF v_locked IS DISTINCT FROM cardinality(v_family) THEN
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM public.task_leases l WHERE l.task_id = p_task AND l.token = p_token) THEN
+        RETURN (wan2gp_settle(p_task, p_token, 'loss', NULL, p_error, NULL, p_cause, NULL) ->> 'accepted')::boolean;
+    END IF;
+    RETURN false;
+END
+$fn$;
+
+-- Takes the expired leases, when the caller's contact and the server's uptime have lasted as long as each of them.
+CREATE OR REPLACE FUNCTION public.wan2gp_take_expired(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_quiet_s float8 := coalesce(wan2gp_quiet_s(p_worker), 0);
+    v_one record;
+    v_taken int := 0;
+BEGIN
+    FOR v_one IN
+        SELECT l.task_id, l.token, l.worker_id, l.expires_at, l.lease_s, l.phase
+          FROM public.task_leases l
+         WHERE l.token IS NOT NULL AND l.expires_at < now() AND l.lease_s <= v_quiet_s
+         ORDER BY l.expires_at LIMIT 50
+    LOOP
+        -- A heartbeat may have renewed it meanwhile, or hold it at this moment.
+        PERFORM FROM public.task_leases l
+          WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
+        IF FOUND AND wan2gp_lose(v_one.task_id, v_one.token,
+            format('worker.lease_lost: the worker %s was not heard of for %s s', v_one.worker_id,
+                   round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
+            jsonb_build_object('kind', 'lease_expired', 'taken_by', p_worker, 'phase', v_one.phase))
+        THEN
+            v_taken := v_taken + 1;
+        END IF;
+    END LOOP;
+    RETURN v_taken;
+END
+$fn$;
+
+-- What every worker does now and then, so that nothing depends on one of them: expired leases, dependencies that do not
+-- exist, old events. Each step is bounded.
+CREATE OR REPLACE FUNCTION public.wan2gp_keep_house(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_taken int;
+    v_ids uuid[];
+BEGIN
+    UPDATE public.worker_contacts c SET rescued_at = now() WHERE c.worker_id = p_worker;
+    v_taken := wan2gp_take_expired(p_worker);
+
+    -- A row may be inserted before the one that it waits for; for ten minutes that is nobody's fault.
+    WITH found AS (
+        UPDATE public.task_dependencies d SET missing_since = NULL
+         WHERE d.missing_since IS NOT NULL AND EXISTS (SELECT FROM public.tasks t WHERE t.id = d.depends_on)
+        RETURNING d.depends_on)
+    SELECT array_agg(DISTINCT t.id) INTO v_ids FROM found JOIN public.tasks t ON t.id = found.depends_on
+     WHERE t.status IN ('Complete', 'Failed', 'Cancelled');
+    SELECT coalesce(v_ids, '{}') || coalesce(array_agg(d.depends_on), '{}') INTO v_ids
+      FROM (SELECT DISTINCT m.depends_on FROM public.task_dependencies m
+             WHERE m.missing_since < now() - interval '10 minutes' LIMIT 100) AS d;
+    IF cardinality(v_ids) > 0 THEN
+        UPDATE public.task_dependencies d SET missing_since = NULL
+         WHERE d.depends_on = ANY (v_ids) AND d.missing_since IS NOT NULL;
+        PERFORM wan2gp_cascade(v_ids);
+    END IF;
+
+    DELETE FROM public.task_events e
+     WHERE e.id IN (SELECT o.id FROM public.task_events o ORDER BY o.id LIMIT 5000)
+       AND e.at < now() - interval '14 days';
+    DELETE FROM public.worker_contacts c WHERE c.last_seen < now() - interval '14 days';
+    RETURN v_taken;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_rescue(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
+BEGIN
+    PERFORM wan2gp_contact(p_worker, coalesce(
+        (SELECT c.lease_s FROM public.worker_contacts c WHERE c.worker_id = p_worker), 90));
+    RETURN wan2gp_keep_house(p_worker);
+END
+$fn$;
+
+-- A worker that starts takes back what its earlier life held. That life ended badly, else it had released them.
+CREATE OR REPLACE FUNCTION public.wan2gp_reclaim_own(p_worker text) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_one record;
+    v_ids jsonb := '[]';
+BEGIN
+    FOR v_one IN
+        SELECT l.task_id, l.token, l.phase FROM public.task_leases l
+         WHERE l.token IS NOT NULL AND l.worker_id = p_worker ORDER BY l.task_id
+    LOOP
+        PERFORM wan2gp_lock_family(ARRAY[v_one.task_id]);
+        IF (wan2gp_settle(v_one.task_id, v_one.token, 'loss', NULL,
+                format('worker.lease_lost: the worker %s died and was started again', p_worker), NULL,
+                jsonb_build_object('kind', 'worker_died', 'phase', v_one.phase), NULL) ->> 'accepted')::boolean THEN
+            v_ids := v_ids || to_jsonb(v_one.task_id);
+        END IF;
+    END LOOP;
+    RETURN v_ids;
+END
+$fn$;

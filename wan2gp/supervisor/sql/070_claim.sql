@@ -1,0 +1,167 @@
+-- Claim and heartbeat: the two calls that a worker makes all the time.
+
+-- What p_claim_id holds now, as the claim answers it.
+CREATE OR REPLACE FUNCTION public.wan2gp_claimed(p_claim_id text) RETURNS jsonb LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN (
+        SELECT jsonb_agg(jsonb_build_object(
+                   'id', t.id, 'task_type', t.task_type,
+                   'params', CASE WHEN jsonb_typeof(t.params) = 'string' THEN wan2gp_params(t.params) ELSE t.params END,
+                   'attempt', l.attempt, 'max_attempts', t.max_attempts, 'token', l.token, 'lease_id', l.lease_id,
+                   'user_id', t.user_id, 'project_id', t.project_id, 'created_at', t.created_at,
+                   'failures', l.failures, 'losses', l.losses)
+                   ORDER BY t.priority DESC, t.created_at, t.id)
+          FROM public.task_leases l JOIN public.tasks t ON t.id = l.task_id
+         WHERE l.claim_id = p_claim_id AND l.token IS NOT NULL);
+END
+$fn$;
+
+-- Claims one row of a type. True when there was one. The planner's other ideas are ruled out for the whole claim (see
+-- the function's settings): a plan made while the table was tiny lives as long as the session.
+CREATE OR REPLACE FUNCTION public.wan2gp_claim_one(p_claim_id text, p_worker text, p_type text, p_lease_s float8)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
+BEGIN
+    WITH picked AS MATERIALIZED (
+        SELECT t.id FROM public.tasks t
+         WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL AND t.task_type = p_type
+         ORDER BY t.priority DESC, t.created_at, t.id
+         LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE public.tasks t
+           SET status = 'In Progress', worker_id = p_worker, attempts = t.attempts + 1, error_message = NULL,
+               generation_started_at = now(), generation_processed_at = NULL, updated_at = now()
+          FROM picked WHERE t.id = picked.id
+        RETURNING t.id, t.attempts
+    ), logged AS (
+        INSERT INTO public.task_events (task_id, name, worker_id, attempt)
+        SELECT taken.id, 'claimed', p_worker, taken.attempts FROM taken
+    )
+    INSERT INTO public.task_leases AS l
+        (task_id, worker_id, token, lease_id, claim_id, attempt, lease_s, claimed_at, expires_at)
+    SELECT taken.id, p_worker, replace(gen_random_uuid()::text, '-', ''), replace(gen_random_uuid()::text, '-', ''),
+           p_claim_id, taken.attempts, p_lease_s, now(), now() + make_interval(secs => p_lease_s)
+      FROM taken
+    ON CONFLICT (task_id) DO UPDATE
+       SET worker_id = excluded.worker_id, token = excluded.token, lease_id = excluded.lease_id,
+           claim_id = excluded.claim_id, attempt = excluded.attempt, lease_s = excluded.lease_s,
+           claimed_at = excluded.claimed_at, expires_at = excluded.expires_at,
+           progress = NULL, phase = NULL, detail = NULL, parked_lease = NULL;
+    RETURN FOUND;
+END
+$fn$;
+
+-- Answers {tasks: [...], next_due_s}. The same p_claim_id gives the same rows for as long as they are held.
+CREATE OR REPLACE FUNCTION public.wan2gp_claim(
+    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8
+) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_tasks jsonb;
+    v_type text;
+    v_count int := 0;
+    v_found boolean;
+    v_due timestamptz;
+BEGIN
+    -- A repeat may overtake the call that it repeats; it waits here until that one is committed.
+    PERFORM pg_advisory_xact_lock(hashtextextended(p_claim_id, 727102));
+    -- A claim that a crash of the server forgets was never made, and the fence refuses its work: no disk is waited for.
+    PERFORM set_config('synchronous_commit', 'off', true);
+    v_tasks := wan2gp_claimed(p_claim_id);
+    IF v_tasks IS NOT NULL THEN
+        RETURN jsonb_build_object('tasks', v_tasks, 'next_due_s', NULL);
+    END IF;
+    IF wan2gp_contact(p_worker, p_lease_s) THEN
+        PERFORM wan2gp_keep_house(p_worker);
+    END IF;
+    IF EXISTS (SELECT FROM public.tasks t WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after <= now()) THEN
+        UPDATE public.tasks t SET run_after = NULL
+         WHERE t.id IN (SELECT d.id FROM public.tasks d
+                         WHERE d.status = 'Queued' AND d.open_dependencies = 0 AND d.run_after <= now()
+                         ORDER BY d.run_after LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+
+    WHILE v_count < p_limit LOOP
+        v_found := false;
+        IF cardinality(p_types) = 1 THEN
+            v_found := wan2gp_claim_one(p_claim_id, p_worker, p_types[1], p_lease_s);
+        ELSE
+            -- The first row of each type, unlocked, gives the order of the types; the claim itself locks only what it takes.
+            FOR v_type IN
+                SELECT w.task_type FROM (SELECT DISTINCT u.task_type FROM unnest(p_types) AS u(task_type)) AS w
+                  CROSS JOIN LATERAL (
+                    SELECT t.priority, t.created_at FROM public.tasks t
+                     WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL
+                       AND t.task_type = w.task_type
+                     ORDER BY t.priority DESC, t.created_at, t.id LIMIT 1) AS head
+                 ORDER BY head.priority DESC, head.created_at
+            LOOP
+                v_found := wan2gp_claim_one(p_claim_id, p_worker, v_type, p_lease_s);
+                EXIT WHEN v_found;
+            END LOOP;
+        END IF;
+        EXIT WHEN NOT v_found;
+        v_count := v_count + 1;
+    END LOOP;
+
+    IF v_count < p_limit THEN
+        SELECT t.run_after INTO v_due FROM public.tasks t
+         WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NOT NULL
+         ORDER BY t.run_after LIMIT 1;
+    END IF;
+    RETURN jsonb_build_object(
+        'tasks', CASE WHEN v_count = 0 THEN '[]' ELSE wan2gp_claimed(p_claim_id) END,
+        'next_due_s', CASE WHEN v_due IS NOT NULL THEN greatest(extract(epoch FROM v_due - clock_timestamp()), 0) END);
+END
+$fn$;
+
+-- Renews leases, stores progress, writes the worker's row; waits for no lock. Answers {cancelled: [...], lost: [...]}.
+CREATE OR REPLACE FUNCTION public.wan2gp_heartbeat(
+    p_worker text, p_leases jsonb, p_lease_s float8, p_metadata jsonb DEFAULT '{}'
+) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_renewed uuid[];
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    PERFORM wan2gp_contact(p_worker, p_lease_s);
+    INSERT INTO public.workers AS w (id, instance_type, status, last_heartbeat, metadata)
+        VALUES (p_worker, 'external', 'active', now(), coalesce(p_metadata, '{}'))
+    ON CONFLICT (id) DO UPDATE
+       SET last_heartbeat = now(), metadata = coalesce(w.metadata, '{}') || excluded.metadata,
+           status = CASE WHEN w.status IS NULL OR w.status IN ('inactive', 'spawning') THEN 'active' ELSE w.status END;
+
+    -- A lease that is locked is being ended at this moment: the next beat tells. Waiting here would let all the others expire.
+    WITH beats AS (
+        SELECT wan2gp_uuid(b.task_id) AS task_id, b.token, b.progress, b.phase, b.detail
+          FROM jsonb_to_recordset(p_leases) AS b(task_id text, token text, progress float8, phase text, detail text)
+    ), held AS MATERIALIZED (
+        SELECT l.task_id, b.progress, b.phase, b.detail, l.progress AS was, l.phase AS phase_was
+          FROM beats b JOIN public.task_leases l ON l.task_id = b.task_id AND l.token = b.token
+           FOR UPDATE OF l SKIP LOCKED
+    ), logged AS (
+        INSERT INTO public.task_events (task_id, name, worker_id, detail)
+        SELECT h.task_id, 'progress', p_worker, jsonb_strip_nulls(jsonb_build_object(
+                   'phase', h.phase, 'progress', h.progress, 'detail', h.detail))
+          FROM held h
+         WHERE h.phase IS DISTINCT FROM h.phase_was AND h.phase IS NOT NULL
+            OR floor(h.progress * 4) > floor(coalesce(h.was, 0) * 4)
+    ), renewed AS (
+        UPDATE public.task_leases l
+           SET expires_at = now() + make_interval(secs => p_lease_s), lease_s = p_lease_s,
+               progress = coalesce(h.progress, l.progress), phase = coalesce(h.phase, l.phase), detail = h.detail
+          FROM held h WHERE l.task_id = h.task_id
+        RETURNING l.task_id
+    )
+    SELECT array_agg(renewed.task_id) INTO v_renewed FROM renewed;
+    UPDATE public.tasks t SET updated_at = now()
+     WHERE t.id IN (SELECT s.id FROM public.tasks s WHERE s.id = ANY (v_renewed) AND s.status = 'In Progress'
+                       FOR NO KEY UPDATE SKIP LOCKED);
+
+    RETURN (
+        SELECT jsonb_build_object(
+            'cancelled', coalesce(jsonb_agg(b.task_id) FILTER (WHERE l.task_id IS NOT NULL AND t.status = 'Cancelled'), '[]'),
+            'lost', coalesce(jsonb_agg(b.task_id) FILTER (
+                WHERE l.task_id IS NULL OR t.id IS NULL OR t.status NOT IN ('In Progress', 'Cancelled')), '[]'))
+          FROM jsonb_to_recordset(p_leases) AS b(task_id text, token text)
+          LEFT JOIN public.task_leases l ON l.task_id = wan2gp_uuid(b.task_id) AND l.token = b.token
+          LEFT JOIN public.tasks t ON t.id = l.task_id);
+END
+$fn$;
