@@ -1,12 +1,21 @@
 """Sends a recorded exchange with a real ComfyUI to another server, and brings both sides to one form.
 
-What differs from run to run is replaced: ids, times, counters, random names, tracebacks, folders. A recording
-is a list of steps: `{"send": request, "answer": [status, body]}`, or `{"seen": [node, prompt]}`, the point at
-which it had read that `executing` message. `ws` holds the messages of the one websocket, in order.
+What differs from run to run is replaced: ids, times, counters, random names, tracebacks, folders, the bytes of
+pictures. A recording is a list of steps, one key each:
+
+- `send` (with `answer`: [status, body]): an HTTP request;
+- `connect` (with `path`), `close`: a websocket, by its name in the recording;
+- `say` (with `text`): something sent on it;
+- `seen`: [node, prompt], the point at which it had read that `executing` message (`by`: which of several);
+- `until`: [event, data], the same for any other message;
+- `idle`: the point at which no prompt was left.
+
+`ws` holds the messages of the one websocket, or of each by name, in order. `before` are prompts that ran earlier.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -20,14 +29,19 @@ IDLE_S = 15.0
 COUNTER = re.compile(r"_\d{5}")
 TEMP_NAME = re.compile(r"ComfyUI_temp_[a-z]{5}")
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+Json = dict[str, Any]
 
 
 @dataclass
 class Canon:
-    """One side of a comparison. Ids become <id0>, <id1>, … and numbers count from the first."""
+    """One side of a comparison. Ids become <id0>, <id1>, … and numbers count from the first.
+
+    `chosen`: numbers that came from the client. Others below zero are those of `front`.
+    """
 
     ids: list[str] = field(default_factory=list)
     first_number: float | None = None
+    chosen: set[float] = field(default_factory=set)
 
     def value(self, given: Any, key: str = "") -> Any:
         if isinstance(given, dict):
@@ -46,7 +60,7 @@ class Canon:
             return ["<traceback>"]
         items = [self.value(item) for item in given]
         if len(given) == 5 and isinstance(given[2], dict):
-            items[0] = self.number(given[0])
+            items[0], items[4] = self.number(given[0]), sorted(given[4])  # the outputs are a set
         if key == "errors":
             items.sort(key=lambda error: str(error["details"]))
         return items
@@ -60,10 +74,18 @@ class Canon:
             given = re.sub(r"/\S*/", "", given)
         return self.text(given)
 
-    def number(self, given: float) -> float:
+    def choose(self, request: Json) -> None:
+        """Remembers the number a request brings along."""
+        body = request.get("json")
+        if isinstance(body, dict) and isinstance(body.get("number"), (int, float)):
+            self.chosen.add(body["number"])
+
+    def number(self, given: float) -> float | str:
+        if given in self.chosen:
+            return given
         if self.first_number is None:
             self.first_number = given
-        return given - self.first_number
+        return given - self.first_number if given >= 0 else f"<front {-given - self.first_number:g}>"
 
     def text(self, given: str) -> str:
         given = ID.sub(lambda found: self._name(found.group()), given)
@@ -79,7 +101,7 @@ class Canon:
         return re.sub(r"<id(\d+)>", lambda found: self.ids[int(found.group(1))], given)
 
 
-def keep(message: dict[str, Any], ignored: list[str]) -> bool:
+def keep(message: Json, ignored: list[str]) -> bool:
     """Of a node's progress only the first two steps and the last are compared."""
     if message["type"] in ignored:
         return False
@@ -90,60 +112,99 @@ def keep(message: dict[str, Any], ignored: list[str]) -> bool:
     return True
 
 
-def _is_edge(progress: dict[str, Any]) -> bool:
+def _is_edge(progress: Json) -> bool:
     return bool(progress["value"] <= 2 or progress["value"] == progress["max"])
 
 
-def replay(server: BuiltinServer, recorded: dict[str, Any]) -> None:
+def replay(server: BuiltinServer, recorded: Json) -> None:
     """Asserts that the server answers and tells what the recorded one did."""
-    canon = Canon()
-    if "client" not in recorded:
-        _steps(server, recorded, canon, None)
-        return
-    with server.listen(recorded["client"]) as listener:
-        messages = _steps(server, recorded, canon, listener)
-        expected = recorded["ws"]
-        while len(_kept(messages, recorded)) < len(expected):
-            messages.append(listener.read())
-    seen = [canon.value(message) for message in _kept(messages, recorded)]
-    assert [message["type"] for message in seen] == [message["type"] for message in expected]
-    assert seen == expected
+    for prompt in recorded.get("before", ()):
+        server.run(prompt)
+    with contextlib.ExitStack() as stack:
+        _Replay(server, recorded, stack).run()
 
 
-def _kept(messages: list[dict[str, Any]], recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    return [message for message in messages if keep(message, recorded["ignored"])]
+@dataclass
+class _Replay:
+    server: BuiltinServer
+    recorded: Json
+    stack: contextlib.ExitStack
+    canon: Canon = field(default_factory=Canon)
+    listeners: dict[str, Listener] = field(default_factory=dict)
+    messages: dict[str, list[Json]] = field(default_factory=dict)
 
+    def run(self) -> None:
+        if "client" in self.recorded:
+            self.connect({"connect": "", "path": f"/ws?clientId={self.recorded['client']}"})
+        for step in self.recorded["steps"]:
+            kind = next(name for name in step if hasattr(self, name))
+            getattr(self, kind)(step)
+        for name in self.messages:
+            self._read_all(name)
+            self._compare(name)
 
-def _steps(
-    server: BuiltinServer, recorded: dict[str, Any], canon: Canon, listener: Listener | None
-) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    for step in recorded["steps"]:
-        if "send" in step:
-            _send(server, step, canon)
-            if listener is None and step["answer"][0] == 200 and step["send"]["method"] == "POST":
-                _until_idle(server)
-        elif listener is not None:
-            node, prompt = step["seen"]
-            messages += listener.until("executing", node=node, prompt_id=canon.back(prompt))
-    return messages
+    def connect(self, step: Json) -> None:
+        name, (path, _, client) = step["connect"], step["path"].partition("?clientId=")
+        self.listeners[name] = self.stack.enter_context(self.server.listen(client, path))
+        self.messages[name] = []
 
+    def close(self, step: Json) -> None:
+        """The request after it makes sure that the server has seen it."""
+        self._read_all(step["close"])
+        self.listeners[step["close"]].socket.close()
+        self.server.get("/prompt")
 
-def _until_idle(server: BuiltinServer) -> None:
-    """Without a websocket the recording says nothing of when a prompt ended; it waited too."""
-    deadline = time.monotonic() + IDLE_S
-    while server.get("/prompt")["exec_info"]["queue_remaining"]:
-        assert time.monotonic() < deadline, "the prompt did not end"
-        time.sleep(0.005)
+    def say(self, step: Json) -> None:
+        self.listeners[step["say"]].socket.send(step["text"])
 
+    def seen(self, step: Json) -> None:
+        node, prompt = step["seen"]
+        if self.listeners:
+            self._read_until(step, "executing", {"node": node, "prompt_id": prompt})
 
-def _send(server: BuiltinServer, step: dict[str, Any], canon: Canon) -> None:
-    request = json.loads(canon.back(json.dumps(step["send"])))
-    given = {name: request[name] for name in ("json", "headers") if name in request}
-    if "raw_body" in request:
-        given["data"] = request["raw_body"].encode()
-    answer = server.call(request["method"], request["path"], **given)
-    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-    body = answer.json() if is_json else answer.text
-    assert canon.value(body) == step["answer"][1], request
-    assert answer.status_code == step["answer"][0], request
+    def until(self, step: Json) -> None:
+        self._read_until(step, *step["until"])
+
+    def idle(self, step: Json) -> None:
+        """Without a websocket the recording says nothing of when a prompt ended; it waited too."""
+        deadline = time.monotonic() + IDLE_S
+        while self.server.get("/prompt")["exec_info"]["queue_remaining"]:
+            assert time.monotonic() < deadline, "the prompt did not end"
+            time.sleep(0.005)
+
+    def send(self, step: Json) -> None:
+        request = json.loads(self.canon.back(json.dumps(step["send"])))
+        self.canon.choose(request)
+        given = {name: request[name] for name in ("json", "headers") if name in request}
+        if "raw_body" in request:
+            given["data"] = request["raw_body"].encode()
+        answer = self.server.call(request["method"], request["path"], **given)
+        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+        body = answer.json() if is_json else answer.text
+        assert self.canon.value(body) == step["answer"][1], request
+        assert answer.status_code == step["answer"][0], request
+        if not self.listeners and answer.status_code == 200 and request["method"] == "POST":
+            self.idle(step)
+
+    def _read_until(self, step: Json, event: str, data: Json) -> None:
+        name = step.get("by", next(iter(self.listeners)))
+        wanted = json.loads(self.canon.back(json.dumps(data)))
+        self.messages[name] += self.listeners[name].until(event, **wanted)
+
+    def _expected(self, name: str) -> list[Json]:
+        ws = self.recorded["ws"]
+        expected: list[Json] = ws if isinstance(ws, list) else ws[name]
+        return expected
+
+    def _kept(self, name: str) -> list[Json]:
+        return [message for message in self.messages[name] if keep(message, self.recorded["ignored"])]
+
+    def _read_all(self, name: str) -> None:
+        while len(self._kept(name)) < len(self._expected(name)):
+            self.messages[name].append(self.listeners[name].read())
+
+    def _compare(self, name: str) -> None:
+        seen = [self.canon.value(message) for message in self._kept(name)]
+        expected = self._expected(name)
+        assert [message["type"] for message in seen] == [message["type"] for message in expected]
+        assert seen == expected

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -123,7 +124,9 @@ class Listener:
     socket: websocket.WebSocket
 
     def read(self) -> Json:
-        message: Json = json.loads(self.socket.recv())
+        """The next message. A binary one becomes `{"type": "preview", "data": {…}}`."""
+        received = self.socket.recv()
+        message: Json = json.loads(received) if isinstance(received, str) else binary_message(received)
         return message
 
     def until(self, event: str, **data: Any) -> list[Json]:
@@ -134,6 +137,15 @@ class Listener:
             seen.append(message)
             if message["type"] == event and all(message["data"].get(key) == data[key] for key in data):
                 return seen
+
+
+def binary_message(received: bytes) -> Json:
+    """What its header says, and whether a JPEG follows."""
+    event, number = struct.unpack(">II", received[:8])
+    if event == 1:
+        return {"type": "preview", "data": {"event": 1, "format": number, "jpeg": received[8:11] == b"\xff\xd8\xff"}}
+    metadata, image = json.loads(received[8 : 8 + number]), received[8 + number :]
+    return {"type": "preview", "data": {"event": event, "metadata": metadata, "jpeg": image[:3] == b"\xff\xd8\xff"}}
 
 
 def launch(path: Path, port: int, *flags: str) -> BuiltinServer:

@@ -30,8 +30,9 @@ SIZE = (320, 240)
 TONE_HZ = 44_100
 DIGIT, STEP = 8, 32
 """A frame shows its number in two digits: the left half and the right half, in steps of grey."""
-WHOLE_EXCHANGES = (
-    "01 02 02b 03 05 06 10 11 12 13 23 30 31 32 33 34 35 36 37 38 50 52 53 58"  # one recorded file each
+WHOLE_EXCHANGES = (  # one recorded file each
+    "01 02 02b 03 04 05 06 08 10 11 12 13 17 18 21 22 23 24 25 30 31 32 33 34 35 36 37 38 39 40 "
+    "50 50b 51 52 53 54 55 58 59 61 62 63 65 94 99"
 ).split()
 
 

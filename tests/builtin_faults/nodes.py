@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, ClassVar
 
+import numpy as np
+
 MIB = 1 << 20
 ANY_NONCE = ("INT", {"default": 0, "min": 0, "max": 1 << 53})
 
@@ -56,8 +58,20 @@ class Sleep(Fault):
             time.sleep(seconds)
         for step in range(1, steps + 1):
             time.sleep(seconds / steps)
-            run.progress(step, steps)
+            run.progress(step, steps, np.full((48, 64, 3), step, np.uint8) if preview else None)
         return {"ui": {"text": [f"slept {seconds}"]}, "result": (nonce,)}
+
+
+class BlockSleep(Fault):
+    """Sleeps in one piece and shows nothing."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(seconds=("FLOAT", {"default": 1.0, "min": 0.0, "max": 3600.0}))
+
+    def go(self, seconds: float, run: Any, nonce: int, after: Any = None) -> tuple[int]:
+        time.sleep(seconds)
+        return (nonce,)
 
 
 class Raise(Fault):
@@ -193,6 +207,7 @@ class BadInputTypes(Fault):
 
 NODE_CLASS_MAPPINGS = {
     "TestSleep": Sleep,
+    "TestBlockSleep": BlockSleep,
     "TestRaise": Raise,
     "TestNotOutput": NotOutput,
     "FaultSysExit": SysExit,
@@ -204,4 +219,4 @@ NODE_CLASS_MAPPINGS = {
     "FaultUiNotJson": UiNotJson,
     "FaultBadInputTypes": BadInputTypes,
 }
-"""The first three are called as in the captures of the real server, so that those can be sent as they are."""
+"""The first four are called as in the captures of the real server, so that those can be sent as they are."""

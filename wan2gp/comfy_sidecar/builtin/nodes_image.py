@@ -155,6 +155,7 @@ class SaveImage:
         counter = place.next_counter("_.*")
         entries = []
         for index, picture in enumerate(images.read()):
+            run.check()
             name = f"{place.name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
             write_png(place.folder / name, picture, texts)
             entries.append(place.entry(name))

@@ -11,9 +11,12 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wan2gp.comfy_sidecar.builtin.folders import Folders
+
+if TYPE_CHECKING:
+    from wan2gp.comfy_sidecar.builtin.media import Pixels
 
 RUN = "RUN"
 log = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ class Run(Protocol):
     folders: Folders
     metadata: bool
 
-    def progress(self, value: int, maximum: int) -> None:
-        """Reports progress; raises when the prompt was interrupted."""
+    def progress(self, value: int, maximum: int, preview: Pixels | None = None) -> None:
+        """Reports progress, with a picture of what is made so far; raises when the prompt was interrupted."""
 
     def check(self) -> None:
         """Raises when the prompt was interrupted."""

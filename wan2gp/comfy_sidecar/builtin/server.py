@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
 import os
-import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable
@@ -25,6 +25,8 @@ from wan2gp.comfy_sidecar.builtin.websocket import Hub
 
 API_VERSION = "0.3.64"
 """The ComfyUI whose answers are given here."""
+DEEPEST = 100
+"""Levels of lists and objects in the body of POST /prompt; a large graph has five."""
 WELCOME = "<!doctype html><title>wan2gp</title><p>The built-in engine: ComfyUI's API, no page."
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger(__name__)
@@ -85,13 +87,17 @@ class Server:
         if "prompt" not in body:
             return refused(problem("no_prompt", "No prompt provided", "No prompt provided"), {})
         prompt = body["prompt"]
+        if _is_deeper(body, DEEPEST):
+            message = f"Cannot execute because the prompt is nested deeper than {DEEPEST} levels."
+            return refused(problem("invalid_prompt", message, message), {})
         prompt_id = str(body.get("prompt_id", uuid.uuid4()))
         verdict = validate_prompt(prompt, self.engine.registry, body.get("partial_execution_targets"))
         if verdict.node_errors or verdict.error:
             log.warning("Failed to validate prompt: %s %s", verdict.error, list(verdict.node_errors))
         if verdict.error:
             return refused(verdict.error, verdict.node_errors)
-        extra_data = body.get("extra_data", {})
+        # `dict` raises for what is no object: a 500 here, where the worker thread would die of it later.
+        extra_data = dict(body.get("extra_data", {}))
         if "client_id" in body:
             extra_data["client_id"] = body["client_id"]
         self.queue.put((number, prompt_id, prompt, extra_data, verdict.outputs))
@@ -195,6 +201,14 @@ class Server:
         return web.json_response({node_type.name: node_type.describe()} if node_type else {})
 
 
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Copies and keys of a prompt are made recursively: too deep a one would end the worker thread."""
+    if limit == 0:
+        return True
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_is_deeper(item, limit - 1) for item in items)
+
+
 def _listed(items: list[Item]) -> list[list[Any]]:
     return [list(item) for item in items]
 
@@ -214,7 +228,7 @@ async def not_found(request: web.Request) -> web.Response:
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A page of another origin must not talk to a server on this machine; OPTIONS is answered empty."""
-    if _is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", "")):
+    if await _is_foreign(request.headers.get("Host", ""), request.headers.get("Origin", "")):
         log.warning("WARNING: request with non matching host and origin, returning 403")
         return web.Response(status=403)
     if request.method == "OPTIONS":
@@ -222,25 +236,25 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     return await handler(request)
 
 
-def _is_foreign(host: str, origin: str) -> bool:
+async def _is_foreign(host: str, origin: str) -> bool:
     if not host or not origin:
         return False
     here, there = urlsplit(f"//{host}"), urlsplit(origin)
-    if not here.hostname or not there.netloc or not is_loopback(here.hostname):
+    if not here.hostname or not there.netloc or not await is_loopback(here.hostname):
         return False
     if here.port is None or there.port is None:
         return here.hostname != there.hostname
     return here.netloc.lower() != there.netloc.lower()
 
 
-def is_loopback(host: str) -> bool:
-    """Of a name: whether it resolves to loopback only."""
+async def is_loopback(host: str) -> bool:
+    """Of a name: whether it resolves to loopback only. A slow resolver holds up this request alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(host, None)
-    except OSError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except (OSError, UnicodeError):
         return False
     return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
