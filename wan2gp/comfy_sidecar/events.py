@@ -19,7 +19,7 @@ import websocket
 
 from wan2gp.comfy_sidecar.process import monotonic
 
-CONNECT_S = 5.0
+CONNECT_S = 2.0
 JOIN_S = 2.0
 LARGEST_TEXT = 32 * 1024 * 1024
 KEEPALIVE = (
@@ -57,8 +57,12 @@ class PromptProgress:
         return self._now
 
     def apply(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Take one message. After a reconnection ``executing`` comes without a prompt id: only ours can run then."""
-        if data.get("prompt_id", self.prompt_id) != self.prompt_id or kind == "status":
+        """Take one message.
+
+        Without a prompt id come ``status``, what monitors among the custom nodes send for ever (it is no progress),
+        and, after a reconnection, one ``executing``: only ours can be meant by that.
+        """
+        if data.get("prompt_id", self.prompt_id if kind == "executing" else None) != self.prompt_id:
             return
         self.last_message_s = monotonic()
         if kind == "execution_cached":

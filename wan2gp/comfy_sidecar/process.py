@@ -53,12 +53,21 @@ class DrainedProcess:
         self._drain.start()
 
     def exit_code(self) -> int | None:
-        """As ``subprocess``: negative is a signal; None while it runs."""
-        return self._process.poll()
+        """As ``subprocess``: negative is a signal; None while it runs.
+
+        Only looks: until :meth:`stop` the process stays a zombie, so that its id, which is its group's, is not given
+        to a stranger who would be killed in its place.
+        """
+        if self._process.returncode is not None:
+            return self._process.returncode
+        seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if seen is None:
+            return None
+        return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code as soon as there is one, or None after ``timeout_s`` seconds."""
-        if self._pidfd >= 0 and self._process.returncode is None:
+        if self._pidfd >= 0:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
             poller.poll(max(0, int(timeout_s * 1000)))
@@ -81,6 +90,8 @@ class DrainedProcess:
 
     def stop(self, grace_s: float = TERM_GRACE_S) -> None:
         """Ends it and all it started. Safe to call again, and for a process that ended by itself."""
+        if self._process.returncode is not None:
+            return
         family = self._descendants()
         if self.exit_code() is None and grace_s > 0:
             self._signal_group(signal.SIGTERM)
@@ -102,8 +113,6 @@ class DrainedProcess:
             return []
 
     def _signal_group(self, number: signal.Signals) -> None:
-        # The group's id cannot have been given away as long as one member lives or the leader is not reaped;
-        # with neither the call fails.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 

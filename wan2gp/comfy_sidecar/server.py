@@ -23,7 +23,8 @@ BUILTIN = "builtin"
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.5
 """Between two looks whether it answers: short at first, for an engine that starts in a fraction of a second."""
 PROBE_S = 5.0
-SHOWN_LINES = 15
+SHOWN_LINES, SHOWN_CHARS = 15, 1400
+"""Of its last words. A row's message is cut at 2,000 characters, and the last line says most."""
 IN_USE = "address already in use"
 
 
@@ -215,5 +216,5 @@ class ComfyServer:
         return True
 
     def _last_words(self) -> str:
-        lines = self.process.lines(SHOWN_LINES)
-        return "its last lines:\n" + "\n".join(lines) if lines else "it printed nothing"
+        said = "\n".join(self.process.lines(SHOWN_LINES))[-SHOWN_CHARS:]
+        return f"its last lines:\n{said}" if said else "it printed nothing"

@@ -50,7 +50,10 @@ def parse_workflow(value: Any) -> Graph:
         raise BadWorkflow("`workflow` is empty: it needs at least one output node")
     if isinstance(value.get("nodes"), list):
         raise BadWorkflow(f"`workflow` is in the editor's format (nodes and links): {API_FORMAT}")
-    graph: Graph = copy.deepcopy(value)
+    try:
+        graph: Graph = copy.deepcopy(value)
+    except RecursionError as error:
+        raise BadWorkflow("`workflow` is nested too deeply") from error
     for node_id, node in graph.items():
         _check_node(node_id, node)
     return graph
@@ -60,11 +63,15 @@ def _loads(text: str) -> Any:
     if not text.strip():
         raise BadWorkflow("`workflow` is an empty string: give the graph in ComfyUI's API format")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except ValueError as error:
         raise BadWorkflow(f"`workflow` is a string that is not JSON: {error}") from error
     except RecursionError as error:
         raise BadWorkflow("`workflow` is nested too deeply") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _check_node(node_id: str, node: Any) -> None:

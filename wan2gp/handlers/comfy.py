@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from wan2gp.comfy_sidecar.errors import ApiError, SidecarError, Unreachable
 from wan2gp.comfy_sidecar.outputs import Ending
+from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_collect import GoneFromCache, collect, remove_tree
@@ -25,6 +26,7 @@ from wan2gp.protocol import Artifact, Cancelled, Outcome, Source, Succeeded
 VIDEO_URL = "video_url"
 OUT_OF_MEMORY = "comfy.out_of_memory"
 NAME_CHARS = 80
+START_REPORT_S = 5.0
 TEXT_CHARS = 65536
 """Text outputs longer than this are not put in the row."""
 
@@ -38,8 +40,14 @@ class ComfyHandler(Handler):
         self._engine = ComfyEngine(context, self._settings)
 
     def warm(self) -> None:
+        """A worker without ComfyUI serves on: each of its comfy tasks is told so."""
         with self._engine.turn():
-            self._engine.ensure(self.context.event, lambda: False, for_task=False)
+            try:
+                self._engine.ensure(self.context.event, lambda: False, for_task=False)
+            except TaskFailure as failure:
+                if failure.code != "comfy.not_installed":
+                    raise
+                self.context.engine_state("failed", reason=failure.message)
 
     def run(self, job: Job) -> Outcome:
         request = read_params(job.params)
@@ -69,21 +77,28 @@ class ComfyRun:
         self._warnings = list(request.warnings)
         self._folder = (OUR_FOLDER, _segment(job.task_id), _segment(job.lease_id)[:8])
         self._prompt_id = ""
+        self._reported_s = 0.0
 
     def run(self) -> Outcome:
-        live = self._ensure()
+        self._live = self._ensure()
         try:
-            self._place_input(live)
-            self._prepare_graph(live)
-            ending, artifacts, live = self._climb(live)
-            return self._succeeded(live, ending, artifacts)
+            self._place_input(self._live)
+            self._prepare_graph(self._live)
+            ending, artifacts = self._climb()
+            return self._succeeded(self._live, ending, artifacts)
         finally:
-            self._clean(live)
-            self._slim(live)
+            self._clean(self._live)
+            self._slim(self._live)
 
     def _ensure(self) -> Live:
-        self._job.progress(0.0, "start", detail="ComfyUI")
-        return self._engine.ensure(self._job.event, self._job.cancelled, for_task=True)
+        return self._engine.ensure(self._job.event, self._starting, for_task=True)
+
+    def _starting(self) -> bool:
+        """Asked while the engine starts, which has a limit of its own: whether the task was cancelled."""
+        if monotonic() >= self._reported_s + START_REPORT_S:
+            self._reported_s = monotonic()
+            self._job.progress(0.0, "start", detail="ComfyUI")
+        return self._job.cancelled()
 
     # --- before --------------------------------------------------------------------------------------------------
 
@@ -144,25 +159,26 @@ class ComfyRun:
 
     # --- the run -------------------------------------------------------------------------------------------------
 
-    def _climb(self, live: Live) -> tuple[Ending, tuple[Artifact, ...], Live]:
+    def _climb(self) -> tuple[Ending, tuple[Artifact, ...]]:
         """Out of memory: free and again, a fresh process and again, then fail with advice."""
         rung = 0
         while True:
+            live = self._live
             try:
-                return (*self._attempt(live), live)
+                return self._attempt(live)
             except TaskFailure as failure:
                 if failure.code == "engine.cuda_broken":
                     self._engine.lost("its CUDA context is broken")
                 if failure.code != OUT_OF_MEMORY or rung == 2 or (rung == 1 and live.server is None):
                     raise
                 rung += 1
-                self._job.event("comfy.verdict", verdict="out_of_memory", detail=failure.message)
+                self._job.event("comfy.verdict", verdict="out of memory", detail=failure.message)
             self._clean_outputs(live)
             if rung == 1:
                 self._engine.free()
             else:
                 self._engine.retire("out of memory")
-                live = self._ensure()
+                self._live = self._ensure()
 
     def _attempt(self, live: Live) -> tuple[Ending, tuple[Artifact, ...]]:
         ending = self._execute(live)

@@ -158,7 +158,7 @@ class ComfyEngine:
         except NotReady as error:
             raise self._failed_start(event, "comfy.not_ready", "ComfyUI failed to become ready", error) from error
         assert self._server is not None
-        server = self._server
+        server, self._last_cause = self._server, None
         self._live = Live(server.client, server, self._installation.name, server.version)
         self._context.engine_state("ready", pid=server.process.pid, port=server.port, version=server.version)
         event("comfy.started_ok")
@@ -205,13 +205,13 @@ class ComfyEngine:
 
     def _failed_start(self, event: Callable[..., None], code: str, sentence: str, error: SidecarError) -> TaskFailure:
         """Nothing is left and nothing is latched: the next call tries again, a little later."""
-        reason = str(error)
+        reason = f"{sentence}: {error}"
         self._discard(0)
         self._backoff.died(monotonic(), 0.0)
         self._last_cause = sentence
         event("comfy.start_failed", reason=reason)
         self._context.engine_state("failed", reason=reason)
-        return TaskFailure(code, f"{sentence}: {reason}", engine_down=True)
+        return TaskFailure(code, reason, engine_down=True)
 
     def _sweep(self) -> None:
         """What an earlier life of this handler left; its processes ended with it."""

@@ -23,8 +23,9 @@ TICK_S = 0.1
 FIRST_POLL_S, DEAF_POLL_S, LONGEST_POLL_S = 0.02, 0.25, 1.0
 """Between two looks at the history: longest with a websocket that would wake us."""
 QUEUE_LOOK_S = 2.0
-RECONNECT_S = 2.0
-REPORT_S = 0.25
+RECONNECT_S = 5.0
+REPORT_S, REASSURE_S = 0.25, 30.0
+"""Between two reports: least while it moves, and most while it does not, since the watch itself goes on."""
 SUBMITS = 2
 DOUBT_S = 60.0
 """How long an unanswered POST may stay in doubt."""
@@ -168,7 +169,7 @@ class PromptRun:
     def _report(self) -> None:
         now_s = monotonic()
         snapshot = self._progress.snapshot()
-        if snapshot == self._reported or now_s < self._next_report_s:
+        if now_s < self._next_report_s + (REASSURE_S if snapshot == self._reported else 0.0):
             return
         self._reported, self._next_report_s = snapshot, now_s + REPORT_S
         first, last = STEP_SHARE

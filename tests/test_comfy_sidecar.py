@@ -1,0 +1,246 @@
+"""The sidecar's judgement without a server: verdicts, back-off, what messages and history entries mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wan2gp.comfy_sidecar.errors import BadOutput
+from wan2gp.comfy_sidecar.events import PromptProgress
+from wan2gp.comfy_sidecar.outputs import OutputFile, locate, read_ending
+from wan2gp.comfy_sidecar.process import RING_LINES, DrainedProcess
+from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, describe_exit, judge
+
+CAPTURES = Path(__file__).parent / "captures"
+LIMITS = Limits(unresponsive_s=10, stuck_s=100, memory_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "silent_s", "still_s", "rss", "verdict"),
+    [
+        (None, 0, 0, 0, Verdict.OK),
+        (None, 10, 100, 1000, Verdict.OK),
+        (0, 0, 0, 0, Verdict.EXITED),
+        (-9, 99, 999, 9999, Verdict.EXITED),
+        (None, 11, 0, 0, Verdict.UNRESPONSIVE),
+        (None, 11, 101, 1001, Verdict.UNRESPONSIVE),
+        (None, 0, 101, 0, Verdict.STUCK),
+        (None, 0, 101, 1001, Verdict.STUCK),
+        (None, 0, None, 1001, Verdict.BLOATED),
+        (None, 0, None, 0, Verdict.OK),
+    ],
+)
+def test_the_verdict_is_a_table(
+    exit_code: int | None, silent_s: float, still_s: float | None, rss: int, verdict: Verdict
+) -> None:
+    now = 5000.0
+    seen = Observation(now, exit_code, now - silent_s, None if still_s is None else now - still_s, rss)
+    assert judge(seen, LIMITS) is verdict
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    seen = Observation(1e6, None, 0.0, 0.0, 1 << 50)
+    assert judge(seen, Limits(0, 0, 0)) is Verdict.OK
+
+
+def test_the_backoff_doubles_to_thirty_seconds_and_forgets_after_a_stable_life() -> None:
+    backoff = Backoff()
+    assert backoff.remaining_s(0.0) == 0.0
+    delays = []
+    for _ in range(9):
+        backoff.died(100.0, lived_s=1.0)
+        delays.append(backoff.remaining_s(100.0))
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert backoff.remaining_s(129.0) == 1.0
+    assert backoff.remaining_s(131.0) == 0.0
+    backoff.died(200.0, lived_s=60.0)
+    assert backoff.remaining_s(200.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "exit code 1"), (-signal.SIGKILL, "lack of memory"), (-signal.SIGSEGV, "SIGSEGV"), (-64, "signal 64")],
+)
+def test_an_exit_is_put_in_words(code: int, words: str) -> None:
+    assert words in describe_exit(code)
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def captured(name: str) -> Any:
+    return json.loads((CAPTURES / name).read_text())
+
+
+def messages(name: str) -> list[dict[str, Any]]:
+    return [message for message in captured(name)["ws"] if isinstance(message, dict)]
+
+
+def prompt_id_of(name: str) -> str:
+    return next(message["data"]["prompt_id"] for message in messages(name) if message["type"] == "execution_start")
+
+
+@pytest.mark.parametrize("name", ["02_with_audio.json", "10_save_image.json", "06_corrupt.json", "52_interrupt.json"])
+def test_a_real_servers_messages_are_followed_to_the_end(name: str) -> None:
+    progress = PromptProgress(prompt_id_of(name), {"1", "2"})
+    fractions = []
+    for message in messages(name):
+        assert not progress.changed.is_set() or message["type"] in ("status", "execution_start")
+        progress.apply(message["type"], message["data"])
+        fractions.append(progress.snapshot().fraction)
+    assert progress.changed.is_set()
+    assert fractions == sorted(fractions)
+    if name.startswith(("02", "10")):
+        assert fractions[-1] == 1.0
+
+
+def test_other_peoples_messages_are_not_ours() -> None:
+    progress = PromptProgress("not-this-one", {"1", "2"})
+    for message in messages("02_with_audio.json"):
+        progress.apply(message["type"], message["data"])
+    assert progress.last_message_s is None and not progress.changed.is_set()
+
+
+def test_a_monitor_that_chatters_for_ever_is_no_progress() -> None:
+    progress = PromptProgress("p", {"1"})
+    progress.apply("crystools.monitor", {"cpu": 1})
+    progress.apply("status", {"status": {}})
+    assert progress.last_message_s is None
+    progress.apply("executing", {"node": "1"})  # after a reconnection
+    assert progress.last_message_s is not None and progress.snapshot().node_id == "1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("progress", {"prompt_id": "p", "value": "x", "max": 0}),
+        ("progress_state", {"prompt_id": "p", "nodes": [1]}),
+        ("progress_state", {"prompt_id": "p", "nodes": {"1": {"value": None, "max": None}}}),
+        ("execution_cached", {"prompt_id": "p", "nodes": None}),
+        ("executed", {"prompt_id": "p"}),
+    ],
+)
+def test_messages_of_another_shape_do_no_harm(kind: str, data: dict[str, Any]) -> None:
+    progress = PromptProgress("p", {"1"})
+    progress.apply(kind, data)
+    assert 0 <= progress.snapshot().fraction <= 1
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+def entry(outputs: Any, status: str = "success", *extra: Any) -> dict[str, Any]:
+    found = [["execution_start", {}], *extra]
+    return {"outputs": outputs, "status": {"status_str": status, "completed": status == "success", "messages": found}}
+
+
+def item(name: str, kind: str = "output") -> dict[str, str]:
+    return {"filename": name, "subfolder": "", "type": kind}
+
+
+def test_files_are_found_under_any_key_and_nothing_else_is_taken_for_one() -> None:
+    shown = {"gifs": [item("a.mp4")], "images": [item("b.png")], "animated": [True], "text": ["filename"], "n": 5}
+    ending = read_ending(entry({"1": shown, "2": None, "3": {"x": [{"filename": 5}, {"filename": ""}]}}))
+    assert [file.filename for file in ending.files] == ["a.mp4", "b.png"]
+    assert ending.texts == {"1": ["filename"]}
+
+
+def test_temporary_files_count_only_alone() -> None:
+    both = {"1": {"images": [item("t.png", "temp"), item("o.png")]}}
+    assert [file.filename for file in read_ending(entry(both)).files] == ["o.png"]
+    alone = {"1": {"images": [item("t.png", "temp")]}}
+    assert [file.filename for file in read_ending(entry(alone)).files] == ["t.png"]
+
+
+def test_an_interruption_is_told_from_an_error() -> None:
+    assert read_ending(entry({}, "error", ["execution_interrupted", {}])).interrupted
+    failed = read_ending(
+        entry({}, "error", ["execution_error", {"node_id": 5, "node_type": "N", "exception_message": "x\n"}])
+    )
+    assert failed.error is not None and (failed.error.node_id, failed.error.message) == ("5", "x")
+    blocked = read_ending(entry({}, "success", ["execution_error", {"exception_type": "ExecutionBlocked"}]))
+    assert blocked.success and blocked.error is None
+
+
+@pytest.mark.parametrize("odd", [{}, {"status": None}, {"outputs": []}, {"status": {"messages": [1, ["x"]]}}])
+def test_entries_of_another_shape_are_read_as_far_as_they_go(odd: dict[str, Any]) -> None:
+    assert read_ending(odd).files == ()
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "name"),
+    [("../..", "x.png"), ("/etc", "passwd"), ("", "../x.png"), ("a", "link.png"), ("dirlink", "y.png"), ("", "a")],
+)
+def test_a_file_outside_the_directories_is_refused(tmp_path: Path, subfolder: str, name: str) -> None:
+    root = tmp_path / "output"
+    (root / "a").mkdir(parents=True)
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    for path in (tmp_path / "x.png", outside / "y.png"):
+        path.write_bytes(b"x")
+    (root / "a" / "link.png").symlink_to(tmp_path / "x.png")
+    (root / "dirlink").symlink_to(outside)
+    with pytest.raises((BadOutput, FileNotFoundError)):
+        locate(OutputFile("1", name, subfolder, "output"), root)
+
+
+def test_a_root_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x.png").write_bytes(b"x")
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    assert len(locate(OutputFile("1", "x.png", "", "output"), tmp_path / "root")) == 1
+
+
+def test_a_numbered_series_is_all_its_files(tmp_path: Path) -> None:
+    for index in (1, 2, 10):
+        (tmp_path / f"s_{index:03}.png").write_bytes(b"x")
+    (tmp_path / "s_x.png").write_bytes(b"x")
+    found = locate(OutputFile("1", "s_%03d.png", "", "output"), tmp_path)
+    assert [path.name for path in found] == ["s_001.png", "s_002.png", "s_010.png"]
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def run(program: str, tmp_path: Path) -> DrainedProcess:
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return DrainedProcess([sys.executable, "-c", program], cwd=tmp_path, environ=os.environ, log_fd=os.dup(null))
+    finally:
+        os.close(null)
+
+
+def test_the_last_lines_are_kept_and_progress_bars_count_as_lines(tmp_path: Path) -> None:
+    process = run("for i in range(1000): print(i)\nprint('10%\\r20%\\r30%', end='')", tmp_path)
+    assert process.wait(20) == 0
+    process.drained()
+    assert process.lines(3) == ["10%", "20%", "30%"]
+    assert len(process.lines()) == RING_LINES
+    assert process.printed == 1003
+    process.stop()
+
+
+def test_the_end_is_seen_without_taking_the_id_away(tmp_path: Path) -> None:
+    """While the zombie stands nobody else can get its group's id, and be killed in its place."""
+    process = run("import os; os.kill(os.getpid(), 9)", tmp_path)
+    assert process.wait(20) == -9
+    assert Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z"
+    process.stop()
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert process.exit_code() == -9
+    process.stop()
+
+
+def test_a_process_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
+    program = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    process = run(program, tmp_path)
+    while not process.lines():
+        assert process.wait(0.01) is None
+    process.stop(grace_s=0.2)
+    assert process.exit_code() == -9
