@@ -17,7 +17,7 @@ from wan2gp.boot import Boot, decode_boot
 from wan2gp.handlers.api import Handler, HandlerContext
 from wan2gp.handlers.link import Link
 from wan2gp.handlers.runtime import serve
-from wan2gp.protocol import EngineState, Event
+from wan2gp.protocol import EngineState, Event, Hello
 
 EXIT_BAD_START = 3
 """Exit status of a child that could not be built: its handler does not import or its engine does not start."""
@@ -47,6 +47,7 @@ def main() -> int:
 def _serve(child: Any, boot: Boot, link: Link) -> int:
     if isinstance(child, Handler):
         return serve(child, link, warm=boot.warm)
+    link.send(Hello(os.getpid()))
     child.serve()
     return 0
 
