@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from rich.console import Console
 from rich.text import Text
 
 from wan2gp.config import load_config
-from wan2gp.control import StatusReply, StatusRequest, TaskReply
+from wan2gp.control import CancelRequest, ChangeReply, StatusReply, StatusRequest, TaskReply
 from wan2gp.ctl_exit import CtlError, Exit
 from wan2gp.ctl_link import Link
-from wan2gp.ctl_output import screen
+from wan2gp.ctl_output import plain, screen
 from wan2gp.ctl_progress import follow
 from wan2gp.ctl_tasks import show_task
 from wan2gp.demo_stage import DemoFailed, DemoSupervisor, InputServer, Video, make_video, read_video
@@ -68,6 +67,7 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     if holder is not None:
         raise DemoFailed(_occupied(directory, holder))
     (directory / "demo").mkdir(parents=True, exist_ok=True)
+    (directory / "demo" / "supervisor.out").unlink(missing_ok=True)  # an earlier demo's words explain nothing
     _say(console, "data directory", str(directory))
     comfy_path, start_s = _engine(console)
     source = make_video(directory / "demo" / "input.mp4")
@@ -80,7 +80,7 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     _say(console, "supervisor", f"process {supervisor.pid}, ready after {time.monotonic() - began:.1f} s")
     task_id = insert_row(url_of(directory).reveal(), server.url)
     _say(console, "row", f"{task_id}, by the SQL of the specification")
-    with Link(directory) as link:
+    with Link(directory) as link, _withdrawn_unless_final(link, task_id):
         end = follow(link, task_id, console, alive=_Watch(supervisor, link, RUN_S + start_s).check)
     console.print()
     show_task(console, end)
@@ -88,6 +88,17 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     _check(console, end, source)
     supervisor.stop()
     _say(console, "supervisor", "stopped")
+
+
+@contextmanager
+def _withdrawn_unless_final(link: Link, task_id: str) -> Iterator[None]:
+    """A demo that is broken off takes its row back: the next one would run it first, and its input is gone by then."""
+    try:
+        yield
+    except BaseException:
+        with suppress(CtlError):  # it is final, or the supervisor is gone
+            link.ask(CancelRequest(task_id), ChangeReply, timeout_s=2.0)
+        raise
 
 
 class _Watch:
@@ -167,18 +178,9 @@ def _occupied(directory: Path, holder: Holder) -> str:
 
 
 def _lament(console: Console, directory: Path) -> None:
-    """The last lines of the logs, before the sentence that says what went wrong."""
-    sys.stdout.flush()
-    for path in (directory / "demo" / "supervisor.out", directory / "logs" / "worker.log"):
-        lines = list(_last(path))
-        if lines:
-            console.print(Text(f"last lines of {path}:", style="bold"))
-            for line in lines:
-                console.print(Text(f"  {line}"))
-
-
-def _last(path: Path) -> Iterator[str]:
-    try:
-        yield from path.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    except FileNotFoundError:
-        return
+    """The last lines of what the supervisor wrote, before the sentence that says what went wrong."""
+    path = directory / "demo" / "supervisor.out"
+    with suppress(FileNotFoundError):
+        console.print(Text(f"last lines of {path}:", style="bold"))
+        for line in path.read_text(errors="replace").splitlines()[-LOG_LINES:]:
+            console.print(plain(f"  {line}"))
