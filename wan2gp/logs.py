@@ -80,7 +80,7 @@ FACTS: dict[str, tuple[str, str]] = {
 class Facts(Protocol):
     """How logic says what happened."""
 
-    def __call__(self, name: str, **fields: Any) -> None: ...
+    def __call__(self, name: str, /, **fields: Any) -> None: ...
 
     def bind(self, **who: str) -> Facts:
         """The same, spoken for a task, a handler or an incarnation."""
@@ -169,7 +169,7 @@ class _Bound:
         self._log = log
         self._who = who
 
-    def __call__(self, name: str, **fields: Any) -> None:
+    def __call__(self, name: str, /, **fields: Any) -> None:
         self._log.write(name, fields, self._who)
 
     def bind(self, **who: str) -> _Bound:
