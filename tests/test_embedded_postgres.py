@@ -96,7 +96,7 @@ def spawn(run_dir: Path) -> Iterator[Callable[..., Worker]]:
     def start(data_dir: Path, *flags: str, user: str | None = None, run: Path = run_dir) -> Worker:
         program, environment = interpreter_for_nobody() if user else (sys.executable, dict(os.environ))
         if "docker" in flags:
-            environment["TMPDIR"] = str(data_dir.parent if data_dir.stat().st_mode & 0o077 == 0 else data_dir)
+            environment["TMPDIR"] = str(data_dir)  # where its sockets are, since another user must reach them
         command = [program, "-m", "tests.embedded_worker", str(data_dir), str(run), *flags]
         process = subprocess.Popen(
             command,

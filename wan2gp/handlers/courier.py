@@ -21,8 +21,8 @@ from wan2gp.handlers.locations import shown_url
 from wan2gp.handlers.webstream import Limits
 from wan2gp.protocol import Cancel, Event, Failed, Fetch, Fetched, Progress, ProtocolError, Shutdown, Source
 
-SIMULTANEOUS = 8
-"""Downloads at a time; more wait for their turn."""
+SIMULTANEOUS = 4
+"""Downloads of one errand at a time; errands do not wait for each other."""
 _NO_LIMIT_S = 7 * 24 * 3600.0  # a socket's time-out must fit into a C int of milliseconds
 PROGRESS_EVERY_S = 1.0
 """Least time between two progress messages of an errand, seconds."""
@@ -37,7 +37,6 @@ class Courier:
         self._limits = _limits(context)
         self._errands: dict[tuple[str, str], _Errand] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(SIMULTANEOUS, thread_name_prefix="download")
 
     def serve(self) -> None:
         """Take errands until told to leave; then nothing of them is left but what was answered."""
@@ -48,30 +47,30 @@ class Courier:
                     self._begin(message)
                 elif isinstance(message, Cancel):
                     self._drop((message.task_id, message.lease_id))
+                    self._link.forget(message.task_id, message.lease_id)
                 elif isinstance(message, Shutdown):
                     return
         finally:
-            for key in list(self._errands):
-                self._drop(key)
-            self._threads.shutdown(wait=True)
+            for errand in [self._drop(key) for key in list(self._errands)]:
+                if errand is not None:
+                    errand.join()
 
     def _begin(self, fetch: Fetch) -> None:
         key = (fetch.task_id, fetch.lease_id)
         self._drop(key)  # asked anew: the earlier wish is void and must not be answered
-        self._link.forget(*key)
         errand = _Errand(fetch, self._limits, self._say)
         with self._lock:
             self._errands[key] = errand
         if not fetch.sources:
             self._say(errand, Fetched(*key))
-        for name in fetch.sources:
-            self._threads.submit(errand.download, name)
+        errand.start()
 
-    def _drop(self, key: tuple[str, str]) -> None:
+    def _drop(self, key: tuple[str, str]) -> _Errand | None:
         with self._lock:
             errand = self._errands.pop(key, None)
         if errand is not None:
             errand.stop()
+        return errand
 
     def _say(self, errand: _Errand, message: Event | Progress | Fetched) -> None:
         """Send for an errand that still counts; its answer is the last that is heard of it."""
@@ -85,7 +84,7 @@ class Courier:
 
 
 class _Errand:
-    """One :class:`Fetch` under way. :meth:`download` runs in a thread per source."""
+    """One :class:`Fetch` under way, in threads of its own."""
 
     def __init__(
         self, fetch: Fetch, limits: Limits, say: Callable[[_Errand, Event | Progress | Fetched], None]
@@ -97,13 +96,24 @@ class _Errand:
         self._done: dict[str, tuple[int, int | None]] = {}
         self._told_at = time.monotonic()
         self._downloads = {name: self._plan(name, source, limits) for name, source in fetch.sources.items()}
+        self._threads = ThreadPoolExecutor(SIMULTANEOUS, thread_name_prefix="download")
+
+    def start(self) -> None:
+        """Begin; the threads end with the last download."""
+        for name in self._downloads:
+            self._threads.submit(self._download, name)
+        self._threads.shutdown(wait=False)
 
     def stop(self) -> None:
         """End all of it, at once."""
         for download in self._downloads.values():
             download.cancel()
 
-    def download(self, name: str) -> None:
+    def join(self) -> None:
+        """Wait for the threads of an errand that was stopped: they remove what they had begun."""
+        self._threads.shutdown(wait=True)
+
+    def _download(self, name: str) -> None:
         """Fetch one source, and answer when it was the last one or failed."""
         try:
             self._event("input.downloading", url=shown_url(self.fetch.sources[name].url))
