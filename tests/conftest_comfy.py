@@ -106,6 +106,11 @@ class BuiltinServer:
         finally:
             connected.close()
 
+    def peak_mib(self) -> float:
+        """The most memory the process has had at once."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
     def wait_exit(self) -> int:
         return self.process.wait(ANSWER_S)
 

@@ -150,7 +150,7 @@ class SaveImage:
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> Json:
-        place = run.folders.place(filename_prefix, self.kind, images.width, images.height)
+        place = run.folders.place(self.prefixed(filename_prefix), self.kind, images.width, images.height)
         texts = png_texts(prompt, extra_pnginfo) if run.metadata else {}
         counter = place.next_counter("_.*")
         entries = []
@@ -161,6 +161,9 @@ class SaveImage:
             entries.append(place.entry(name))
         return {"ui": {"images": entries}}
 
+    def prefixed(self, prefix: str) -> str:
+        return prefix
+
 
 class PreviewImage(SaveImage):
     DESCRIPTION = "Saves the input images to your ComfyUI output directory."
@@ -169,16 +172,8 @@ class PreviewImage(SaveImage):
     def INPUT_TYPES(self) -> Json:
         return {"required": {"images": ("IMAGE",)}, "hidden": _hidden()}
 
-    def save_images(
-        self,
-        images: Frames,
-        run: Run,
-        filename_prefix: str = "ComfyUI",
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> Json:
-        ending = "".join(random.choices(string.ascii_lowercase, k=5))
-        return super().save_images(images, run, f"{filename_prefix}_temp_{ending}", prompt, extra_pnginfo)
+    def prefixed(self, prefix: str) -> str:
+        return f"{prefix}_temp_{''.join(random.choices(string.ascii_lowercase, k=5))}"
 
 
 def _hidden() -> Json:
