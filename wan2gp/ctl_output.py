@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Sequence
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -35,13 +37,27 @@ STATUS_STYLES = {
 }
 
 
+class _Trimmed(io.TextIOBase):
+    """Takes the blanks off the ends of lines: a table fills its columns up, which helps nobody in a pipe."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._file.write(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 class Screen(Console):
     """A console that writes escape codes to a terminal only, and that leaves a closed pipe to the caller."""
 
     def __init__(self, file: IO[str]) -> None:
         terminal = file.isatty()
         super().__init__(
-            file=file,
+            file=file if terminal else cast(IO[str], _Trimmed(file)),
             force_terminal=terminal,
             force_interactive=terminal,
             width=None if terminal else PLAIN_WIDTH,

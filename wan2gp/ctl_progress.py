@@ -103,13 +103,12 @@ class PhaseLines:
 
     def show(self, progress: ProgressReply) -> None:
         """Say a new phase, once."""
-        phase = (
-            progress.phase or "started" if progress.status == TaskStatus.IN_PROGRESS.value else progress.status.lower()
-        )
+        runs = progress.status == TaskStatus.IN_PROGRESS.value
+        phase = progress.phase or "started" if runs else progress.status
         if phase == self._last:
             return
         self._last = phase
-        done = "" if progress.fraction is None else f"{progress.fraction:4.0%} "
+        done = f"{progress.fraction:4.0%} " if runs and progress.fraction is not None else ""
         self._console.print(f"{done}{words(progress)}", markup=False)
 
     def __enter__(self) -> PhaseLines:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wan2gp.control import SubmitReply, SubmitRequest, TaskReply
-from wan2gp.ctl_exit import CtlError, Exit
+from wan2gp.control import StatusReply, StatusRequest, SubmitReply, SubmitRequest, TaskReply
+from wan2gp.ctl_exit import CtlError, Exit, harmless
 from wan2gp.ctl_link import Link, connect
 from wan2gp.ctl_output import error_screen, write_json, write_line
 from wan2gp.ctl_progress import follow
@@ -34,6 +34,7 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def _wait(args: argparse.Namespace, link: Link, task_id: str) -> int:
+    _warn_unclaimable(args, link)
     try:
         end = follow(link, task_id, error_screen())
     except KeyboardInterrupt:
@@ -42,6 +43,13 @@ def _wait(args: argparse.Namespace, link: Link, task_id: str) -> int:
     if args.json:
         write_json(end)
     return ending(end, quiet=args.json)
+
+
+def _warn_unclaimable(args: argparse.Namespace, link: Link) -> None:
+    """Nobody should watch a bar that cannot move without knowing why; another worker may still take the task."""
+    for item in link.ask(StatusRequest(), StatusReply).worker.unclaimable:
+        if item.task_type == args.task_type:
+            sys.stderr.write(f"wan2gp-ctl: not claimed here: {harmless(item.reason)}\n")
 
 
 def ending(end: TaskReply, *, quiet: bool = False) -> int:

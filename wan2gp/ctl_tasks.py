@@ -129,7 +129,7 @@ def _plain_columns(row: TaskRow) -> list[tuple[str, Any]]:
         ("timings", _flat(result.get("timings"))),
         ("engine", _flat(result.get("engine"))),
         *(("warning", warning) for warning in result.get("warnings") or ()),
-        *((name, _flat(value)) for name, value in row.more.items()),
+        *((name, _flat(value)) for name, value in row.more.items() if value),
         ("parent", row.parent),
         ("lease", _flat(row.lease)),
         ("params", None if row.params is None else json.dumps(row.params, ensure_ascii=False)),

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import psycopg
 from rich.console import Console
 from rich.text import Text
@@ -82,12 +83,13 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     _say(console, "row", f"{task_id}, by the SQL of the specification")
     with Link(directory) as link, _withdrawn_unless_final(link, task_id):
         end = follow(link, task_id, console, alive=_Watch(supervisor, link, RUN_S + start_s).check)
-    console.print()
-    show_task(console, end)
-    console.print()
-    _check(console, end, source)
     supervisor.stop()
     _say(console, "supervisor", "stopped")
+    console.print()
+    # Without the params: the file is at the end of the screen, not below a graph.
+    show_task(console, msgspec.structs.replace(end, task=msgspec.structs.replace(end.task, params=None)))
+    console.print()
+    _check(console, end, source)
 
 
 @contextmanager
