@@ -136,6 +136,9 @@ class ControlDesk:
     def _submit(self, request: control.SubmitRequest) -> control.SubmitReply:
         if not request.task_type.strip():
             raise ControlRefused("bad_request", "the task type is empty")
+        for name, value in (("priority", request.priority), ("max_attempts", request.max_attempts)):
+            if value is not None and not -(2**31) <= value < 2**31:
+                raise ControlRefused("bad_request", f"{name} {value} is out of range: it has 32 bits")
         task_id = self.queue.enqueue(
             request.task_type, request.params, priority=request.priority, max_attempts=request.max_attempts
         )
