@@ -102,6 +102,7 @@ class Bench:
     cancel: threading.Event = field(default_factory=threading.Event)
     runs: int = 0
     heard: Callable[[str, Json], None] | None = None
+    obtained: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         home = self.path / "home"
@@ -124,6 +125,9 @@ class Bench:
         for name in sources:
             copies[name] = self.work_dir / f"fetched-{name}{self.source.suffix}"
             shutil.copyfile(self.source, copies[name])
+        if self.obtained is not None:
+            self.obtained()
+            self.obtained = None
         return copies
 
     def _report(self, fraction: float | None, phase: str, *_: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.comfy_jobs import Bench, bench, fault, gone, picture
+from tests.comfy_jobs import Bench, bench, fault, gone, make_video, picture, spec_row
 from wan2gp.protocol import Cancelled
 
 __all__ = ["bench"]
@@ -72,6 +72,51 @@ def test_a_dead_worker_thread_behind_a_healthy_page_is_found(bench: Make) -> Non
     assert (failure.code, failure.retryable) == ("comfy.stuck", True)
     assert gone(one.server_pid())
     one.succeeds({"workflow": picture()})
+
+
+def test_a_worker_thread_that_dies_aloud_is_found_at_once(bench: Make) -> None:
+    one = bench(stuck_s=0)
+    failure = one.fails({"workflow": fault("TestRaise", kind="KeyboardInterrupt")})
+    assert (failure.code, failure.retryable) == ("comfy.stuck", True)
+    assert "worker thread" in failure.message
+    assert gone(one.server_pid())
+    one.succeeds({"workflow": picture()})
+
+
+def test_a_connection_that_breaks_in_a_run_is_made_again(bench: Make) -> None:
+    """Deaf, the rest of the run would look stuck."""
+    one = bench()
+    one.succeeds({"workflow": picture()})
+
+    def cut(name: str, _: dict[str, Any]) -> None:
+        if name == "comfy.queued":
+            live = one.handler._engine._live
+            assert live is not None
+            cut_off.append(live.stream.client_id)
+            live.stream.close()
+
+    cut_off: list[str] = []
+    one.heard = cut
+    one.reports.clear()
+    one.run({"workflow": fault("TestSleep", seconds=4, steps=40)})
+    assert len(cut_off) == 1
+    assert len({fraction for fraction, phase in one.reports if phase == "step"}) > 3
+
+
+def test_a_server_that_swells_is_replaced_between_tasks(bench: Make) -> None:
+    one = bench(memory_bytes=1)
+    for _ in range(2):
+        one.succeeds({"workflow": picture()})
+    assert one.names().count("comfy.started") == 2
+    assert [fields["verdict"] for name, fields in one.facts if name == "comfy.verdict"] == ["bloated"] * 2
+
+
+def test_a_server_that_dies_during_the_download_costs_nothing(bench: Make, tmp_path: Path) -> None:
+    one = bench(make_video(tmp_path / "in.mp4"))
+    one.handler.warm()
+    one.obtained = lambda: os.kill(one.server_pid(), signal.SIGKILL)
+    one.succeeds(spec_row())
+    assert one.names().count("comfy.started") == 2
 
 
 def test_a_stuck_prompt_that_can_be_interrupted_costs_no_restart(bench: Make) -> None:

@@ -111,6 +111,15 @@ def test_a_prompt_whose_answer_is_lost_runs_once(bench: Make, proxy: Proxy, misd
     assert proxy.count("POST", "/prompt") == 1
 
 
+def test_an_output_left_out_in_a_lost_answer_is_noticed(bench: Make, proxy: Proxy) -> None:
+    proxy.posts = ["lose"]
+    graph = picture()
+    graph["9"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
+    failure = bench(url=proxy.url).fails({"workflow": graph})
+    assert failure.code == "comfy.validation"
+    assert "node 9 (SaveImage)" in failure.message
+
+
 def test_a_prompt_that_never_arrived_is_sent_again(bench: Make, proxy: Proxy) -> None:
     proxy.posts = ["drop"]
     bench(url=proxy.url).succeeds({"workflow": picture()})

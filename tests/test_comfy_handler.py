@@ -122,6 +122,7 @@ def test_saved_files_win_over_previews(warm: Bench) -> None:
     graph = picture("kept")
     graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert [artifact.name for artifact in warm.succeeds({"workflow": graph}).artifacts] == ["kept_00001_.png"]
+    assert list((warm.engine / "temp").rglob("*.png")) == []
 
 
 def test_the_video_is_the_primary_among_several_files(warm: Bench) -> None:

@@ -52,6 +52,8 @@ class Ending:
     error: NodeError | None
     files: tuple[OutputFile, ...]
     texts: Mapping[str, list[str]]
+    temporary: tuple[OutputFile, ...]
+    """All previews, also those that are no result because saved files are: somebody must delete them."""
     cached: frozenset[str]
     """Nodes whose results came from ComfyUI's cache: their files may be of an older run, or gone."""
 
@@ -61,12 +63,14 @@ def read_ending(entry: Json) -> Ending:
     status = entry.get("status")
     status = status if isinstance(status, dict) else {}
     messages = dict(_messages(status.get("messages")))
+    files = list(dict.fromkeys(_files(entry.get("outputs"))))
     success = status.get("status_str", "success") == "success"
     return Ending(
         success=success,
         interrupted=not success and "execution_interrupted" in messages,
         error=_node_error(messages.get("execution_error")) if not success else None,
-        files=tuple(_preferred(list(_files(entry.get("outputs"))))),
+        files=tuple(_preferred(files)),
+        temporary=tuple(file for file in files if file.kind == "temp"),
         texts=_texts(entry.get("outputs")),
         cached=frozenset(str(node) for node in messages.get("execution_cached", {}).get("nodes", ())),
     )
@@ -103,9 +107,9 @@ def _files(outputs: Any) -> Iterator[OutputFile]:
 
 
 def _preferred(files: list[OutputFile]) -> list[OutputFile]:
-    """Saved files; previews only when there is nothing else. Each once."""
+    """Saved files; previews only when there is nothing else."""
     saved = [file for file in files if file.kind == "output"]
-    return list(dict.fromkeys(saved or [file for file in files if file.kind == "temp"]))
+    return saved or [file for file in files if file.kind == "temp"]
 
 
 def _texts(outputs: Any) -> dict[str, list[str]]:

@@ -77,6 +77,11 @@ class DrainedProcess:
         """The last lines it printed, oldest first."""
         return list(self._ring)[-count:]
 
+    def lines_since(self, printed: int) -> list[str]:
+        """What it said after :attr:`printed` had that value, as far as the ring has it."""
+        count = min(self.printed - printed, RING_LINES)
+        return self.lines(count) if count > 0 else []
+
     def drained(self) -> None:
         """After its end: wait a moment for its last lines. A child of it may hold the pipe open for longer."""
         self._drain.join(DRAIN_S)

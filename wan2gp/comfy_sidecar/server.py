@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -26,6 +27,10 @@ PROBE_S = 5.0
 SHOWN_LINES, SHOWN_CHARS = 15, 1400
 """Of its last words. A row's message is cut at 2,000 characters, and the last line says most."""
 IN_USE = "address already in use"
+IMPORT_FAILED = "(IMPORT FAILED)"
+"""How ComfyUI marks a custom node that it starts without."""
+WORKER_DIED = re.compile(r"Exception in thread .*prompt.worker")
+"""HTTP goes on without that thread, and no prompt is ever run again."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,14 @@ class ComfyServer:
     def port_was_taken(self) -> bool:
         """It ended because somebody else was quicker."""
         return self.exit_code() is not None and any(IN_USE in line.lower() for line in self.process.lines())
+
+    def failed_imports(self) -> list[str]:
+        """Custom nodes that did not load: graphs that use them will be refused."""
+        return [line.strip() for line in self.process.lines() if IMPORT_FAILED in line]
+
+    def worker_died(self, printed: int) -> bool:
+        """Whether, after ``printed`` lines, it said that the thread that runs prompts ended."""
+        return any(WORKER_DIED.search(line) for line in self.process.lines_since(printed))
 
     def lived_s(self) -> float:
         """Seconds since it was ready; 0 when it never was."""

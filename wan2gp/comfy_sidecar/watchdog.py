@@ -73,9 +73,6 @@ class Backoff:
         self.failures = 1 if lived_s >= STABLE_S else self.failures + 1
         self._failed_at_s = now_s
 
-    def cleared(self) -> None:
-        self.failures = 0
-
     def remaining_s(self, now_s: float) -> float:
         """Seconds until a start is due; 0 when it is."""
         if not self.failures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def _artifact(work_dir: Path, item: _Taken, primary: bool) -> Artifact:
         node_id=item.node_id,
         primary=primary,
     )
+
+
+def remove_files(files: Iterable[OutputFile], root: Path) -> None:
+    """Delete files that history names; those that are gone, or that lie elsewhere, are left alone."""
+    for file in files:
+        with contextlib.suppress(OSError, BadOutput):
+            for path in locate(file, root):
+                path.unlink()
 
 
 def remove_tree(root: Path | None, *parts: str) -> None:

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
-
 from wan2gp.comfy_sidecar.client import ComfyClient, without_credentials
 from wan2gp.comfy_sidecar.errors import (
     ApiError,
@@ -23,9 +21,10 @@ from wan2gp.comfy_sidecar.errors import (
 from wan2gp.comfy_sidecar.events import EventStream
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Folders, Installation
-from wan2gp.comfy_sidecar.watchdog import Backoff
+from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.machine_memory import machine_memory
 
 LOOK_S = 0.5
 """Between two looks at an idle server."""
@@ -51,6 +50,14 @@ class Live:
     def folders(self) -> Folders | None:
         """Where its files are; None when they are on another machine."""
         return self.server.folders if self.server else None
+
+    def lines_printed(self) -> int:
+        """How many lines its process printed so far."""
+        return self.server.process.printed if self.server else 0
+
+    def lines_since(self, printed: int) -> list[str]:
+        """What its process printed after that many lines; nothing of an external one."""
+        return self.server.process.lines_since(printed) if self.server else []
 
     def exit_code(self) -> int | None:
         return self.server.exit_code() if self.server else None
@@ -162,6 +169,8 @@ class ComfyEngine:
         self._live = Live(server.client, server, self._installation.name, server.version)
         self._context.engine_state("ready", pid=server.process.pid, port=server.port, version=server.version)
         event("comfy.started_ok")
+        for line in server.failed_imports():
+            event("comfy.log_warning", text=f"ComfyUI started without a custom node: {line}")
         self._watch()
         return self._live
 
@@ -267,11 +276,18 @@ class ComfyEngine:
 
     # --- watching ----------------------------------------------------------------------------------------------
 
-    def bloated(self) -> bool:
-        """Whether the server holds nearly all memory of the machine, between two tasks."""
-        if self._server is None:
-            return False
-        return self._server.process.rss_bytes() > MEMORY_SHARE * psutil.virtual_memory().total
+    def slim(self) -> None:
+        """Between two tasks: a server that holds more memory than the machine can spare is replaced."""
+        server = self._server
+        if self._live is None or server is None:
+            return
+        now_s = monotonic()
+        seen = Observation(now_s, server.exit_code(), now_s, None, server.process.rss_bytes())
+        limit = self._settings.memory_bytes or int(MEMORY_SHARE * machine_memory())
+        if judge(seen, Limits(memory_bytes=limit)) is Verdict.BLOATED:
+            detail = f"it holds {seen.rss_bytes >> 20} MiB of memory after its task"
+            self._context.event("comfy.verdict", verdict=Verdict.BLOATED.value, detail=detail)
+            self.retire(detail)
 
     def _watch(self) -> None:
         if self._watcher is None:

@@ -15,11 +15,16 @@ OOM_ADVICE = "use smaller or fewer frames, a smaller model, or a larger GPU"
 NOT_JSON = "is not JSON serializable"
 
 
-def refused(graph: Graph, error: Mapping[str, Any], node_errors: Mapping[str, Any]) -> TaskFailure:
-    """``comfy.validation``, naming each node and field. The top of the answer is empty when the fault is upstream."""
+def refused(
+    graph: Graph, error: Mapping[str, Any], node_errors: Mapping[str, Any], failed_imports: Sequence[str] = ()
+) -> TaskFailure:
+    """``comfy.validation``, naming each node and field. The top of the answer is empty when the fault is upstream.
+
+    ``failed_imports``: the server's lines about custom nodes that it runs without.
+    """
     parts = [part for node_id, found in node_errors.items() for part in _node_parts(graph, str(node_id), found)]
     if not parts:
-        parts = [_top_level(error)]
+        parts = [_top_level(error, failed_imports)]
     more = f" (and {len(parts) - SHOWN_ERRORS} more)" if len(parts) > SHOWN_ERRORS else ""
     return TaskFailure(
         "comfy.validation",
@@ -39,11 +44,14 @@ def _node_parts(graph: Graph, node_id: str, found: Any) -> list[str]:
     return parts or [f"{name}: no reason given"]
 
 
-def _top_level(error: Mapping[str, Any]) -> str:
+def _top_level(error: Mapping[str, Any], failed_imports: Sequence[str]) -> str:
     message = str(error.get("message") or "no reason given")
     details = str(error.get("details") or "").strip()
     if error.get("type") == "prompt_no_outputs":
         return f"{message}: add an output node, such as SaveImage or VHS_VideoCombine"
+    if "does not exist" in message:
+        hint = f"; it started without {', '.join(failed_imports[:3])}" if failed_imports else ""
+        return f"{message} ({details}): is its custom node installed?{hint}"
     if not details:
         return f"{message}: its nodes may be linked in a circle"
     return f"{message} ({details[:300]})"

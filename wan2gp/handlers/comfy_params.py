@@ -86,6 +86,8 @@ class ComfySettings:
     idle_stop_s: float = 0.0
     unresponsive_s: float = 120.0
     cancel_grace_s: float = 5.0
+    memory_bytes: int = 0
+    """What the server may hold between two tasks; 0: a share of the machine's memory."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ComfySettings:

@@ -23,7 +23,8 @@ TICK_S = 0.1
 FIRST_POLL_S, DEAF_POLL_S, LONGEST_POLL_S = 0.02, 0.25, 1.0
 """Between two looks at the history: longest with a websocket that would wake us."""
 QUEUE_LOOK_S = 2.0
-RECONNECT_S = 5.0
+RECONNECT_S, GAP_S = 5.0, 1.0
+"""Between two tries to connect again; and before the first: the server must have noticed the end of the old one."""
 REPORT_S, REASSURE_S = 0.25, 30.0
 """Between two reports: least while it moves, and most while it does not, since the watch itself goes on."""
 SUBMITS = 2
@@ -46,9 +47,11 @@ class PromptRun:
         self._limits = Limits(settings.unresponsive_s, settings.stuck_s)
         self._progress = PromptProgress(self.prompt_id, set(graph))
         self._began_s = self._answered_s = self._moved_s = monotonic()
+        self._doubted = False
         self._running: tuple[str, ...] = ()
         self._poll_s, self._next_poll_s = FIRST_POLL_S, 0.0
         self._next_queue_s = self._next_connect_s = self._next_report_s = 0.0
+        self._read_lines = live.lines_printed()
         self._reported: Snapshot | None = None
 
     def run(self) -> Ending:
@@ -71,10 +74,12 @@ class PromptRun:
             try:
                 node_errors = self._live.client.post_prompt(self._graph, self.prompt_id, client_id)
             except PromptRefused as error:
-                raise refused(self._graph, error.error, error.node_errors) from error
+                failed = self._live.server.failed_imports() if self._live.server else []
+                raise refused(self._graph, error.error, error.node_errors, failed) from error
             except (Unreachable, ApiError) as error:
                 doubt = error
                 if self._arrived():
+                    self._doubted = True
                     return
                 continue
             if node_errors:  # accepted, but some outputs would silently be left out
@@ -131,7 +136,20 @@ class PromptRun:
             self._unreadable(error)
             entry = None
         self._next_poll_s = monotonic() + self._poll_s
-        return None if entry is None else read_ending(entry)
+        if entry is None:
+            return None
+        self._check_outputs(entry)
+        return read_ending(entry)
+
+    def _check_outputs(self, entry: dict[str, object]) -> None:
+        """The answer that would have named outputs that are left out was lost: see which ones were taken."""
+        prompt = entry.get("prompt")
+        if not self._doubted or not isinstance(prompt, list) or len(prompt) < 5 or not isinstance(prompt[4], list):
+            return
+        taken = {str(node_id) for node_id in prompt[4]}
+        for node_id, node in self._graph.items():
+            if node_id not in taken and (self._live.node_info(node["class_type"]) or {}).get("output_node"):
+                raise refused(self._graph, {}, {node_id: {"errors": []}})
 
     def _look_at_queue(self) -> dict[str, object] | None:
         """The entry of a prompt that ended between two looks. One that is nowhere was forgotten by a restart."""
@@ -161,8 +179,9 @@ class PromptRun:
 
     def _reconnect(self) -> None:
         """A deaf run loses its progress, and would look stuck. The id stays: the prompt was posted with it."""
-        now_s = monotonic()
-        if not self._live.stream.alive and now_s >= self._next_connect_s and self._live.exit_code() is None:
+        if self._live.stream.alive:
+            self._next_connect_s = monotonic() + GAP_S
+        elif monotonic() >= self._next_connect_s:
             self._live.stream.connect()
             self._next_connect_s = monotonic() + RECONNECT_S
 
@@ -184,6 +203,7 @@ class PromptRun:
 
     def _judge(self) -> None:
         self._check_exit()
+        self._check_worker()
         now_s = monotonic()
         moved_s = max(self._moved_s, self._progress.last_message_s or 0.0)
         seen = Observation(now_s, None, self._answered_s, moved_s)
@@ -210,6 +230,16 @@ class PromptRun:
         lines = self._live.server.process.lines()
         self._engine.lost(f"died during a run: {obituary}")
         raise exited(obituary, lines)
+
+    def _check_worker(self) -> None:
+        """Most deaths of ComfyUI's worker thread are in the log; what is not shows as missing progress."""
+        server = self._live.server
+        if server is None or server.process.printed == self._read_lines:
+            return
+        before, self._read_lines = self._read_lines, server.process.printed
+        if server.worker_died(before):
+            sentence = "ComfyUI's worker thread ended: no prompt would ever run again" + self._where()
+            self._give_up(Verdict.STUCK, "comfy.stuck", sentence)
 
     def _give_up(self, verdict: Verdict, code: str, sentence: str) -> None:
         self._job.event("comfy.verdict", verdict=verdict.value, detail=sentence)
