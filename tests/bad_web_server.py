@@ -34,7 +34,7 @@ class BadWebServer(ThreadingHTTPServer):
         self.closing = threading.Event()
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.gone: list[str] = []
-        """Paths of lasting vices whose client has left."""
+        """Paths whose client left before the end."""
         self.scheme = "http"
         if trust is not None:
             self.socket = trust.wrap_socket(self.socket, server_side=True)
@@ -70,7 +70,12 @@ class _Vices(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers.items())))
-        path = urlsplit(self.path).path
+        try:
+            self.answer(urlsplit(self.path).path)
+        except OSError:
+            self.server.gone.append(self.path)
+
+    def answer(self, path: str) -> None:
         status = path.strip("/")
         if status.isdigit():
             self.send(PAGE, status=int(status))
@@ -94,19 +99,14 @@ class _Vices(BaseHTTPRequestHandler):
 
     def last(self, piece: bytes, pause_s: float = DRIP_S) -> None:
         """Until the client leaves."""
-        try:
-            while not self.server.closing.wait(pause_s):
-                self.wfile.write(piece)
-                self.wfile.flush()
-        except OSError:
-            self.server.gone.append(self.path)
+        while not self.server.closing.wait(pause_s):
+            self.wfile.write(piece)
+            self.wfile.flush()
 
     # --- virtues
 
     def vice_clip_mp4(self) -> None:
         self.send(CLIP, Content_Type="video/mp4")
-
-    vice_CLIP_MP4 = vice_clip_mp4
 
     def vice_download(self) -> None:
         """A clip without an extension, said to be something else."""
