@@ -13,7 +13,7 @@ import psycopg
 CONTRACT_VERSION = 1
 """What ``wan2gp_version()`` of the database must answer at least."""
 
-_LOCK = "SELECT pg_advisory_xact_lock(727102, 1);"
+_LOCK = "DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(727102, 1); END $lock$;"
 
 
 class MigrationFailed(Exception):
@@ -42,7 +42,10 @@ def steps() -> tuple[Step, ...]:
 
 def sql_text() -> str:
     """The whole contract as one script, to be pasted into an SQL editor or piped into ``psql``."""
-    head = "-- The wan2gp database contract. Safe to run again: it only adds what is missing.\n\n"
+    head = (
+        "-- The wan2gp database contract. Safe to run again: it only adds what is missing.\n"
+        "SET client_min_messages = warning;\n\n"
+    )
     return head + "\n".join(f"-- {step.name}\n{step.transaction}" for step in steps())
 
 

@@ -18,7 +18,7 @@ from wan2gp.supervisor.postgres_errors import (
     session_lost,
     try_again_at_once,
 )
-from wan2gp.supervisor.postgres_json import to_json
+from wan2gp.supervisor.postgres_json import clean, to_json
 from wan2gp.supervisor.postgres_listen import Listener
 from wan2gp.supervisor.postgres_sessions import Session, Sessions
 from wan2gp.supervisor.queue import (
@@ -113,7 +113,10 @@ class PostgresQueue:
         return HeartbeatReply(tuple(reply["cancelled"]), tuple(reply["lost"]))
 
     def finish(self, settlement: Settlement) -> FinishReply:
-        return self.finish_many([settlement])[0]
+        fields = _fields(settlement)
+        for name in ("result_data", "cause"):
+            fields[name] = None if fields[name] is None else to_json(fields[name])
+        return FinishReply(**self._call("finish", {f"p_{name}": value for name, value in fields.items()}))
 
     def finish_many(self, settlements: Sequence[Settlement]) -> tuple[FinishReply, ...]:
         if not settlements:
@@ -200,6 +203,7 @@ class PostgresQueue:
         """One function, one transaction. All are safe to repeat, so a session that broke is replaced here."""
         names = ", ".join(f"{name} := %({name})s" for name in arguments)
         query = f"SELECT public.wan2gp_{verb}({names})".encode()
+        arguments = {name: clean(value) if isinstance(value, str) else value for name, value in arguments.items()}
         for left in reversed(range(_ROUNDS)):
             session = None
             try:

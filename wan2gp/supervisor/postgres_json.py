@@ -15,8 +15,8 @@ def to_json(value: Any) -> str:
     try:
         text = json.dumps(value, allow_nan=False, default=_plain)
     except ValueError:
-        return json.dumps(_clean(value), default=_plain)
-    return json.dumps(_clean(value), default=_plain) if "\\u0000" in text or "\\ud" in text else text
+        return json.dumps(clean(value), default=_plain)
+    return json.dumps(clean(value), default=_plain) if "\\u0000" in text or "\\ud" in text else text
 
 
 def _plain(value: Any) -> Any:
@@ -25,11 +25,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot write a {type(value).__name__} as JSON")
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """``value`` without what neither text nor jsonb of Postgres can hold."""
     if isinstance(value, str):
+        if value.isprintable():
+            return value
         return value.replace("\0", REPLACEMENT).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_clean(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value
+        return {clean(key) if isinstance(key, str) else key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list | tuple) else value

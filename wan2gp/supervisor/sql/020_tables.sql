@@ -74,7 +74,7 @@ CREATE TABLE IF NOT EXISTS public.task_leases (
 );
 COMMENT ON COLUMN public.task_leases.parked_lease IS
     'The lease under which this task brought forth the children that it waits for; null when it waits for none.';
-CREATE INDEX IF NOT EXISTS task_leases_claim ON public.task_leases (claim_id) WHERE token IS NOT NULL;
+CREATE INDEX IF NOT EXISTS task_leases_claim ON public.task_leases (claim_id);
 CREATE INDEX IF NOT EXISTS task_leases_expiry ON public.task_leases (expires_at) WHERE token IS NOT NULL;
 
 -- Which task waits for which. tasks.dependant_on is mirrored here, so that one place answers.

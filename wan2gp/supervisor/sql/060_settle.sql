@@ -19,7 +19,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN jsonb_build_object('accepted', false, 'status', NULL, 'repeated', false);
     END IF;
-    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task FOR UPDATE;
+    -- No lock on the lease: whoever changes its token holds the task's row, as we do now.
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
     IF v_lease.token IS NULL OR p_token IS NULL OR v_lease.token <> p_token THEN
         v_final := coalesce(v_lease.last_token = p_token AND v_lease.last_verb = p_verb, false);
         RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', v_final);
@@ -103,9 +104,9 @@ BEGIN
            updated_at = now()
      WHERE t.id = p_task;
     IF v_name IS NOT NULL THEN
-        PERFORM wan2gp_note(p_task, v_name,
-            jsonb_build_object('error_message', v_error, 'cause', p_cause, 'retry_in_s', p_retry_in_s),
-            v_lease.worker_id, v_lease.attempt);
+        INSERT INTO public.task_events (task_id, name, worker_id, attempt, detail)
+        VALUES (p_task, v_name, v_lease.worker_id, v_lease.attempt, jsonb_strip_nulls(jsonb_build_object(
+            'error_message', v_error, 'cause', p_cause, 'retry_in_s', p_retry_in_s)));
     END IF;
     RETURN jsonb_build_object('accepted', true, 'status', v_new, 'repeated', false);
 END

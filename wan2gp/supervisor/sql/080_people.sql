@@ -36,7 +36,7 @@ DECLARE
     v_n int := jsonb_array_length(p_children);
 BEGIN
     SELECT * INTO v_parent FROM public.tasks t WHERE t.id = v_id FOR NO KEY UPDATE;
-    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = v_id FOR UPDATE;
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = v_id;
     IF v_lease.last_token = p_token AND v_lease.last_verb = 'spawn' THEN
         RETURN (SELECT jsonb_agg(c.child_id ORDER BY c.position) FROM public.task_children c
                  WHERE c.parent_id = v_id AND c.lease_id = v_lease.lease_id);
