@@ -8,7 +8,8 @@ pictures. A recording is a list of steps, one key each:
 - `say` (with `text`): something sent on it;
 - `seen`: [node, prompt], the point at which it had read that `executing` message (`by`: which of several);
 - `until`: [event, data], the same for any other message;
-- `idle`: the point at which no prompt was left.
+- `idle`: the point at which no prompt was left;
+- `hold`, `release`: until which what is sent meanwhile finds the sleeping node asleep.
 
 `ws` holds the messages of the one websocket, or of each by name, in order. `before` are prompts that ran earlier.
 """
@@ -171,6 +172,12 @@ class _Replay:
         while self.server.get("/prompt")["exec_info"]["queue_remaining"]:
             assert time.monotonic() < deadline, "the prompt did not end"
             time.sleep(0.005)
+
+    def hold(self, step: Json) -> None:
+        (self.server.input / "hold").touch()
+
+    def release(self, step: Json) -> None:
+        (self.server.input / "hold").unlink()
 
     def send(self, step: Json) -> None:
         request = json.loads(self.canon.back(json.dumps(step["send"])))

@@ -66,6 +66,14 @@ def test_node_descriptions_are_those_of_the_real_one(server: BuiltinServer) -> N
     assert server.get("/object_info/NoSuchNode") == {}
 
 
+def test_newer_nodes_are_described_with_what_their_kind_adds(server: BuiltinServer) -> None:
+    described = server.get("/object_info/SaveVideo")["SaveVideo"]
+    added = {name: described[name] for name in ("output_tooltips", "deprecated", "experimental", "api_node")}
+    assert added == {"output_tooltips": [], "deprecated": False, "experimental": False, "api_node": False}
+    assert described["input"]["hidden"] == {"prompt": ["PROMPT"], "extra_pnginfo": ["EXTRA_PNGINFO"]}
+    assert described["input"]["required"]["codec"][1]["options"] == ["auto", "h264"]
+
+
 def test_input_types_that_raise_are_a_500_and_left_out_of_the_list(server: BuiltinServer) -> None:
     assert server.call("GET", "/object_info/FaultBadInputTypes").status_code == 500
     assert "FaultBadInputTypes" not in server.get("/object_info")

@@ -59,13 +59,11 @@ def test_client_id_that_is_no_string_reaches_nobody_and_harms_nobody(server: Bui
     still_works(server)
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b'{"delete": 7}', b'{"delete": [[]]}']
-)
 @pytest.mark.parametrize("path", ["/prompt", "/queue", "/history", "/free", "/interrupt"])
-def test_nonsense_in_the_body_is_answered(server: BuiltinServer, path: str, body: bytes) -> None:
-    assert server.call("POST", path, data=body).status_code in (200, 400, 500)
-    assert server.call("GET", "/prompt").status_code == 200
+def test_nonsense_in_the_body_is_answered(server: BuiltinServer, path: str) -> None:
+    for body in (b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b'{"delete": 7}', b'{"delete": [[]]}'):
+        assert server.call("POST", path, data=body).status_code in (200, 400, 500), body
+    still_works(server)
 
 
 def test_bodies_over_the_limit_are_refused_unread(start_builtin: Callable[..., BuiltinServer]) -> None:
@@ -81,24 +79,28 @@ def test_bodies_over_the_limit_are_refused_unread(start_builtin: Callable[..., B
     still_works(server)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "a/../../secret.png", "x.png\0", "n" * 5000])
 @pytest.mark.parametrize(
-    ("class_type", "field"), [("LoadImage", "image"), ("LoadVideo", "file"), ("VHS_LoadVideo", "video")]
+    ("class_type", "field", "sink", "link"),
+    [
+        ("LoadImage", "image", "SaveImage", "images"),
+        ("LoadVideo", "file", "SaveVideo", "video"),
+        ("VHS_LoadVideo", "video", "SaveImage", "images"),
+    ],
 )
-def test_loader_stays_in_its_folder(server: BuiltinServer, class_type: str, field: str, name: str) -> None:
+def test_loader_stays_in_its_folder(server: BuiltinServer, class_type: str, field: str, sink: str, link: str) -> None:
     (server.path / "secret.png").write_bytes(b"secret")
-    sink, link = ("SaveVideo", "video") if class_type == "LoadVideo" else ("SaveImage", "images")
     values = {link: ["1", 0], "filename_prefix": "leak", "format": "auto", "codec": "auto"}
-    loader = {"class_type": class_type, "inputs": {field: name}}
-    answer = server.post({"1": loader, "2": {"class_type": sink, "inputs": values}})
-    assert answer.status_code == 400
+    for name in ("../secret.png", "/etc/hostname", "a/../../secret.png", "x.png\0", "n" * 5000):
+        loader = {"class_type": class_type, "inputs": {field: name}}
+        answer = server.post({"1": loader, "2": {"class_type": sink, "inputs": values}})
+        assert answer.status_code == 400, name
     assert not list(server.output.glob("leak*"))
 
 
-@pytest.mark.parametrize("path", ["..%2fsecret.png", "%2fetc%2fhostname", "x%00.png", "input.mp4&subfolder=..", "%ff"])
-def test_view_stays_in_its_folder(server: BuiltinServer, path: str) -> None:
+def test_view_stays_in_its_folder(server: BuiltinServer) -> None:
     (server.path / "secret.png").write_bytes(b"secret")
-    assert server.call("GET", f"/view?type=input&filename={path}").status_code in (400, 403, 404)
+    for name in ("..%2fsecret.png", "%2fetc%2fhostname", "x%00.png", "input.mp4&subfolder=..", "%ff"):
+        assert server.call("GET", f"/view?type=input&filename={name}").status_code in (400, 403, 404), name
 
 
 def reset(connected: socket.socket) -> None:

@@ -91,10 +91,11 @@ def test_free_drops_the_cache(start_builtin: Callable[..., BuiltinServer]) -> No
     server = start_builtin("--cache-lru", "10")
     first = server.run(saved_image(1, "a"))["outputs"]
     assert server.run(saved_image(1, "a"))["outputs"] == first
-    server.post(fault("TestSleep", seconds=0.3, steps=1), prompt_id="busy")
+    server.post(fault("TestSleep", seconds=30, steps=300), prompt_id="busy")
     server.until_running("busy")
     assert server.call("POST", "/free", json={"free_memory": True}).text == ""
     server.post(saved_image(1, "a"), prompt_id="again")
+    server.call("POST", "/interrupt", json={"prompt_id": "busy"})
     assert server.finished("again")["outputs"] != first
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from wan2gp.comfy_sidecar.builtin.folders import Folders
 from wan2gp.comfy_sidecar.builtin.formats import CORE
 from wan2gp.comfy_sidecar.builtin.media import Audio, Clip, Frames, png_texts
-from wan2gp.comfy_sidecar.builtin.nodes_image import file_digest
+from wan2gp.comfy_sidecar.builtin.nodes_image import PREFIX_TIP, file_digest
 from wan2gp.comfy_sidecar.builtin.registry import RUN, Json, NodeType, Run
 from wan2gp.comfy_sidecar.builtin.sound_write import Fit, SoundTrack, add_sound
 from wan2gp.comfy_sidecar.builtin.video_read import Selection, has_sound, pictures, probe
@@ -25,7 +25,7 @@ def video_nodes(folders: Folders) -> list[NodeType]:
         ("SaveVideo", "Save Video", SaveVideo()),
         ("GetVideoComponents", "Get Video Components", GetVideoComponents()),
     ]
-    return [NodeType(name, node, title, "comfy_extras.nodes_video") for name, title, node in listed]
+    return [NodeType(name, node, title, "comfy_extras.nodes_video", has_schema=True) for name, title, node in listed]
 
 
 class LoadVideo:
@@ -37,7 +37,7 @@ class LoadVideo:
         self._folders = folders
 
     def INPUT_TYPES(self) -> Json:
-        choices = {"options": self._folders.listed_inputs(VIDEO_SUFFIXES), "video_upload": True}
+        choices = {"options": self._folders.listed_inputs(VIDEO_SUFFIXES), "multiselect": False, "video_upload": True}
         return {"required": {"file": ("COMBO", choices)}}
 
     def VALIDATE_INPUTS(self, file: str) -> bool | str:
@@ -102,13 +102,14 @@ class SaveVideo:
     DESCRIPTION = "Saves the input images to your ComfyUI output directory."
 
     def INPUT_TYPES(self) -> Json:
-        tip = "The prefix for the file to save. This may include formatting information such as %year%."
+        prefix = {"default": "video/ComfyUI", "multiline": False, "tooltip": PREFIX_TIP}
+        format_tip, codec_tip = "The format to save the video as.", "The codec to use for the video."
         return {
             "required": {
                 "video": ("VIDEO", {"tooltip": "The video to save."}),
-                "filename_prefix": ("STRING", {"default": "video/ComfyUI", "tooltip": tip}),
-                "format": ("COMBO", {"default": "auto", "options": ["auto", "mp4"]}),
-                "codec": ("COMBO", {"default": "auto", "options": ["auto", "h264"]}),
+                "filename_prefix": ("STRING", prefix),
+                "format": ("COMBO", _choice(["auto", "mp4"], format_tip)),
+                "codec": ("COMBO", _choice(["auto", "h264"], codec_tip)),
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "run": RUN},
         }
@@ -131,6 +132,10 @@ class SaveVideo:
         else:
             _encode(video, place.folder / name, texts, run)
         return {"ui": {"images": [place.entry(name)], "animated": (True,)}}
+
+
+def _choice(options: list[str], tip: str) -> Json:
+    return {"default": options[0], "tooltip": tip, "multiselect": False, "options": options}
 
 
 def _is_h264_mp4(path: Path) -> bool:

@@ -45,6 +45,8 @@ class NodeType:
     node: Any
     display_name: str
     python_module: str
+    has_schema: bool = False
+    """Of ComfyUI's newer kind, whose description says more."""
 
     @property
     def is_output(self) -> bool:
@@ -71,7 +73,7 @@ class NodeType:
         groups = {group: _public(declared) for group, declared in self.inputs().items()}
         groups = {group: declared for group, declared in groups.items() if declared or group == "required"}
         returned = list(self.return_types)
-        return {
+        described = {
             "input": groups,
             "input_order": {group: list(declared) for group, declared in groups.items()},
             "output": returned,
@@ -84,6 +86,12 @@ class NodeType:
             "category": getattr(self.node, "CATEGORY", "sd"),
             "output_node": self.is_output,
         }
+        if self.has_schema:
+            described["output_tooltips"] = [None] * len(returned)
+            described |= {"deprecated": False, "experimental": False, "api_node": False}
+            if "hidden" in groups:
+                groups["hidden"] = {name: [kind] for name, kind in groups["hidden"].items()}
+        return described
 
 
 def _public(declared: dict[str, Any]) -> dict[str, Any]:

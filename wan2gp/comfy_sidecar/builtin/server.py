@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,10 +115,10 @@ class Server:
         return web.json_response({"queue_running": _listed(running), "queue_pending": _listed(pending)})
 
     async def post_queue(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if body.get("clear"):
+        clear, prompt_ids = await _what_to_delete(request)
+        if clear:
             self.queue.clear()
-        for prompt_id in body.get("delete", []):
+        for prompt_id in prompt_ids:
             self.queue.delete(prompt_id)
         return web.Response()
 
@@ -150,10 +150,10 @@ class Server:
         return web.json_response(self.queue.history_of(request.match_info["prompt_id"]))
 
     async def post_history(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if body.get("clear"):
+        clear, prompt_ids = await _what_to_delete(request)
+        if clear:
             self.queue.clear_history()
-        for prompt_id in body.get("delete", []):
+        for prompt_id in prompt_ids:
             self.queue.delete_history(prompt_id)
         return web.Response()
 
@@ -199,6 +199,12 @@ class Server:
     async def get_node_info(self, request: web.Request) -> web.Response:
         node_type = self.engine.registry.get(request.match_info["node_class"])
         return web.json_response({node_type.name: node_type.describe()} if node_type else {})
+
+
+async def _what_to_delete(request: web.Request) -> tuple[bool, Iterable[Any]]:
+    """Whether all, and which ids. A list or a text in place of the object names neither, as there."""
+    body = await request.json()
+    return bool("clear" in body and body["clear"]), body["delete"] if "delete" in body else ()
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -146,7 +146,7 @@ class _PromptCheck:
         try:
             return self.node(source).valid
         except Exception as error:  # as in `_output`, one level down
-            extra = {"input_name": name, "input_config": config, "linked_node": link}
+            extra = {"input_name": name, "input_config": config, "exception_message": str(error), "linked_node": link}
             kind = "exception_during_inner_validation"
             message = "Exception when validating inner node"
             self._done[source] = _failed(kind, message, str(error), error, extra)
