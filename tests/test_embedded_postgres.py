@@ -122,7 +122,7 @@ def spawn(run_dir: Path) -> Iterator[Callable[..., Worker]]:
 @pytest.fixture
 def server(tmp_path: Path, run_dir: Path) -> Iterator[EmbeddedPostgres]:
     """Not yet started."""
-    made = EmbeddedPostgres(tmp_path, run_dir)
+    made = EmbeddedPostgres(tmp_path, run_dir, settings={"fsync": "off"})
     yield made
     made.stop()
 

@@ -150,12 +150,12 @@ class EmbeddedPostgres:
             check_version(self._cluster)
         owner = self._cluster.stat().st_uid if exists else None
         identity = choose_identity(binaries / "postgres", self._data_dir, owner)
+        self._socket_dir = self._prepare_socket_dir(identity)
         if not exists:
             durable = self._settings.get("fsync") != "off"
             left_s = max(1.0, deadline - time.monotonic())
             create_cluster(self._cluster, binaries, identity, durable=durable, deadline_s=left_s)
         give_cluster(self._cluster, identity)
-        self._socket_dir = self._prepare_socket_dir(identity)
         self._spawn(binaries, identity)
         self._await_ready(deadline)
         self._ensure_database()
