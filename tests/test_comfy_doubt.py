@@ -159,6 +159,14 @@ def test_an_external_server_gets_the_video_by_upload_and_gives_the_result_by_vie
     assert one.states == [("ready", {"url": proxy.url, "version": "0.3.64"})]
 
 
+def test_a_video_that_an_external_server_finds_too_large_is_not_tried_again(
+    bench: Make, start_builtin: Callable[..., BuiltinServer], tmp_path: Path
+) -> None:
+    small = start_builtin("--max-upload-size", "0.001")
+    failure = bench(make_video(tmp_path / "in.mp4"), url=small.url).fails(spec_row())
+    assert (failure.code, failure.retryable) == ("input.too_large", False)
+
+
 def test_cancelling_on_an_external_server_takes_the_prompt_out(
     bench: Make, proxy: Proxy, builtin_server: BuiltinServer
 ) -> None:

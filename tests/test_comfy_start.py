@@ -224,9 +224,12 @@ def test_the_checkouts_own_environment_is_used(tmp_path: Path) -> None:
     assert Installation("builtin").interpreter() == sys.executable
 
 
-def test_only_the_real_one_is_told_where_its_database_is(tmp_path: Path) -> None:
+def test_only_one_that_has_a_database_is_told_where_it_is(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     assert "--database-url" not in Installation("builtin").command(folders, 1)
+    assert "--database-url" not in Installation(str(tmp_path)).command(folders, 1)
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "cli_args.py").write_text('parser.add_argument("--database-url", type=str)')
     real = Installation(str(tmp_path), args="--cpu --fast 'a b'").command(folders, 1)
     assert real[real.index("--database-url") + 1] == f"sqlite:///{tmp_path}/user/comfyui.db"
     assert real[2:5] == ["--cpu", "--fast", "a b"]

@@ -21,8 +21,9 @@ from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, Unreachable
 ANSWER_S = 3.0
 """Limit for an ordinary answer. A garbage collection or a node that holds the GIL delays one by a second; longer
 silences are for the caller to count, who must also look at cancellation meanwhile."""
-POST_S = 60.0
-"""Validation runs every node's own code; some read their files there."""
+POST_S = 5.0
+"""Validation runs every node's own code and may take longer, but while it does the caller must be able to look at
+cancellation: an unanswered POST is a doubtful one, and is looked up."""
 TRANSFER_S = 300.0
 CHUNK_BYTES = 1 << 20
 SHOWN_CHARS = 300

@@ -136,7 +136,7 @@ class EventStream:
         self.close()
         try:
             self._socket = websocket.create_connection(
-                self._url, timeout=CONNECT_S, sockopt=KEEPALIVE, enable_multithread=False, skip_utf8_validation=True
+                self._url, timeout=CONNECT_S, sockopt=KEEPALIVE, suppress_origin=True, skip_utf8_validation=True
             )
         except (websocket.WebSocketException, OSError):
             self._socket = None

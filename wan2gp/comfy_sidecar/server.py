@@ -70,6 +70,13 @@ class Installation:
                     return str(candidate)
         return sys.executable
 
+    def keeps_database(self) -> bool:
+        """Whether this version has a database; one from before it would end over the flag."""
+        try:
+            return "--database-url" in (self.folder / "comfy" / "cli_args.py").read_text(errors="replace")
+        except OSError:
+            return False
+
     def command(self, folders: Folders, port: int) -> list[str]:
         """A user's flags come first, so that ours win. Raises :class:`StartFailed` when they cannot be split."""
         try:
@@ -78,7 +85,7 @@ class Installation:
             raise StartFailed(f"COMFY_ARGS cannot be read: {error}") from error
         program = ["-m", "wan2gp.comfy_sidecar.builtin"] if self.builtin else [str(self.folder / "main.py")]
         ours = ["--listen", HOST, "--port", str(port), *folders.flags(), "--disable-auto-launch"]
-        if not self.builtin:
+        if self.keeps_database():
             ours += ["--database-url", f"sqlite:///{folders.user / 'comfyui.db'}"]
         return [self.interpreter(), *program, *given, *ours]
 

@@ -15,8 +15,9 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_collect import GoneFromCache, collect, remove_files, remove_tree
-from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine, Live
+from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine
 from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
+from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
 from wan2gp.handlers.comfy_prompt import PromptRun
 from wan2gp.handlers.media_probe import Unreadable, probe_video_input
@@ -25,6 +26,7 @@ from wan2gp.protocol import Artifact, Cancelled, Outcome, Source, Succeeded
 VIDEO_URL = "video_url"
 OUT_OF_MEMORY = "comfy.out_of_memory"
 NAME_CHARS = 80
+TOO_LARGE = 413
 START_REPORT_S = 5.0
 TEXT_CHARS = 65536
 """Text outputs longer than this are not put in the row."""
@@ -135,6 +137,9 @@ class ComfyRun:
         try:
             return live.client.upload(source, name, "/".join(self._folder))
         except (Unreachable, ApiError) as error:
+            if isinstance(error, ApiError) and error.status == TOO_LARGE:
+                sentence = "the video is larger than ComfyUI takes (its --max-upload-size)"
+                raise TaskFailure("input.too_large", sentence) from error
             raise TaskFailure("comfy.api_error", f"cannot upload the video to ComfyUI: {error}") from error
 
     def _prepare_graph(self, live: Live) -> None:

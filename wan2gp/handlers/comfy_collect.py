@@ -12,7 +12,7 @@ from pathlib import Path
 from wan2gp.comfy_sidecar.errors import ApiError, BadOutput, Unreachable
 from wan2gp.comfy_sidecar.outputs import Ending, OutputFile, locate
 from wan2gp.handlers.api import Job, TaskFailure
-from wan2gp.handlers.comfy_engine import Live
+from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.media_probe import MediaInfo, Unreadable, probe, sha256_of
 from wan2gp.protocol import Artifact
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -14,8 +15,9 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
 from wan2gp.comfy_sidecar.workflow import Graph, title
 from wan2gp.handlers.api import Interrupted, Job, TaskFailure
-from wan2gp.handlers.comfy_engine import ComfyEngine, Live
+from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import exited, refused, unreadable_result
+from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 
 TICK_S = 0.1
@@ -27,7 +29,7 @@ RECONNECT_S, GAP_S = 5.0, 1.0
 """Between two tries to connect again; and before the first: the server must have noticed the end of the old one."""
 REPORT_S, REASSURE_S = 0.25, 30.0
 """Between two reports: least while it moves, and most while it does not, since the watch itself goes on."""
-SUBMITS = 2
+SUBMITS = 3
 DOUBT_S = 60.0
 """How long an unanswered POST may stay in doubt."""
 STEP_SHARE = (0.1, 0.95)
@@ -48,6 +50,8 @@ class PromptRun:
         self._progress = PromptProgress(self.prompt_id, set(graph))
         self._began_s = self._answered_s = self._moved_s = monotonic()
         self._doubted = False
+        self._idle = threading.Event()
+        """Never set: to wait on."""
         self._running: tuple[str, ...] = ()
         self._poll_s, self._next_poll_s = FIRST_POLL_S, 0.0
         self._next_queue_s = self._next_connect_s = self._next_report_s = 0.0
@@ -291,4 +295,4 @@ class PromptRun:
         if self._live.server is not None:
             self._live.server.process.wait(TICK_S)
         else:
-            self._progress.changed.wait(TICK_S)
+            self._idle.wait(TICK_S)

@@ -1,0 +1,55 @@
+"""A ComfyUI that answers, ours or somebody else's, for as long as it lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wan2gp.comfy_sidecar.client import ComfyClient
+from wan2gp.comfy_sidecar.events import EventStream
+from wan2gp.comfy_sidecar.server import ComfyServer, Folders
+
+
+class Live:
+    """A server that answers, for as long as it lives. ``server`` is None for an external one."""
+
+    def __init__(self, client: ComfyClient, server: ComfyServer | None, name: str, version: str) -> None:
+        self.client = client
+        self.server = server
+        self.name = name
+        self.version = version
+        self.stream = EventStream(client.base_url)
+        self._catalogue: dict[str, dict[str, Any] | None] = {}
+
+    @property
+    def folders(self) -> Folders | None:
+        """Where its files are; None when they are on another machine."""
+        return self.server.folders if self.server else None
+
+    def lines_printed(self) -> int:
+        """How many lines its process printed so far."""
+        return self.server.process.printed if self.server else 0
+
+    def lines_since(self, printed: int) -> list[str]:
+        """What its process printed after that many lines; nothing of an external one."""
+        return self.server.process.lines_since(printed) if self.server else []
+
+    def exit_code(self) -> int | None:
+        return self.server.exit_code() if self.server else None
+
+    def node_info(self, class_type: str) -> dict[str, Any] | None:
+        """What the class declares, asked for once in the server's life."""
+        if class_type not in self._catalogue:
+            self._catalogue[class_type] = self.client.node_info(class_type)
+        return self._catalogue[class_type]
+
+    def fresh_stream(self) -> EventStream:
+        """The event stream, connected if that is possible; a broken one is replaced by one with a new id."""
+        if not self.stream.alive:
+            self.stream.close()
+            self.stream = EventStream(self.client.base_url)
+            self.stream.connect()
+        return self.stream
+
+    def close(self) -> None:
+        self.stream.close()
+        self.client.close()
