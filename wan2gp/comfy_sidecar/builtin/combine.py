@@ -72,7 +72,8 @@ class Combine:
             return self._finished(silent, self._copied(silent))
         with_sound = self.path(f"-audio.{recipe.suffix}")
         fit = Fit.CUT_FILM if str(widgets.get("trim_to_audio", False)) != "False" else Fit.SILENCE
-        add_sound(silent, with_sound, SoundTrack(audio, recipe.audio_codec, float(count / rate), fit), texts)
+        track = SoundTrack(audio, recipe.audio_codec, float(count / rate), fit)
+        add_sound(silent, with_sound, track, texts, self.run.check)
         return self._finished(silent, with_sound)
 
     def _finished(self, silent: Path, final: Path | None) -> list[Path]:

@@ -159,9 +159,13 @@ def _copy(source: Path, path: Path, texts: Json) -> None:
 
 
 def _encode(video: Clip, path: Path, texts: Json, run: Run) -> None:
-    target = path if video.audio is None else path.with_suffix(".silent.mp4")
-    count = encode(target, video.frames.read(), video.fps, CORE, texts=texts, written=run.check)
-    if video.audio is not None:
+    if video.audio is None:
+        encode(path, video.frames.read(), video.fps, CORE, texts=texts, written=run.check)
+        return
+    silent = path.with_suffix(".silent.mp4")
+    try:
+        count = encode(silent, video.frames.read(), video.fps, CORE, texts=texts, written=run.check)
         track = SoundTrack(video.audio, "aac", float(count / video.fps), Fit.AS_IS, "stereo")
-        add_sound(target, path, track, texts)
-        target.unlink()
+        add_sound(silent, path, track, texts, run.check)
+    finally:
+        silent.unlink(missing_ok=True)

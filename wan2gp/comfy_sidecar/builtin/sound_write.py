@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
@@ -43,16 +43,16 @@ class SoundTrack:
     """None: the sound's own."""
 
 
-def add_sound(silent: Path, path: Path, track: SoundTrack, texts: dict[str, Any]) -> None:
-    """Copies the video of `silent` and puts the sound beside it."""
+def add_sound(silent: Path, path: Path, track: SoundTrack, texts: dict[str, Any], check: Callable[[], None]) -> None:
+    """Copies the video of `silent` and puts the sound beside it. `check` is called often and may raise to stop."""
     import av
 
     with av.open(str(silent)) as source, open_output(path, texts) as container:
         rate, layout = _encodable(track)
         _add_copy_of_video(source, container)
         added = container.add_stream(track.codec, rate=rate, layout=layout)
-        end_s = _write_sound(container, cast("AudioStream", added), track, rate, layout)
-        _copy_video(source, container, end_s if track.fit is Fit.CUT_FILM else None)
+        end_s = _write_sound(container, cast("AudioStream", added), track, check)
+        _copy_video(source, container, end_s if track.fit is Fit.CUT_FILM else None, check)
 
 
 def _encodable(track: SoundTrack) -> tuple[int, str]:
@@ -77,8 +77,11 @@ def _add_copy_of_video(source: InputContainer, container: OutputContainer) -> No
         copy.codec_context.framerate = rate
 
 
-def _copy_video(source: InputContainer, container: OutputContainer, end_s: float | None) -> None:
+def _copy_video(
+    source: InputContainer, container: OutputContainer, end_s: float | None, check: Callable[[], None]
+) -> None:
     for packet in source.demux(source.streams.video[0]):
+        check()
         if packet.dts is None:
             continue
         if end_s is None or (packet.pts or 0) * (packet.time_base or 0) < end_s:
@@ -86,15 +89,19 @@ def _copy_video(source: InputContainer, container: OutputContainer, end_s: float
             container.mux(packet)
 
 
-def _write_sound(container: OutputContainer, stream: AudioStream, track: SoundTrack, rate: int, layout: str) -> float:
+def _write_sound(
+    container: OutputContainer, stream: AudioStream, track: SoundTrack, check: Callable[[], None]
+) -> float:
     """Returns the length in seconds."""
     import av
 
+    rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout.name
     position = 0
     pieces = _at_most(sound(track.audio, rate, layout), round(track.seconds * rate))
     if track.fit is Fit.SILENCE:
         pieces = _filled(pieces, round(track.seconds * rate), rate, av.AudioLayout(layout).nb_channels)
     for samples in pieces:
+        check()
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, position, Fraction(1, rate)
         position += samples.shape[1]
