@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest_db import PgServer
-from tests.queue_contract import Admin, QueueContract
+from tests.faulty_link import FaultyLink
+from tests.queue_contract import SPEC_INSERT, Admin, QueueContract, claim, end
 from wan2gp.supervisor.migrate import migrate
 from wan2gp.supervisor.postgres import PostgresQueue
+from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
 
 PREDECESSOR = Path(__file__).with_name("predecessor_schema.sql").read_text(encoding="utf-8")
 _TEMPLATES: dict[str, str] = {}
@@ -25,7 +33,7 @@ def predecessor_template(server: PgServer) -> str:
             connection.execute(PREDECESSOR.encode())
             connection.execute("DELETE FROM tasks; DELETE FROM workers")
         migrate(url)
-        _TEMPLATES[server.admin_url] = psycopg.conninfo.conninfo_to_dict(url)["dbname"]  # type: ignore[assignment]
+        _TEMPLATES[server.admin_url] = str(conninfo_to_dict(url)["dbname"])
     return _TEMPLATES[server.admin_url]
 
 
@@ -54,3 +62,205 @@ def task_queue(database: str) -> Iterator[PostgresQueue]:
 @pytest.mark.parametrize("database", ["ours", "predecessor"], indirect=True)
 class TestContract(QueueContract):
     """The contract, on both schemas."""
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Returns when ``condition`` holds; what is waited for has its own clock, this is only the test's patience."""
+    ends = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.01)
+
+
+def listening_queue(url: str, **settings: float) -> PostgresQueue:
+    queue = PostgresQueue(url, **settings)
+    queue.wait(0)
+    eventually(lambda: queue.listening)
+    while queue.wait(0):
+        """What was said before the test began."""
+    return queue
+
+
+@contextmanager
+def heard(url: str) -> Iterator[Callable[[], int]]:
+    """Counts the notifications since it was asked last."""
+    with psycopg.connect(url, autocommit=True) as ear:
+        ear.execute("LISTEN wan2gp_tasks")
+
+        def count() -> int:
+            ear.execute("NOTIFY wan2gp_tasks, 'end'")  # comes after all that was committed before
+            payloads = [notice.payload for notice in ear.notifies(timeout=10, stop_after=1)]
+            while payloads[-1] != "end":
+                payloads += [notice.payload for notice in ear.notifies(timeout=10, stop_after=1)]
+            assert set(payloads[:-1]) <= {""}
+            return len(payloads) - 1
+
+        yield count
+
+
+class TestWaking:
+    def test_an_insert_ends_the_wait(self, database: str, admin: Admin) -> None:
+        with closing(listening_queue(database)) as queue:
+            assert not queue.wait(0.01)
+            threading.Timer(0.05, admin.execute, (SPEC_INSERT,)).start()
+            assert queue.wait(30)
+            assert len(claim(queue)) == 1
+
+    def test_what_was_inserted_between_claim_and_wait_is_not_slept_over(self, database: str, admin: Admin) -> None:
+        with closing(listening_queue(database)) as queue:
+            admin.execute(SPEC_INSERT)
+            assert queue.wait(30)
+
+    def test_an_interrupt_and_a_close_end_the_wait(self, database: str) -> None:
+        queue = listening_queue(database)
+        for stop in (queue.interrupt, queue.close):
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(queue.wait, 60)
+                stop()
+                assert waiting.result(timeout=30) is False
+        assert queue.wait(60) is False
+        queue.close()
+
+    def test_nobody_is_woken_for_what_cannot_be_claimed(self, database: str, task_queue: PostgresQueue) -> None:
+        with heard(database) as count:
+            first = task_queue.enqueue("comfy", {})
+            assert count() == 1
+            (task,) = claim(task_queue)
+            task_queue.heartbeat("w", [LeaseBeat(task.id, task.token, 0.5, "step")], 90, {})
+            second = task_queue.enqueue("comfy", {}, depends_on=[first])
+            assert count() == 0
+            end(task_queue, task)
+            assert count() == 1, "the end of the first made the second claimable"
+            assert task_queue.cancel(second) == "Queued"
+            assert count() == 0
+            task_queue.enqueue("comfy", {})
+            end(task_queue, claim(task_queue)[0], Verb.RELEASE)
+            assert count() == 2
+            (task,) = claim(task_queue)
+            task_queue.cancel(task.id)
+            assert count() == 1, "whoever runs it is to hear of the cancel at once"
+
+    def test_a_thousand_rows_in_one_statement_wake_once(self, database: str, admin: Admin) -> None:
+        with heard(database) as count:
+            admin.execute("INSERT INTO tasks (task_type, params) SELECT 'comfy', '{}' FROM generate_series(1, 1000)")
+            assert count() == 1
+
+
+class TestOutages:
+    def test_terminated_sessions_are_replaced_and_nothing_is_done_twice(
+        self, database: str, admin: Admin, task_queue: PostgresQueue
+    ) -> None:
+        with closing(listening_queue(database)) as queue:
+            for n in range(1, 4):
+                queue.check()
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                queue.enqueue("comfy", {})
+                assert len(task_queue.tasks()) == n
+            assert len(claim(queue, limit=9)) == 3
+            admin.execute(SPEC_INSERT)
+            assert queue.wait(30)
+
+    def test_a_server_that_stops_is_said_to_be_down_and_is_found_when_it_is_back(
+        self, pg_server: PgServer, database: str
+    ) -> None:
+        with closing(listening_queue(database)) as queue:
+            queue.enqueue("comfy", {})
+            (task,) = claim(queue)
+            pg_server.stop_server()
+            for attempt in (lambda: claim(queue), lambda: end(queue, task)):
+                with pytest.raises(QueueUnavailable) as unavailable:
+                    attempt()
+                assert unavailable.value.server_down
+            eventually(lambda: not queue.listening)
+            pg_server.start_server()
+            assert end(queue, task).accepted
+            eventually(lambda: queue.listening)
+            queue.enqueue("comfy", {})
+            assert queue.wait(30)
+
+    def test_a_frozen_link_is_noticed_and_a_thawed_one_is_used_again(self, database: str) -> None:
+        with FaultyLink(database) as link:
+            with closing(listening_queue(link.url, probe_interval_s=0.1, call_timeout_s=0.5)) as queue:
+                queue.check()
+                link.freeze()
+                with pytest.raises(QueueUnavailable, match="no answer within") as unavailable:
+                    queue.check()
+                assert not unavailable.value.server_down
+                eventually(lambda: not queue.listening)
+                link.thaw()
+                eventually(lambda: answers(queue))
+                eventually(lambda: queue.listening)
+                queue.enqueue("comfy", {})
+                assert queue.wait(30)
+
+    def test_a_listen_that_is_swallowed_is_not_believed(self, database: str) -> None:
+        with FaultyLink(database, swallow=True) as link, closing(PostgresQueue(link.url)) as queue:
+            assert not queue.wait(0)
+            eventually(lambda: queue.swallowed)
+            assert not queue.listening
+            queue.enqueue("comfy", {})
+            assert not queue.wait(0.05), "only the clock ends this wait"
+            assert len(claim(queue)) == 1
+
+    def test_a_pooler_that_loses_prepared_statements_is_adapted_to(self, database: str, admin: Admin) -> None:
+        with closing(PostgresQueue(database)) as queue:
+            for _ in range(3):
+                queue.enqueue("comfy", {})
+                for session in queue._sessions._idle:
+                    session.execute("DEALLOCATE ALL", prepare=False)
+            assert len(queue.tasks()) == 3
+
+    def test_a_row_locked_for_ever_ends_in_an_error_and_not_in_silence(self, database: str, admin: Admin) -> None:
+        with closing(PostgresQueue(database, call_timeout_s=0.5)) as queue:
+            queue.enqueue("comfy", {})
+            (task,) = claim(queue)
+            with admin.transaction():
+                admin.execute("SELECT FROM tasks FOR UPDATE")
+                with pytest.raises(QueueUnavailable):
+                    end(queue, task)
+            assert end(queue, task).accepted
+
+
+class TestRefusals:
+    def test_a_database_without_the_functions_says_what_to_run(self, empty_db: str) -> None:
+        with closing(PostgresQueue(empty_db)) as queue, pytest.raises(FunctionsMissing, match="wan2gp-ctl db migrate"):
+            queue.check()
+
+    def test_an_older_contract_says_what_to_run(self, database: str, admin: Admin) -> None:
+        admin.execute("CREATE OR REPLACE FUNCTION wan2gp_version() RETURNS int LANGUAGE sql AS 'SELECT 0'")
+        with closing(PostgresQueue(database)) as queue, pytest.raises(FunctionsMissing, match="version 0"):
+            queue.check()
+
+    def test_nobody_listens_there(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with closing(PostgresQueue(f"postgresql://u:s3cret@127.0.0.1:{port}/x")) as queue:
+            with pytest.raises(QueueUnavailable) as unavailable:
+                queue.check()
+        assert unavailable.value.server_down and "s3cret" not in str(unavailable.value)
+
+    def test_a_missing_database_and_a_wrong_password_are_refusals(self, database: str) -> None:
+        for wrong in ({"dbname": "nowhere"}, {"password": "s3cret"}, {"user": "nobody", "password": "s3cret"}):
+            with closing(PostgresQueue(make_conninfo(database, **wrong))) as queue:
+                with pytest.raises(QueueRefused) as refused:
+                    queue.check()
+            assert refused.value.code and "s3cret" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url", ["postgres//u:s3cret@host/x", "postgresql://u:s3cret@host:5432/x?nonsense=1", "s3cret"]
+    )
+    def test_a_url_that_is_none_is_refused_without_being_repeated(self, url: str) -> None:
+        with pytest.raises(QueueRefused) as refused:
+            PostgresQueue(url)
+        assert "s3cret" not in str(refused.value) and refused.value.__cause__ is None
+
+
+def answers(queue: PostgresQueue) -> bool:
+    try:
+        queue.check()
+    except QueueUnavailable:
+        return False
+    return True

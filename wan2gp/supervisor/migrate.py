@@ -53,6 +53,10 @@ def migrate(url: str, *, connect_timeout_s: int = 10, lock_timeout_s: int = 60) 
     """Installs the contract in the database behind ``url`` (libpq). Raises :class:`MigrationFailed`."""
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=connect_timeout_s)
+    except psycopg.ProgrammingError:  # its text repeats the URL, and with it the password
+        raise MigrationFailed(
+            "cannot read the database URL: it is not postgresql://user:password@host:port/name"
+        ) from None
     except psycopg.Error as error:
         raise MigrationFailed(f"cannot connect to the database: {_first_line(error)}") from None
     with connection:

@@ -60,12 +60,19 @@ class PostgresQueue:
             connect_timeout_s=connect_timeout_s,
             call_timeout_s=call_timeout_s,
         )
-        self._listener = Listener(self._sessions, probe_interval_s=probe_interval_s)
+        self._listener = Listener(
+            self._sessions, probe_interval_s=probe_interval_s, probe_deadline_s=min(4.0, call_timeout_s)
+        )
 
     @property
     def listening(self) -> bool:
         """Whether notifications really arrive; False means that only polling finds new tasks."""
         return self._listener.listening
+
+    @property
+    def swallowed(self) -> bool:
+        """Whether a LISTEN was accepted but does not deliver: the URL leads through a transaction pooler."""
+        return self._listener.swallowed
 
     def check(self) -> None:
         version = self._call("version", {})

@@ -20,6 +20,16 @@ _GOING_DOWN = frozenset({"57P01", "57P02", "57P03"})
 _UNAVAILABLE = ("08", "53", "57", "58")
 _READ_ONLY = "25006"
 _NO_STARTUP_OPTIONS = "08P01"
+# A refused connect carries no SQLSTATE, only words. They decide nothing but this: whether waiting can help. In another
+# language each is taken for an outage.
+_CONNECT_WORDS = (
+    ("authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("is not permitted to log in", "28000"),
+    ("does not exist", "3D000"),
+)
+_COMES_OR_GOES = "the database system is"
 
 
 class DeadlinePassed(psycopg.OperationalError):
@@ -57,8 +67,12 @@ def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
         return FunctionsMissing(f"the database lacks the queue's functions ({text}): run `wan2gp-ctl db migrate`")
     if state == _READ_ONLY:
         return QueueUnavailable(f"cannot use the database: it is read-only now ({text})")
+    words = [code for word, code in _CONNECT_WORDS if not state and "FATAL" in str(error) and word in str(error)]
+    if words:
+        return QueueRefused(f"the database refused the connection: {text}", code=words[0])
     if state.startswith(_UNAVAILABLE) or session_lost(error):
-        return QueueUnavailable(f"cannot reach the database: {text}", server_down=server_down or state in _GOING_DOWN)
+        down = server_down or state in _GOING_DOWN or _COMES_OR_GOES in str(error)
+        return QueueUnavailable(f"cannot reach the database: {text}", server_down=down)
     if state == "42501":
         text += "; let a superuser grant it EXECUTE on the wan2gp functions"
     return QueueRefused(f"the database refused: {text}", code=state)

@@ -23,7 +23,6 @@ CHANNEL = "wan2gp_tasks"
 
 _TEST_S = 2.0
 """How long the test's notification may take before it counts as swallowed."""
-_PROBE_DEADLINE_S = 4.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 _SWALLOWED_PAUSE_S = 60.0
@@ -37,9 +36,11 @@ class Swallowed(Exception):
 class Listener:
     """Turns notifications into the end of a wait. Its thread starts with the first wait."""
 
-    def __init__(self, sessions: Sessions, *, probe_interval_s: float) -> None:
+    def __init__(self, sessions: Sessions, *, probe_interval_s: float, probe_deadline_s: float) -> None:
+        """A link that went silent is found within the sum of the two, in seconds."""
         self._sessions = sessions
         self._probe_interval_s = probe_interval_s
+        self._probe_deadline_s = probe_deadline_s
         self._state = threading.Condition()
         self._woken = False
         self._interrupted = False
@@ -48,6 +49,7 @@ class Listener:
         self._session: Session | None = None
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.listening = False
+        self.swallowed = False
 
     def wait(self, timeout_s: float) -> bool:
         """True as soon as something may be claimable: also when that was said since the last wait."""
@@ -76,7 +78,7 @@ class Listener:
             session = self._session
             if session is not None:
                 session.deadline_s = 0.2  # of an exchange that begins now; one that has begun ends with its own
-            thread.join(_PROBE_DEADLINE_S + 2.0)
+            thread.join(self._probe_deadline_s + 2.0)
         os.close(self._stop_read)
         os.close(self._stop_write)
 
@@ -98,6 +100,7 @@ class Listener:
                 self._listen()
                 pause = _FIRST_PAUSE_S
             except Swallowed:
+                self.swallowed = True
                 pause = _SWALLOWED_PAUSE_S
             except psycopg.Error:
                 pause = _FIRST_PAUSE_S if self.listening else min(pause * 2, _LONGEST_PAUSE_S)
@@ -115,10 +118,10 @@ class Listener:
         session = self._sessions.connect()
         try:
             self._session = session
-            session.deadline_s = _PROBE_DEADLINE_S
+            session.deadline_s = self._probe_deadline_s
             session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
             self._test(session)
-            self.listening = True
+            self.listening, self.swallowed = True, False
             self._wake()  # what was said while nobody listened
             self._follow(session)
         finally:

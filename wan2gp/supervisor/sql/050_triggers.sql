@@ -78,7 +78,8 @@ BEGIN
 END
 $fn$;
 
--- The row went back to the queue. When our own functions did that, its lease has ended already.
+-- The row went back to the queue, or somebody made it run again after its end: no lease that was held on it before is
+-- good any more. When our own functions queued it, the lease has ended already.
 CREATE OR REPLACE FUNCTION public.wan2gp_after_requeue() RETURNS trigger LANGUAGE plpgsql AS $fn$
 DECLARE
     v_again boolean := OLD.status <> 'In Progress';
@@ -86,7 +87,8 @@ DECLARE
 BEGIN
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = NEW.id;
     IF v_lease.token IS NOT NULL OR v_lease.parked_lease IS NOT NULL OR v_again THEN
-        PERFORM wan2gp_note(NEW.id, 'requeued', jsonb_build_object('from', OLD.status::text));
+        PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Queued' THEN 'requeued' ELSE 'resumed' END,
+            jsonb_build_object('from', OLD.status::text));
         UPDATE public.task_leases l
            SET token = NULL, last_token = coalesce(l.token, l.last_token), parked_lease = NULL,
                last_verb = CASE WHEN l.token IS NULL THEN l.last_verb ELSE 'taken' END,
@@ -99,7 +101,7 @@ BEGIN
         PERFORM wan2gp_cancel_children(NEW.id, v_lease.parked_lease, true,
             format('task.dependency_failed: its parent %s was queued again', NEW.id));
     END IF;
-    IF v_again THEN
+    IF v_again AND NEW.status = 'Queued' THEN
         PERFORM wan2gp_reopen(NEW.id);
     END IF;
     RETURN NULL;
@@ -242,7 +244,7 @@ BEGIN
         ('wan2gp_after_end', 'tasks', 'AFTER UPDATE ON public.tasks FOR EACH ROW WHEN (' || v_final || ')',
             'wan2gp_after_end'),
         ('wan2gp_after_requeue', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
-            WHEN (NEW.status = 'Queued' AND OLD.status <> 'Queued')$q$, 'wan2gp_after_requeue'),
+            WHEN (NEW.status IN ('Queued', 'In Progress') AND OLD.status <> 'Queued' AND NEW.status <> OLD.status)$q$, 'wan2gp_after_requeue'),
         ('wan2gp_after_dependant', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
             WHEN (NEW.dependant_on IS DISTINCT FROM OLD.dependant_on)$q$, 'wan2gp_after_dependant'),
         ('wan2gp_wake', 'tasks', $q$AFTER UPDATE ON public.tasks FOR EACH ROW
