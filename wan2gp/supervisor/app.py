@@ -39,6 +39,8 @@ from wan2gp.supervisor.spool import Spool
 
 LOOK_EVERY_S = 2.0
 """Time between two looks for strays and at the embedded database, seconds."""
+STOPPED = "stopped"
+"""What our row in `workers` says after an orderly end: the worker id is free."""
 SPOOL_AT_START_S = 30.0
 FLUSH_S = 2.0
 """How long the last outcomes may take to reach the database at the end; what does not stays in the spool, seconds."""
@@ -65,6 +67,7 @@ class App:
         self._log = Log(_secrets(config))
         self._facts: Facts = self._log.facts()
         self._look_at = 0.0
+        self._stopped = False
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -76,6 +79,7 @@ class App:
             opened.callback(lock.release)
             self._log.open(config.data_dir / "logs")
             opened.callback(self._log.close)
+            opened.callback(self._facts, "worker.stopped", worker=config.worker_id)
             for warning in config.warnings:
                 self._facts("worker.warning", text=warning)
             self._ledger = Ledger(config.data_dir / "children.json")
@@ -86,7 +90,6 @@ class App:
             opened.callback(self._backend.close)
             self._check_worker_id()
             self._serve(registry, run_dir, opened)
-        self._facts("worker.stopped", worker=config.worker_id)
 
     def _sweep(self) -> None:
         adopt_orphans()
@@ -156,7 +159,7 @@ class App:
             run_dir.control,
             token,
             self._backend.queue,
-            LoopOperations(loop, inbox, self._backend.queue),
+            LoopOperations(loop, inbox, self._backend),
             data_dir=config.data_dir,
             fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
         )
@@ -204,7 +207,7 @@ class App:
         return {
             "version": __version__,
             "instance": self._instance(),
-            "state": self._loop.stage.value,
+            "state": STOPPED if self._stopped else self._loop.stage.value,
             "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
         }
 
@@ -221,9 +224,9 @@ class App:
         """Two workers of one id would take back each other's tasks."""
         worker_id = self._config.worker_id
         for row in self._backend.queue.stats().get("workers", ()):
-            theirs = (row.get("metadata") or {}).get("instance")
-            age = row.get("heartbeat_age_s")
-            fresh = age is not None and age < self._config.lease_s
+            said = row.get("metadata") or {}
+            theirs, age = said.get("instance"), row.get("silent_s")
+            fresh = age is not None and age < self._config.lease_s and said.get("state") != STOPPED
             if row.get("id") == worker_id and theirs and theirs != self._instance() and fresh:
                 if self._order.takeover:
                     self._facts("worker.warning", text=f"Taking the worker id {worker_id} over")
@@ -241,6 +244,7 @@ class App:
         self._loop.refuse_all()
         inbox.drain()
         settler.flush(FLUSH_S)
+        self._stopped = True
 
     def _end_children(self) -> None:
         """After a crash there may be children; after an orderly stop there are none."""

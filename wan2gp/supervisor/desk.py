@@ -250,10 +250,10 @@ class Desk(abc.ABC):
         self._timers = _Timers()
         self.engine = {}
         asked = self.life.state in (State.STOPPING, State.RECYCLING)
-        self.last_cause = self._hung or death.cause()
+        last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
+        self.last_cause = self._hung or death.cause() + last
         if not asked or self._hung:
-            last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
-            self.facts("handler.died", handler=self.name, cause=self.last_cause + last)
+            self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)
 
     def _code(self) -> str:

@@ -132,6 +132,8 @@ class LeaseKeeper:
         try:
             while self._wait():
                 self._beat()
+            if self.contact:
+                self._beat()  # the last one says that the worker has stopped
         except BaseException as error:  # without renewals the worker must stop
             self._failed(error)
 

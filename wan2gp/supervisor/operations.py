@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from wan2gp import __version__
 from wan2gp.control import ControlRefused
+from wan2gp.supervisor.backends import Backend
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
-from wan2gp.supervisor.queue import TaskQueue
 
 T = TypeVar("T")
 PATIENCE_S = 5.0
@@ -19,10 +19,10 @@ PATIENCE_S = 5.0
 class LoopOperations:
     """See :class:`wan2gp.supervisor.control_desk.Operations`."""
 
-    def __init__(self, loop: Loop, inbox: Inbox, queue: TaskQueue) -> None:
+    def __init__(self, loop: Loop, inbox: Inbox, backend: Backend) -> None:
         self._loop = loop
         self._inbox = inbox
-        self._queue = queue
+        self._backend = backend
 
     def _ask(self, question: Callable[[], T]) -> T:
         try:
@@ -35,8 +35,8 @@ class LoopOperations:
         own = {
             "version": __version__,
             "pid": os.getpid(),
-            "queue": self._queue.name,
-            "listening": getattr(self._queue, "listening", False),
+            "queue": self._backend.kind,
+            "listening": getattr(self._backend.queue, "listening", False),
         }
         return {**self._ask(self._loop.status), **own}
 

@@ -61,7 +61,10 @@ class LocalStore:
         return staged
 
     def _check(self, path: Path, artifact: Artifact) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:  # ELOOP: a link; ENXIO: a socket or a pipe
+            raise Refused(f"{artifact.name} is not a plain file: {error.strerror}") from error
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
