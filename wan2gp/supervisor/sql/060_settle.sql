@@ -65,7 +65,7 @@ BEGIN
         END IF;
     ELSIF p_verb = 'loss' THEN
         v_lease.losses := v_lease.losses + 1;
-        v_name := 'lost';
+        v_name := 'retried';
         IF v_lease.losses >= 2 THEN
             v_new := 'Failed';
             v_name := 'failed';
@@ -180,16 +180,20 @@ BEGIN
          WHERE l.token IS NOT NULL AND l.expires_at < now() AND l.lease_s <= v_quiet_s
          ORDER BY l.expires_at LIMIT 50
     LOOP
-        -- A heartbeat may have renewed it meanwhile, or hold it at this moment.
-        PERFORM FROM public.task_leases l
-          WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
-        IF FOUND AND wan2gp_lose(v_one.task_id, v_one.token,
-            format('worker.lease_lost: the worker %s was not heard of for %s s', v_one.worker_id,
-                   round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
-            jsonb_build_object('kind', 'lease_expired', 'taken_by', p_worker, 'phase', v_one.phase))
-        THEN
-            v_taken := v_taken + 1;
-        END IF;
+        BEGIN
+            -- A heartbeat may have renewed it meanwhile, or hold it at this moment.
+            PERFORM FROM public.task_leases l
+              WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
+            IF FOUND AND wan2gp_lose(v_one.task_id, v_one.token,
+                format('worker.lease_lost: the worker %s was not heard of for %s s', v_one.worker_id,
+                       round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
+                jsonb_build_object('kind', 'lease_expired', 'taken_by', p_worker, 'phase', v_one.phase))
+            THEN
+                v_taken := v_taken + 1;
+            END IF;
+        EXCEPTION WHEN OTHERS THEN  -- a foreign trigger or a locked dependant: the others are taken all the same
+            RAISE WARNING 'cannot take the expired lease of the task %: %', v_one.task_id, SQLERRM;
+        END;
     END LOOP;
     RETURN v_taken;
 END
@@ -202,7 +206,6 @@ DECLARE
     v_taken int;
     v_ids uuid[];
 BEGIN
-    UPDATE public.worker_contacts c SET rescued_at = now() WHERE c.worker_id = p_worker;
     v_taken := wan2gp_take_expired(p_worker);
 
     -- A row may be inserted before the one that it waits for; for ten minutes that is nobody's fault.
@@ -232,7 +235,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_rescue(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 BEGIN
     PERFORM wan2gp_contact(p_worker, coalesce(
-        (SELECT c.lease_s FROM public.worker_contacts c WHERE c.worker_id = p_worker), 90));
+        (SELECT c.lease_s FROM public.worker_contacts c WHERE c.worker_id = p_worker), 90), true);
     RETURN wan2gp_keep_house(p_worker);
 END
 $fn$;
