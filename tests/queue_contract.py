@@ -473,6 +473,8 @@ class HeartbeatContract:
         let_expire(admin, two)
         with admin.transaction():
             admin.execute("UPDATE tasks SET priority = 1 WHERE id = %s", (one.id,))
+            admin.execute("SELECT FROM workers FOR UPDATE")
+            admin.execute("SELECT FROM worker_contacts FOR UPDATE")
             assert beat(task_queue, one, two) == ([], [])
         assert row(task_queue, two.id)["lease"]["expires_in_s"] > 80
 
@@ -569,6 +571,36 @@ class RescueContract:
         assert status(task_queue, foreign) == "In Progress"
         assert {task.id for task in claim(task_queue, limit=5)} == ids
 
+    def test_a_row_that_a_user_holds_locked_is_not_rescued_and_stops_no_claim(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        for _ in range(2):
+            task_queue.enqueue("comfy", {})
+        held, free = claim(task_queue, worker="dead", limit=2)
+        waiting = task_queue.enqueue("join", {}, depends_on=[free.id])
+        for task in (held, free):
+            let_expire(admin, task)
+        in_contact(task_queue, admin, "alive")
+        with admin.transaction():
+            admin.execute("SELECT FROM tasks WHERE id = ANY(%s::uuid[]) FOR UPDATE", ([held.id, waiting],))
+            assert task_queue.rescue("alive") == 1
+            assert take(task_queue, worker="alive").id == free.id
+        assert task_queue.rescue("alive") == 1
+
+    def test_housekeeping_that_cannot_work_stops_no_claim(self, task_queue: TaskQueue, admin: Admin) -> None:
+        """A foreign trigger raised an error on the row that was to be rescued, and every claim with it."""
+        admin.execute("""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+            CREATE TRIGGER refuse BEFORE UPDATE ON tasks FOR EACH ROW
+                WHEN (NEW.status = 'Queued' AND OLD.task_type = 'cursed') EXECUTE FUNCTION refuse()""")
+        cursed, task_id = task_queue.enqueue("cursed", {}), task_queue.enqueue("comfy", {})
+        let_expire(admin, take(task_queue, "cursed", worker="dead"))
+        let_expire(admin, take(task_queue, worker="dead"))
+        in_contact(task_queue, admin, "alive")
+        admin.execute("UPDATE worker_contacts SET rescued_at = now() - interval '1 hour'")
+        assert take(task_queue, worker="alive").id == task_id
+        assert status(task_queue, cursed) == "In Progress"
+
 
 class DependencyContract:
     def test_a_dependant_waits_for_the_end_of_what_it_names(self, task_queue: TaskQueue, admin: Admin) -> None:
@@ -638,8 +670,8 @@ class DependencyContract:
         late = task_queue.enqueue("comfy", {}, depends_on=[first])
         assert "a.b: why" in row(task_queue, late)["error_message"]
 
-    def test_a_chain_of_five_hundred_ends_in_one_go(self, task_queue: TaskQueue, admin: Admin) -> None:
-        ids = [str(uuid.uuid4()) for _ in range(500)]
+    def test_a_chain_of_three_hundred_ends_in_one_go(self, task_queue: TaskQueue, admin: Admin) -> None:
+        ids = [str(uuid.uuid4()) for _ in range(300)]
         with admin.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO tasks (id, task_type, params, dependant_on) VALUES (%s, 'comfy', '{}', %s)",
@@ -647,7 +679,7 @@ class DependencyContract:
             )
         task_queue.cancel(ids[0])
         counts = admin.execute("SELECT count(*) FROM tasks WHERE status = 'Failed' AND task_type = 'comfy'").fetchone()
-        assert counts == (499,)
+        assert counts == (299,)
 
     def test_a_task_may_be_inserted_before_the_one_that_it_waits_for(self, task_queue: TaskQueue, admin: Admin) -> None:
         later = str(uuid.uuid4())
@@ -696,6 +728,17 @@ class DependencyContract:
         assert claim(task_queue, "c") == []
         admin.execute("UPDATE tasks SET dependant_on = NULL WHERE id = %s", (third,))
         assert take(task_queue, "c").id == third
+
+    def test_a_running_task_that_was_told_to_wait_does_so_when_it_comes_back(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        first, second = task_queue.enqueue("a", {}), task_queue.enqueue("b", {})
+        running = take(task_queue, "b")
+        admin.execute("UPDATE tasks SET dependant_on = %s WHERE id = %s", (first, second))
+        task_queue.cancel(first)
+        assert status(task_queue, second) == "In Progress"
+        end(task_queue, running, Verb.RELEASE)
+        assert status(task_queue, second) == "Failed", "it would wait for ever"
 
     def test_an_enqueue_that_names_no_task_id_is_refused(self, task_queue: TaskQueue) -> None:
         with pytest.raises(QueueRefused, match="must be a task id"):

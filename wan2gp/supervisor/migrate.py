@@ -13,7 +13,8 @@ import psycopg
 CONTRACT_VERSION = 1
 """What ``wan2gp_version()`` of the database must answer at least."""
 
-_LOCK = "DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(727102, 1); END $lock$;"
+# Whoever waited here has stale ideas of which tables exist, until it locks a relation anew: so it looks at one.
+_LOCK = "DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(727102, 1); PERFORM FROM pg_class LIMIT 1; END $lock$;"
 
 
 class MigrationFailed(Exception):

@@ -129,7 +129,11 @@ class Sessions:
         }
         if self._startup_options:
             # The server gives up a little earlier than we do, so that it is idle when we come again.
-            settings["options"] = f"-c statement_timeout={round(self._call_timeout_s * 900)}"
+            # And the functions lock first and look afterwards, which needs a snapshot per statement.
+            settings["options"] = (
+                f"-c statement_timeout={round(self._call_timeout_s * 900)}"
+                " -c default_transaction_isolation=read\\ committed"
+            )
         session = Session.connect(self._url, autocommit=True, prepare_threshold=self._prepare, **settings | more)
         session.deadline_s = self._call_timeout_s
         return session

@@ -48,14 +48,16 @@ CREATE OR REPLACE FUNCTION public.wan2gp_note(
     VALUES (p_task, p_name, coalesce(jsonb_strip_nulls(p_detail), '{}'), p_worker, p_attempt)
 $fn$;
 
--- Registers the worker's contact. True when it is time for its housekeeping (about every eighth of a lease).
+-- Registers the worker's contact; waits for nobody, for a beat that waits lets leases expire. True when it is time for
+-- the worker's housekeeping (about every eighth of a lease); only a claim asks for that, by p_house.
 -- A silence of two thirds of a lease breaks the contact: an outage long enough to let another worker's lease run out
 -- (renewed every third of a lease at least) has then broken the contact of all who suffered it.
-CREATE OR REPLACE FUNCTION public.wan2gp_contact(p_worker text, p_lease_s float8) RETURNS boolean
+CREATE OR REPLACE FUNCTION public.wan2gp_contact(p_worker text, p_lease_s float8, p_house boolean) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_old public.worker_contacts;
     v_tick interval := make_interval(secs => p_lease_s / 8);
+    v_due boolean;
 BEGIN
     SELECT * INTO v_old FROM public.worker_contacts c WHERE c.worker_id = p_worker;
     IF NOT FOUND THEN
@@ -63,14 +65,20 @@ BEGIN
             ON CONFLICT (worker_id) DO NOTHING;
         RETURN false;
     END IF;
-    IF v_old.last_seen > now() - v_tick AND v_old.lease_s = p_lease_s AND v_old.rescued_at > now() - v_tick THEN
+    v_due := p_house AND coalesce(v_old.rescued_at <= now() - v_tick, true);
+    IF v_old.last_seen > now() - v_tick AND v_old.lease_s = p_lease_s AND NOT v_due THEN
+        RETURN false;
+    END IF;
+    PERFORM FROM public.worker_contacts c WHERE c.worker_id = p_worker FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN false;
     END IF;
     UPDATE public.worker_contacts c
        SET since = CASE WHEN c.last_seen < now() - make_interval(secs => p_lease_s * 2 / 3) THEN now() ELSE c.since END,
-           last_seen = greatest(c.last_seen, now()), lease_s = p_lease_s
+           last_seen = greatest(c.last_seen, now()), lease_s = p_lease_s,
+           rescued_at = CASE WHEN v_due THEN now() ELSE c.rescued_at END
      WHERE c.worker_id = p_worker;
-    RETURN coalesce(v_old.rescued_at <= now() - v_tick, true);
+    RETURN v_due;
 END
 $fn$;
 

@@ -73,8 +73,9 @@ DECLARE
     v_best record;
     v_why text;
 BEGIN
-    -- The lock comes first: of two last children that end at once, the later one sees the earlier one's end.
-    PERFORM FROM public.tasks t WHERE t.id = p_parent AND t.status = 'In Progress' FOR NO KEY UPDATE;
+    -- The row's lock comes first: of two last children that end at once, the later one sees the earlier one's end. It is
+    -- an update and no mere lock, so that a caller whose snapshot is older gets a serialization failure.
+    UPDATE public.tasks t SET updated_at = now() WHERE t.id = p_parent AND t.status = 'In Progress';
     IF NOT FOUND THEN
         RETURN '{}';
     END IF;

@@ -64,7 +64,7 @@ DECLARE
     v_cascading boolean := coalesce(current_setting('wan2gp.cascading', true), '') = 'on';
 BEGIN
     IF NEW.status = 'Cancelled' OR v_cascading THEN
-        PERFORM wan2gp_note(NEW.id, lower(NEW.status::text),
+        PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Complete' THEN 'completed' ELSE lower(NEW.status::text) END,
             jsonb_build_object('from', OLD.status::text, 'error_message', NEW.error_message));
     END IF;
     IF NOT v_cascading AND (
@@ -101,7 +101,7 @@ BEGIN
         PERFORM wan2gp_cancel_children(NEW.id, v_lease.parked_lease, true,
             format('task.dependency_failed: its parent %s was queued again', NEW.id));
     END IF;
-    IF v_again AND NEW.status = 'Queued' THEN
+    IF NEW.status = 'Queued' AND (v_again OR NEW.open_dependencies > 0) THEN
         PERFORM wan2gp_reopen(NEW.id);
     END IF;
     RETURN NULL;

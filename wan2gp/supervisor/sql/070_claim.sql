@@ -29,7 +29,7 @@ BEGIN
          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE public.tasks t
-           SET status = 'In Progress', worker_id = p_worker, attempts = t.attempts + 1, error_message = NULL,
+           SET status = 'In Progress', worker_id = p_worker, attempts = coalesce(t.attempts, 0) + 1, error_message = NULL,
                generation_started_at = now(), generation_processed_at = NULL, updated_at = now()
           FROM picked WHERE t.id = picked.id
         RETURNING t.id, t.attempts
@@ -61,6 +61,7 @@ DECLARE
     v_count int := 0;
     v_found boolean;
     v_due timestamptz;
+    v_patience text := current_setting('lock_timeout');
 BEGIN
     -- A repeat may overtake the call that it repeats; it waits here until that one is committed.
     PERFORM pg_advisory_xact_lock(hashtextextended(p_claim_id, 727102));
@@ -70,8 +71,14 @@ BEGIN
     IF v_tasks IS NOT NULL THEN
         RETURN jsonb_build_object('tasks', v_tasks, 'next_due_s', NULL);
     END IF;
-    IF wan2gp_contact(p_worker, p_lease_s) THEN
-        PERFORM wan2gp_keep_house(p_worker);
+    IF wan2gp_contact(p_worker, p_lease_s, true) THEN
+        BEGIN
+            PERFORM set_config('lock_timeout', '1s', true);
+            PERFORM wan2gp_keep_house(p_worker);
+            PERFORM set_config('lock_timeout', v_patience, true);
+        EXCEPTION WHEN OTHERS THEN  -- whatever is wrong there, claiming goes on
+            RAISE WARNING 'cannot keep house: %', SQLERRM;
+        END;
     END IF;
     IF EXISTS (SELECT FROM public.tasks t WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after <= now()) THEN
         UPDATE public.tasks t SET run_after = NULL
@@ -122,12 +129,15 @@ DECLARE
     v_renewed uuid[];
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM wan2gp_contact(p_worker, p_lease_s);
-    INSERT INTO public.workers AS w (id, instance_type, status, last_heartbeat, metadata)
-        VALUES (p_worker, 'external', 'active', now(), coalesce(p_metadata, '{}'))
-    ON CONFLICT (id) DO UPDATE
-       SET last_heartbeat = now(), metadata = coalesce(w.metadata, '{}') || excluded.metadata,
-           status = CASE WHEN w.status IS NULL OR w.status IN ('inactive', 'spawning') THEN 'active' ELSE w.status END;
+    PERFORM wan2gp_contact(p_worker, p_lease_s, false);
+    UPDATE public.workers w
+       SET last_heartbeat = now(), metadata = coalesce(w.metadata, '{}') || coalesce(p_metadata, '{}'),
+           status = CASE WHEN w.status IS NULL OR w.status IN ('inactive', 'spawning') THEN 'active' ELSE w.status END
+     WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED);
+    IF NOT FOUND AND NOT EXISTS (SELECT FROM public.workers w WHERE w.id = p_worker) THEN
+        INSERT INTO public.workers (id, instance_type, status, last_heartbeat, metadata)
+            VALUES (p_worker, 'external', 'active', now(), coalesce(p_metadata, '{}')) ON CONFLICT DO NOTHING;
+    END IF;
 
     -- A lease that is locked is being ended at this moment: the next beat tells. Waiting here would let all the others expire.
     WITH beats AS (
