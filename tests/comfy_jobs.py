@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,6 +24,7 @@ from wan2gp.handlers.comfy import ComfyHandler
 from wan2gp.protocol import Failed, Outcome, Source, Succeeded
 
 Json = dict[str, Any]
+WAIT_S = 20.0
 VIDEO_URL = "https://example.com/input.mp4"
 
 
@@ -198,6 +200,14 @@ def gone(pid: int) -> bool:
     return True
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Waits for what must come to pass."""
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     """Makes handlers on the built-in engine with the fault nodes; ends them and their servers."""
@@ -215,4 +225,4 @@ def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         assert all(gone(int(fields["pid"])) for name, fields in one.facts if name == "comfy.started")
 
 
-__all__ = ["Bench", "Interrupted", "bench", "fault", "gone", "make_video", "picture", "spec_row"]
+__all__ = ["Bench", "Interrupted", "bench", "fault", "gone", "make_video", "picture", "spec_row", "until"]

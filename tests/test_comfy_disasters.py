@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.comfy_jobs import Bench, bench, fault, gone, make_video, picture, spec_row
+from tests.comfy_jobs import Bench, bench, fault, gone, make_video, picture, spec_row, until
 from wan2gp.protocol import Cancelled
 
 __all__ = ["bench"]
 Make = Callable[..., Bench]
-WAIT_S = 20.0
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +102,25 @@ def test_a_server_that_swells_is_replaced_between_tasks(bench: Make) -> None:
     assert [fields["verdict"] for name, fields in one.facts if name == "comfy.verdict"] == ["bloated"] * 2
 
 
+def test_a_server_that_froze_while_idle_is_replaced(bench: Make) -> None:
+    one = bench(unresponsive_s=2.0)
+    one.handler.warm()
+    pid = one.server_pid()
+    os.kill(pid, signal.SIGSTOP)
+    assert one.fails({"workflow": picture()}).code == "comfy.unresponsive"
+    assert gone(pid)
+    one.succeeds({"workflow": picture()})
+
+
 def test_a_server_that_dies_during_the_download_costs_nothing(bench: Make, tmp_path: Path) -> None:
     one = bench(make_video(tmp_path / "in.mp4"))
     one.handler.warm()
-    one.obtained = lambda: os.kill(one.server_pid(), signal.SIGKILL)
+
+    def kill() -> None:
+        os.kill(one.server_pid(), signal.SIGKILL)
+        until(lambda: gone(one.server_pid()))
+
+    one.obtained = kill
     one.succeeds(spec_row())
     assert one.names().count("comfy.started") == 2
 

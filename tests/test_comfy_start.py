@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.comfy_jobs import Bench, bench, gone, picture
+from tests.comfy_jobs import Bench, bench, gone, picture, until
 from tests.conftest_comfy import BuiltinServer, builtin_server, free_port, start_builtin
 from wan2gp.comfy_sidecar.errors import StartFailed
 from wan2gp.comfy_sidecar.server import Folders, Installation
@@ -97,6 +97,23 @@ def test_a_server_that_never_answers_is_given_up_with_its_family(bench: Make, ch
     assert failure.message.startswith("ComfyUI failed to become ready")
     child = int(failure.message.rpartition("child ")[2].split()[0])
     assert gone(one.server_pid()) and gone(child)
+
+
+def test_a_killed_servers_children_do_not_go_on_alone(bench: Make, checkout: Callable[[str], str]) -> None:
+    """An ffmpeg that lost its server would finish a file nobody wants."""
+    path = checkout(
+        """
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        open("child", "w").write(str(child.pid))
+    """
+        + textwrap.dedent(SERVE).replace("\n", "\n        ")
+    )
+    one = own(bench, path)
+    one.succeeds({"workflow": picture()})
+    child = int((Path(path) / "child").read_text())
+    os.kill(one.server_pid(), signal.SIGKILL)
+    until(lambda: gone(child))
+    one.succeeds({"workflow": picture()})
 
 
 def test_an_interpreter_that_is_not_there_is_named(bench: Make, checkout: Callable[[str], str]) -> None:
