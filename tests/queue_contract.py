@@ -320,6 +320,23 @@ class FinishContract:
         assert found["error_message"] == "a.b: \ufffd\ufffd"
         assert found["result_data"]["line\ufffd"] == ["\ufffd", None]
 
+    def test_an_outcome_that_the_database_will_not_have_holds_up_no_other(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        """A foreign trigger on completed rows raised an error; every later outcome waited behind that one for ever."""
+        admin.execute("""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no credit'; END $$;
+            CREATE TRIGGER refuse BEFORE UPDATE ON tasks FOR EACH ROW
+                WHEN (NEW.status = 'Complete' AND OLD.task_type = 'cursed') EXECUTE FUNCTION refuse()""")
+        task_queue.enqueue("cursed", {})
+        task_queue.enqueue("comfy", {})
+        tasks = [take(task_queue, "cursed"), take(task_queue)]
+        replies = task_queue.finish_many([Settlement(task.id, task.token, Verb.COMPLETE) for task in tasks])
+        assert replies == (FinishReply(False, "Failed", error="no credit"), FinishReply(True, "Complete"))
+        assert row(task_queue, tasks[0].id)["error_message"] == (
+            "queue.refused: the database refused to store the outcome: no credit"
+        )
+
 
 class CancelContract:
     def test_a_queued_task_is_cancelled_and_never_claimed(self, task_queue: TaskQueue) -> None:

@@ -164,6 +164,12 @@ _TABLE = (
         "A task that this one waits for ended without a result.",
         "Retry that one first.",
     ),
+    (
+        "queue.refused",
+        False,
+        "The database refused to store the outcome: a trigger or a constraint of its own.",
+        "Mend what the message names, then retry the task.",
+    ),
     ("worker.disk_full", True, "The worker's disk is full.", "Free space under the data directory."),
     ("worker.stopping", True, "The worker stopped; the task went back to the queue uncounted.", "Nothing."),
     ("worker.lease_lost", True, "The worker lost its claim on the task.", "Nothing: somebody else has it."),

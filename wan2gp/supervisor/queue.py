@@ -138,6 +138,8 @@ class FinishReply:
     status: str | None
     repeated: bool = False
     """True when this very settlement had been accepted before (its answer was lost)."""
+    error: str | None = None
+    """Why the database would not store it (a trigger or a constraint of its own): the task failed with that."""
 
 
 class TaskQueue(Protocol):

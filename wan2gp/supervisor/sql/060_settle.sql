@@ -124,22 +124,68 @@ BEGIN
 END
 $fn$;
 
--- Several settlements in one transaction: an array of objects with the fields of wan2gp_finish without their p_.
+-- One settlement as an object: the fields of wan2gp_finish without their p_.
+CREATE OR REPLACE FUNCTION public.wan2gp_settle_object(p_one jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+BEGIN
+    RETURN wan2gp_settle(
+        wan2gp_uuid(p_one ->> 'task_id'), p_one ->> 'token', p_one ->> 'verb', p_one ->> 'output_location',
+        p_one ->> 'error_message', nullif(p_one -> 'result_data', 'null'), nullif(p_one -> 'cause', 'null'),
+        (p_one ->> 'retry_in_s')::float8);
+END
+$fn$;
+
+-- The same, when something in the database will not have it (a foreign trigger, a constraint): the task fails with that
+-- reason, so that its owner reads it; when even that is refused, the lease is left to expire. Trouble that passes by
+-- itself (locks, deadlocks, a server that stops) is raised, for the caller to come again.
+CREATE OR REPLACE FUNCTION public.wan2gp_settle_guarded(p_one jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_why text;
+    v_status text;
+BEGIN
+    BEGIN
+        RETURN wan2gp_settle_object(p_one);
+    EXCEPTION WHEN OTHERS THEN
+        IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
+            RAISE;
+        END IF;
+        v_why := SQLERRM;
+    END;
+    BEGIN
+        v_status := wan2gp_settle(
+            wan2gp_uuid(p_one ->> 'task_id'), p_one ->> 'token', 'fail', NULL,
+            left('queue.refused: the database refused to store the outcome: ' || v_why, 2000), NULL,
+            jsonb_build_object('kind', 'refused', 'verb', p_one -> 'verb'), NULL) ->> 'status';
+    EXCEPTION WHEN OTHERS THEN
+        IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
+            RAISE;
+        END IF;
+        SELECT t.status::text INTO v_status FROM public.tasks t WHERE t.id = wan2gp_uuid(p_one ->> 'task_id');
+    END;
+    RETURN jsonb_build_object('accepted', false, 'status', v_status, 'repeated', false, 'error', v_why);
+END
+$fn$;
+
+-- Several settlements in one transaction, answered in order. One that cannot be stored holds up none of the others.
 CREATE OR REPLACE FUNCTION public.wan2gp_finish_many(p_settlements jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_one record;
+    v_one jsonb;
     v_replies jsonb := '[]';
 BEGIN
     PERFORM wan2gp_lock_family(ARRAY(
         SELECT DISTINCT wan2gp_uuid(s.value ->> 'task_id') FROM jsonb_array_elements(p_settlements) AS s(value)));
-    FOR v_one IN
-        SELECT wan2gp_uuid(s.value ->> 'task_id') AS id, s.value AS s FROM jsonb_array_elements(p_settlements)
-          WITH ORDINALITY AS s(value, n) ORDER BY s.n
-    LOOP
-        v_replies := v_replies || wan2gp_settle(
-            v_one.id, v_one.s ->> 'token', v_one.s ->> 'verb', v_one.s ->> 'output_location',
-            v_one.s ->> 'error_message', nullif(v_one.s -> 'result_data', 'null'), nullif(v_one.s -> 'cause', 'null'),
-            (v_one.s ->> 'retry_in_s')::float8);
+    BEGIN
+        FOR v_one IN SELECT s.value FROM jsonb_array_elements(p_settlements) WITH ORDINALITY AS s(value, n) ORDER BY s.n LOOP
+            v_replies := v_replies || wan2gp_settle_object(v_one);
+        END LOOP;
+        RETURN v_replies;
+    EXCEPTION WHEN OTHERS THEN
+        IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
+            RAISE;
+        END IF;
+        v_replies := '[]';
+    END;
+    FOR v_one IN SELECT s.value FROM jsonb_array_elements(p_settlements) WITH ORDINALITY AS s(value, n) ORDER BY s.n LOOP
+        v_replies := v_replies || wan2gp_settle_guarded(v_one);
     END LOOP;
     RETURN v_replies;
 END
