@@ -153,7 +153,7 @@ class Bench:
             attempt=1,
             lease_id=lease_id,
             params=params,
-            work_dir=self.work_dir,
+            place=self.work_dir,
             obtain=self._obtain,
             report=self._report,
             fact=self._fact,

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,12 @@ class Worker:
         return self.process.wait(30)
 
 
-def plugin(directory: Path) -> Path:
-    """A folder which, on PYTHONPATH, is an installed plug-in with the tests' handlers."""
+def plugin(directory: Path, names: Sequence[str] = NAMES) -> Path:
+    """A folder which, on PYTHONPATH, is an installed plug-in with the tests' handlers, or with those named."""
     info = directory / "wan2gp_vices-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wan2gp-vices\nVersion: 0\n")
-    lines = "".join(f"{name} = tests.vices.specs:{name}\n" for name in NAMES)
+    lines = "".join(f"{name} = tests.vices.specs:{name}\n" for name in names)
     (info / "entry_points.txt").write_text(f"[wan2gp.handlers]\n{lines}")
     return directory
 
@@ -198,6 +198,21 @@ def launch(data_dir: Path, url: str, environ: dict[str, str], *options: str, wai
     return worker
 
 
+def surely_end(started: Sequence[Worker]) -> None:
+    """Stop them all; fails when a process of theirs is left."""
+    for worker in started:
+        worker.family()
+        if worker.process.poll() is None:
+            worker.process.send_signal(signal.SIGTERM)
+            try:
+                worker.process.wait(15)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait(5)
+    for worker in started:
+        eventually("nothing is left of the worker", lambda worker=worker: not worker.survivors(), 10)  # type: ignore[misc]
+
+
 @pytest.fixture
 def run_dirs() -> Iterator[Callable[[], Path]]:
     """Short paths for sockets, removed afterwards."""
@@ -227,17 +242,7 @@ def start_worker(tmp_path: Path, run_dirs: Callable[[], Path], queue_db: str) ->
         return worker
 
     yield start
-    for worker in started:
-        worker.family()
-        if worker.process.poll() is None:
-            worker.process.send_signal(signal.SIGTERM)
-            try:
-                worker.process.wait(15)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait(5)
-    for worker in started:
-        eventually("nothing is left of the worker", lambda worker=worker: not worker.survivors(), 10)  # type: ignore[misc]
+    surely_end(started)
 
 
 @pytest.fixture

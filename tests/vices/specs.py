@@ -22,6 +22,7 @@ NAMES = (
     "deaf",
     "fetcher",
     "witness",
+    "stamp",
 )
 
 

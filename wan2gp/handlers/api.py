@@ -67,12 +67,18 @@ class Job:
     attempt: int
     lease_id: str
     params: Any
-    work_dir: Path
-    """This attempt's own directory. What the handler makes for the user lies in it, or is moved into it."""
+    place: Path = field(repr=False)
+    """Where :attr:`work_dir` is made."""
     obtain: Callable[[Mapping[str, Source]], dict[str, Path]] = field(repr=False)
     report: Callable[..., None] = field(repr=False)
     fact: Callable[..., None] = field(repr=False)
     cancel_flag: Callable[[], bool] = field(repr=False)
+
+    @property
+    def work_dir(self) -> Path:
+        """This attempt's own directory, made at the first use. What the handler makes for the user lies in it."""
+        self.place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.place
 
     def fetch(self, sources: Mapping[str, Source]) -> dict[str, Path]:
         """The files behind ``sources`` (by a name of the handler's choice), downloaded by the courier.

@@ -111,7 +111,7 @@ class _Wire:
             attempt=run.attempt,
             lease_id=run.lease_id,
             params=run.params,
-            work_dir=Path(run.work_dir),
+            place=Path(run.work_dir),
             obtain=self._obtain,
             report=self._report,
             fact=self._fact,

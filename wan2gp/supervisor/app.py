@@ -109,6 +109,7 @@ class App:
         self._loop = loop
         opened.callback(self._end_children)
         spool = Spool(config.data_dir / "spool")
+        opened.callback(spool.close)
         self._clear_work(spool)
         (config.data_dir / "logs" / "handlers").mkdir(parents=True, exist_ok=True)
         settler = Settler(queue, spool, LocalStore(config.data_dir / "outputs"), facts, loop.settled, loop.crash)

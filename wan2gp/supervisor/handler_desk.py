@@ -66,7 +66,6 @@ class HandlerDesk(Desk):
             return
         running = self.waiting[0]
         task = running.task
-        running.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         message = Run(task.id, task.task_type, task.attempt, task.lease_id, task.params, str(running.work_dir))
         try:
             self.around.router.send(self.child.identity, message)

@@ -21,11 +21,16 @@ from typing import Any
 import msgspec
 
 from wan2gp.protocol import Artifact
-from wan2gp.supervisor.spool import Ending, flush_folder
+from wan2gp.supervisor.journal import flush_folder
+from wan2gp.supervisor.spool import Ending
 
 CHUNK_BYTES = 1024 * 1024
 NAME_MAX_BYTES = 180
 SUFFIX_MAX_BYTES = 20
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HANDLERS_FAULT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+"""What the place that a handler named can do wrong; any other error is the disk's."""
 
 
 class Refused(Exception):
@@ -49,20 +54,23 @@ class LocalStore:
         self._mode = 0o666 & ~_umask()
 
     def stage(self, ending: Ending, folder: Path) -> list[Staged]:
-        """Take the artifacts into ``folder`` and check them. Raises :class:`Refused`; safe to repeat."""
+        """Take the artifacts into ``folder`` and check them. Raises :class:`Refused`; safe to repeat.
+
+        After a crash some are in ``folder`` already, and after one in the middle of :meth:`commit` some are shown.
+        """
         staged: list[Staged] = []
         for number, artifact in enumerate(ending.artifacts):
             path = folder / f"{number}-{safe_name(artifact.name)}"
-            if not path.exists():  # a repeat after a crash finds it here
+            target = self._target(ending, artifact, [other.target for other in staged])
+            if not os.path.lexists(path) and not _holds(target, artifact):
                 _take(Path(ending.work_dir), artifact.path, path)
-            self._check(path, artifact)
-            taken = [other.target for other in staged]
-            staged.append(Staged(artifact, path, self._target(ending, artifact, taken)))
+            self._check(path if os.path.lexists(path) else target, artifact)
+            staged.append(Staged(artifact, path, target))
         return staged
 
     def _check(self, path: Path, artifact: Artifact) -> None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, _FILE)
         except OSError as error:  # ELOOP: a link; ENXIO: a socket or a pipe
             raise Refused(f"{artifact.name} is not a plain file: {error.strerror}") from error
         with open(descriptor, "rb") as file:
@@ -75,13 +83,16 @@ class LocalStore:
             os.fsync(descriptor)  # the row may say Complete only of what survives a power cut
 
     def _target(self, ending: Ending, artifact: Artifact, taken: Sequence[Path]) -> Path:
-        """``{task_id}_{filename}``; on a clash the node's id, then the attempt goes between."""
+        """``{task_id}_{filename}``; on a clash the node's id, then the attempt goes between.
+
+        A file of the very same content is no clash: it is what an earlier try has shown.
+        """
         folder = self._outputs / safe_name(ending.task_type)
         name = safe_name(artifact.name)
         node = f"{safe_name(artifact.node_id)}_" if artifact.node_id else ""
         for middle in ("", node, f"{node}{ending.attempt}_", f"{node}{ending.attempt}_{len(taken)}_"):
             target = folder / f"{ending.task_id}_{middle}{name}"
-            if target not in taken and not target.exists():
+            if target not in taken and (not os.path.lexists(target) or _holds(target, artifact)):
                 break
         return target
 
@@ -89,7 +100,8 @@ class LocalStore:
         """The end was accepted: show the files. Returns where they are; safe to repeat."""
         for item in staged:
             item.target.parent.mkdir(parents=True, exist_ok=True)
-            move(item.path, item.target)
+            if item.path.exists():  # else an earlier try has shown it
+                move(item.path, item.target)
         for folder in {item.target.parent for item in staged}:
             flush_folder(folder)
         return [item.target for item in staged]
@@ -139,19 +151,46 @@ def _take(root: Path, relative: str, target: Path) -> None:
     parts = PurePosixPath(relative).parts
     if not parts or ".." in parts or PurePosixPath(relative).is_absolute():
         raise Refused(f"{relative!r} is not a place inside the task's directory")
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for part in parts[:-1]:
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            os.close(folder)
-            folder = inner
+        folder = _open_folder(root, parts[:-1])
+    except OSError as error:
+        raise _judged(relative, error) from error
+    try:
         os.rename(parts[-1], target, src_dir_fd=folder)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise Refused(f"{relative!r} cannot be taken: {error.strerror}") from error
+        raise _judged(relative, error) from error
     finally:
         os.close(folder)
+
+
+def _open_folder(root: Path, parts: Sequence[str]) -> int:
+    """The descriptor of a folder below ``root``; no component may be a link."""
+    folder = os.open(root, _FOLDER)
+    for part in parts:
+        try:
+            inner = os.open(part, _FOLDER, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = inner
+    return folder
+
+
+def _judged(relative: str, error: OSError) -> Exception:
+    """The handler's fault, or the disk's, which may pass."""
+    if error.errno in _HANDLERS_FAULT:
+        return Refused(f"{relative!r} cannot be taken: {error.strerror}")
+    return error
+
+
+def _holds(path: Path, artifact: Artifact) -> bool:
+    """True when ``path`` is the very file that the artifact describes."""
+    try:
+        with open(os.open(path, _FILE), "rb") as file:
+            found = os.fstat(file.fileno())
+            same = stat.S_ISREG(found.st_mode) and found.st_size == artifact.bytes
+            return same and _digest(file) == artifact.sha256
+    except OSError:
+        return False
 
 
 def _digest(file: Any) -> str:

@@ -1,7 +1,8 @@
-"""The thread that ends tasks for good: spool, check, tell the database, show the files. In that order, always.
+"""The threads that end tasks for good: spool, check, tell the database, show the files. In that order, always.
 
-Whatever fails on the way (database, disk) is tried again with a growing pause; the handlers go on meanwhile. Settling
-is safe to repeat from any point, so a crash between two steps costs nothing.
+One spools and another does the rest, so that what ends during an outage is on the disk at once, not behind it. Whatever
+fails on the way (database, disk) is tried again with a growing pause; the handlers go on meanwhile. Settling is safe to
+repeat from any point, so a crash between two steps costs nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from wan2gp.logs import Facts
 from wan2gp.supervisor.publish import LocalStore, Refused, Staged, describe, primary
 from wan2gp.supervisor.queue import FinishReply, QueueError, TaskQueue, Verb
 from wan2gp.supervisor.spool import Ending, Spool
+
+_Inbox = queue.SimpleQueue[Ending | Path | None]
 
 BATCH = 32
 RETRY_FIRST_S = 0.25
@@ -54,19 +57,24 @@ class Settler:
         self._facts = facts
         self._settled = settled
         self._failed = failed
-        self._todo: queue.SimpleQueue[Ending | Path | None] = queue.SimpleQueue()
+        self._todo: _Inbox = queue.SimpleQueue()
+        self._spooled: _Inbox = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._pending = 0
         self._pending_lock = threading.Lock()
         self._idle = threading.Condition(self._pending_lock)
-        self._thread = threading.Thread(target=self._serve, name="settler", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(self._keep,), name="spooler", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._serve,), name="settler", daemon=True),
+        ]
 
     def start(self) -> None:
-        """Begin with what the spool still holds; returns the thread's start, not its end."""
+        """Begin with what the spool still holds; returns the threads' start, not their end."""
         for ending in self._spool.leftovers():
             self._count(+1)
-            self._todo.put(ending)
-        self._thread.start()
+            self._spooled.put(ending)
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, ending: Ending) -> None:
         """Take over an ending; returns at once."""
@@ -88,46 +96,46 @@ class Settler:
             return self._idle.wait_for(lambda: self._pending == 0, timeout_s)
 
     def stop(self) -> None:
-        """End the thread; what is not settled stays in the spool for the next life."""
+        """End the threads; what is not settled stays in the spool for the next life."""
         self._stopping.set()
         self._todo.put(None)
-        if self._thread.is_alive():
-            self._thread.join(10.0)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(10.0)
 
     def _count(self, change: int) -> None:
         with self._idle:
             self._pending += change
             self._idle.notify_all()
 
-    def _serve(self) -> None:
+    def _guarded(self, serve: Callable[[], None]) -> None:
         try:
-            while not self._stopping.is_set():
-                batch = self._batch()
-                if batch:
-                    self._settle(batch)
+            serve()
         except BaseException as error:  # the worker must stop rather than limp without its settler
             self._failed(error)
 
-    def _batch(self) -> list[_Work]:
-        """At least one ending, and whatever else is waiting."""
-        taken: list[_Work] = []
-        first = self._todo.get()
-        self._sort(first, taken)
-        with contextlib.suppress(queue.Empty):
-            while len(taken) < BATCH:
-                self._sort(self._todo.get_nowait(), taken)
-        return taken
+    def _keep(self) -> None:
+        """Spool what comes, then pass it on; at the end also what has come till then."""
+        last = False
+        while not last:
+            batch, last = _batch(self._todo)
+            endings = [found for found in batch if isinstance(found, Ending)]
+            if endings and not self._insist(lambda endings=endings: self._spool.add(endings)):  # type: ignore[misc]
+                break
+            for found in batch:
+                self._spooled.put(found)
+        self._spooled.put(None)
 
-    @staticmethod
-    def _sort(found: Ending | Path | None, taken: list[_Work]) -> None:
-        if isinstance(found, Ending):
-            taken.append(_Work(found))
-        elif found is not None:
-            clear(found)
+    def _serve(self) -> None:
+        last = False
+        while not last and not self._stopping.is_set():
+            batch, last = _batch(self._spooled)
+            self._settle([_Work(found) for found in batch if isinstance(found, Ending)])
+            for found in batch:
+                if isinstance(found, Path):
+                    clear(found)
 
     def _settle(self, batch: list[_Work]) -> None:
-        if not self._insist(lambda: self._spool.add(work.ending for work in batch)):
-            return
         for work in batch:
             if not self._insist(lambda work=work: self._stage(work)):  # type: ignore[misc]
                 return
@@ -160,7 +168,9 @@ class Settler:
             self._spool.add([work.ending])
 
     def _finish(self, batch: list[_Work]) -> tuple[FinishReply, ...]:
-        """Tell the database, however long it is away. Empty when the worker stops first."""
+        """Tell the database, however long it is away. Empty when the worker stops first, or has nothing to tell."""
+        if not batch:
+            return ()
         settlements = []
         for work in batch:
             location = primary(work.staged)
@@ -213,8 +223,21 @@ _SAID = {
 }
 
 
+def _batch(inbox: _Inbox) -> tuple[list[Ending | Path], bool]:
+    """At least one, and whatever else is waiting; and whether that was the last."""
+    taken: list[Ending | Path] = []
+    found = inbox.get()
+    with contextlib.suppress(queue.Empty):
+        while found is not None and len(taken) < BATCH:
+            taken.append(found)
+            found = inbox.get_nowait() if len(taken) < BATCH else found
+    return taken, found is None
+
+
 def clear(work_dir: Path) -> None:
     """Remove the attempt's directory, and the task's when it was the last."""
+    if not work_dir.parent.exists():  # many tasks need none
+        return
     shutil.rmtree(work_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
         work_dir.parent.rmdir()

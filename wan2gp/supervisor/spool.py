@@ -1,21 +1,20 @@
 """The durable memory of what has ended: an outcome is here before anything else happens with it.
 
-One JSON file an ending, written beside and renamed, file and folder flushed to the disk; a folder of the same name
-takes its artifacts. What is here after a crash or an outage is settled at the next chance.
+Endings are records of a journal; a folder of an ending's own takes its artifacts. What is here after a crash or an
+outage is settled at the next chance.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from wan2gp.protocol import Artifact
+from wan2gp.supervisor.journal import Journal
 from wan2gp.supervisor.queue import Settlement, Verb
 
 
@@ -58,25 +57,17 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 class Spool:
-    """The folder ``spool/`` of the data directory. One thread writes."""
+    """The folder ``spool/`` of the data directory. An ending is written by one thread at a time."""
 
     def __init__(self, directory: Path) -> None:
+        """Raises :class:`OSError` when the folder cannot be used."""
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for rest in directory.glob("*.tmp"):
-            rest.unlink()
+        self._journal = Journal(directory / "journal")
 
     def add(self, endings: Iterable[Ending]) -> None:
         """Write them; on return they survive a power cut. Raises :class:`OSError` when the disk is full or broken."""
-        for ending in endings:
-            path = self._path(ending)
-            fresh = path.with_suffix(".tmp")
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(ending))
-                file.flush()
-                os.fdatasync(file.fileno())
-            fresh.rename(path)
-        flush_folder(self._directory)
+        self._journal.append({ending.key: ending for ending in endings})
 
     def folder(self, ending: Ending) -> Path:
         """Where its artifacts are kept, made when needed."""
@@ -86,30 +77,13 @@ class Spool:
 
     def remove(self, ending: Ending) -> None:
         """It is settled. Not flushed: settling it again after a crash is harmless."""
-        with contextlib.suppress(FileNotFoundError):
-            self._path(ending).unlink()
-        if ending.artifacts:
-            shutil.rmtree(self._directory / ending.key, ignore_errors=True)
+        self._journal.forget(ending.key)
+        shutil.rmtree(self._directory / ending.key, ignore_errors=True)  # also of a result that was refused
 
-    def leftovers(self) -> Iterator[Ending]:
-        """What an earlier life or an outage left, oldest first. A file that cannot be read is set aside as ``.bad``."""
-        for path in sorted(self._directory.glob("*.json"), key=lambda found: found.stat().st_mtime):
-            try:
-                yield msgspec.json.decode(path.read_bytes(), type=Ending)
-            except msgspec.DecodeError:
-                path.rename(path.with_suffix(".bad"))
+    def leftovers(self) -> list[Ending]:
+        """What an earlier life or an outage left, oldest first."""
+        return [msgspec.json.decode(value, type=Ending) for value in self._journal.live.values()]
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self._directory.glob("*.json"))
-
-    def _path(self, ending: Ending) -> Path:
-        return self._directory / f"{ending.key}.json"
-
-
-def flush_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def close(self) -> None:
+        """Give the journal's file back."""
+        self._journal.close()
