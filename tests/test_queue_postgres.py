@@ -15,8 +15,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest_db import PgServer
+from tests.contract_bench import SPEC_INSERT, Admin, claim, end
 from tests.faulty_link import FaultyLink
-from tests.queue_contract import SPEC_INSERT, Admin, QueueContract, claim, end
+from tests.queue_contract import QueueContract
 from wan2gp.supervisor.migrate import migrate
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb

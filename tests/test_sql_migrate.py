@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.queue_contract import Admin, claim
+from tests.contract_bench import Admin, claim
 from tests.test_queue_postgres import PREDECESSOR
 from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
 from wan2gp.supervisor.postgres import PostgresQueue

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.queue_contract import Admin
+from tests.contract_bench import Admin
 from wan2gp.supervisor.migrate import steps
 
 ROWS = 100_000

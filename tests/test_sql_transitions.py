@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.queue_contract import Admin, claim, in_contact, let_expire, take
+from tests.contract_bench import Admin, claim, in_contact, let_expire, take
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import ClaimedTask, QueueRefused, Settlement, SpawnedChild, Verb
 
