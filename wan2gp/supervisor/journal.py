@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ class _Line(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Journal:
-    """Records by key. One thread writes; what :meth:`append` was given survives a power cut, once it has returned."""
+    """Records by key, from any thread. What :meth:`append` was given survives a power cut, once it has returned."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there and start the next epoch with it. Raises :class:`OSError`."""
         self._path = path
         self._encoder = msgspec.json.Encoder()
+        self._lock = threading.Lock()
         self._epoch, self._live = _read(path)
         self._file = -1
         self._renew()
@@ -39,19 +41,27 @@ class Journal:
     @property
     def live(self) -> dict[str, bytes]:
         """The records that were not forgotten, oldest first: JSON by key."""
-        return dict(self._live)
+        with self._lock:
+            return dict(self._live)
 
     def append(self, records: dict[str, Any]) -> None:
         """Add records, or replace them, and flush. Raises :class:`OSError`; then nothing is promised of them."""
         encoded = {key: self._encoder.encode(value) for key, value in records.items()}
-        self._live.update(encoded)
-        self._write(b"".join(self._line(key, msgspec.Raw(value)) for key, value in encoded.items()))
-        os.fdatasync(self._file)
+        with self._lock:
+            self._live.update(encoded)
+            self._write(b"".join(self._line(key, msgspec.Raw(value)) for key, value in encoded.items()))
+            # A descriptor of its own: others may write meanwhile, or replace the file (by one that is flushed).
+            written = os.dup(self._file)
+        try:
+            os.fdatasync(written)
+        finally:
+            os.close(written)
 
     def forget(self, key: str) -> None:
         """The record is done with. Not flushed: doing it once more after a crash must be harmless."""
-        if self._live.pop(key, None) is not None:
-            self._write(self._line(key, None))
+        with self._lock:
+            if self._live.pop(key, None) is not None:
+                self._write(self._line(key, None))
 
     def close(self) -> None:
         """Give the file back."""

@@ -64,6 +64,9 @@ class Spool:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._journal = Journal(directory / "journal")
+        for folder in directory.iterdir():
+            if folder.is_dir() and folder.name not in self._journal.live:
+                shutil.rmtree(folder, ignore_errors=True)  # settled; its removal was cut short
 
     def add(self, endings: Iterable[Ending]) -> None:
         """Write them; on return they survive a power cut. Raises :class:`OSError` when the disk is full or broken."""
