@@ -137,6 +137,7 @@ class App:
         claimer.start()
         opened.callback(self._last_claims, claimer, inbox, settler)
         _on_signals(lambda: inbox.post(loop.stop))
+        opened.callback(_off_signals)  # the first to go: what a signal posts to is closed soon
         facts("worker.started", worker=config.worker_id, poll_s=config.poll_interval_s)
         try:
             loop.run()
@@ -271,6 +272,12 @@ def _on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _off_signals() -> None:
+    """The end has begun and every wait in it is bounded: another signal changes nothing."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _secrets(config: Config) -> list[str]:

@@ -92,10 +92,12 @@ class CourierDesk(Desk):
         self.answered(errand.running, answer)
 
     def lose_work(self, code: str, cause: str, death: Death) -> None:
-        """A courier's death costs no task: see :meth:`hand_back`, which follows."""
+        """A courier's death costs no task: what it was fetching is fetched again by the next one."""
+        for errand in self.errands.values():
+            errand.sent = False
 
     def hand_back(self) -> None:
-        """What it was fetching is fetched again by the next one, a few times."""
+        """It died by itself: a few times, and what it was fetching counts as the reason."""
         cause = self.last_cause or "the worker stops"
         for errand in list(self.errands.values()):
             errand.deaths += 1

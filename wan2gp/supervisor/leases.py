@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from wan2gp.logs import Facts
-from wan2gp.supervisor.queue import HeartbeatReply, LeaseBeat, QueueError, QueueUnavailable, TaskQueue
+from wan2gp.supervisor.queue import LeaseBeat, QueueError, QueueUnavailable, TaskQueue
+
+Key = tuple[str, str]
+"""A lease: (task id, lease id)."""
 
 PROGRESS_EVERY_S = 2.0
 """How often progress reaches the table at most, seconds."""
@@ -37,7 +40,8 @@ class _Lease:
 
 
 class LeaseKeeper:
-    """Thread-safe. ``heard`` is called from its thread with what a heartbeat said of our tasks."""
+    """Thread-safe. ``heard(cancelled, lost)`` is called from its thread with the (task id, lease id) of runs of ours
+    that a heartbeat said so of."""
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class LeaseKeeper:
         renew_s: float,
         facts: Facts,
         metadata: Callable[[], Mapping[str, Any]],
-        heard: Callable[[HeartbeatReply], None],
+        heard: Callable[[Sequence[Key], Sequence[Key]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._queue = queue
@@ -158,8 +162,12 @@ class LeaseKeeper:
             self._missed(error)
             return
         self._renewed(keys, started)
-        if reply.cancelled or reply.lost:
-            self._heard(reply)
+        # By lease, not by task: one that has ended meanwhile may be ours anew, under another lease, by the time this is
+        # acted upon.
+        cancelled = [key for key in keys if key[0] in reply.cancelled]
+        lost = [key for key in keys if key[0] in reply.lost]
+        if cancelled or lost:
+            self._heard(cancelled, lost)
 
     def _renewed(self, keys: list[tuple[str, str]], started: float) -> None:
         with self._lock:

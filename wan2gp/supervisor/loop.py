@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from wan2gp.supervisor.courier_desk import CourierDesk
 from wan2gp.supervisor.desk import Desk, Surroundings
 from wan2gp.supervisor.handler_desk import HandlerDesk
 from wan2gp.supervisor.inbox import Inbox
-from wan2gp.supervisor.leases import LeaseKeeper
+from wan2gp.supervisor.leases import Key, LeaseKeeper
 from wan2gp.supervisor.lifecycle import On, State
-from wan2gp.supervisor.queue import ClaimedTask, HeartbeatReply, Verb
+from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why
@@ -262,14 +262,14 @@ class Loop:
     def _progressed(self, running: Running) -> None:
         self._leases.progress(*running.key, running.fraction, running.phase, running.detail)
 
-    def heard(self, reply: HeartbeatReply) -> None:
+    def heard(self, cancelled: Sequence[Key], lost: Sequence[Key]) -> None:
         """From the lease keeper's thread."""
 
         def act() -> None:
-            for task_id in reply.cancelled:
-                self._interrupt(task_id, Why.USER)
-            for task_id in reply.lost:
-                self._interrupt(task_id, Why.LOST)
+            for task_id, lease_id in cancelled:
+                self._interrupt(task_id, Why.USER, lease_id)
+            for task_id, lease_id in lost:
+                self._interrupt(task_id, Why.LOST, lease_id)
 
         self.inbox.post(act)
 
