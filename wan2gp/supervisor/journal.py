@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+DONE = b"null"
 SIZE_BYTES = 1024 * 1024
 """Smallest size of the file, bytes."""
 
@@ -22,8 +23,8 @@ SIZE_BYTES = 1024 * 1024
 class _Line(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     key: str
-    value: msgspec.Raw | None
-    """None: the record of this key is done with."""
+    value: msgspec.Raw = msgspec.Raw(DONE)
+    """``null``: the record of this key is done with."""
 
 
 class Journal:
@@ -61,7 +62,7 @@ class Journal:
         """The record is done with. Not flushed: doing it once more after a crash must be harmless."""
         with self._lock:
             if self._live.pop(key, None) is not None:
-                self._write(self._line(key, None))
+                self._write(self._line(key, msgspec.Raw(DONE)))
 
     def close(self) -> None:
         """Give the file back."""
@@ -69,7 +70,7 @@ class Journal:
             os.close(self._file)
             self._file = -1
 
-    def _line(self, key: str, value: msgspec.Raw | None) -> bytes:
+    def _line(self, key: str, value: msgspec.Raw) -> bytes:
         return self._encoder.encode(_Line(self._epoch, key, value)) + b"\n"
 
     def _write(self, data: bytes) -> None:
@@ -84,7 +85,8 @@ class Journal:
         lines = b"".join(self._line(key, msgspec.Raw(value)) for key, value in self._live.items())
         self._size = max(SIZE_BYTES, 2 * len(lines))
         fresh = self._path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fresh.unlink(missing_ok=True)  # a crash may have left one, with whatever mode and owner
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(lines + bytes(self._size - len(lines)))
@@ -113,7 +115,7 @@ def _read(path: Path) -> tuple[int, dict[str, bytes]]:
                 break
             newest = entry.epoch
             live.pop(entry.key, None)
-            if entry.value is not None:
+            if bytes(entry.value) != DONE:
                 live[entry.key] = bytes(entry.value)
     return newest, live
 
