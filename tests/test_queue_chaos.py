@@ -86,7 +86,7 @@ class Actor:
 
 def drain(queue: PostgresQueue, admin: Admin) -> None:
     """What a calm night does: every worker restarts, the missing stay missing, everything claimable is completed."""
-    for n in range(9):
+    for n in range(12):
         queue.reclaim_own(f"w{n}")
     admin.execute("UPDATE task_dependencies SET missing_since = now() - interval '1 h' WHERE missing_since IS NOT NULL")
     queue.rescue("night")

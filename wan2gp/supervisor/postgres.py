@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +35,7 @@ from wan2gp.supervisor.queue import (
     SpawnedChild,
 )
 
-_ROUNDS = 4
+_ROUNDS = 6
 """How often one call is tried at most, when each failure is of a kind that a fresh try at once may cure."""
 
 
@@ -231,7 +233,10 @@ class PostgresQueue:
         if session_lost(error):
             self._sessions.drop_idle()
             return session is not None and session.used_at > 0 and not isinstance(error, DeadlinePassed)
-        return try_again_at_once(error)
+        if try_again_at_once(error):
+            time.sleep(random.uniform(0.0, 0.03))  # the two that met must not meet again in step
+            return True
+        return False
 
     def _explain(self, error: psycopg.Error) -> QueueError:
         return explain(error, server_down=session_lost(error) and refuses_connections(self._parts))

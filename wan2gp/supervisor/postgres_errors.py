@@ -17,7 +17,7 @@ _PREPARED = frozenset({"26000", "42P05"})
 """The prepared statement is unknown or exists: a pooler hands our session from one server session to another."""
 _NO_FUNCTION = frozenset({"42883", "3F000"})
 _GOING_DOWN = frozenset({"57P01", "57P02", "57P03"})
-_UNAVAILABLE = ("08", "53", "57", "58")
+_UNAVAILABLE = ("08", "40", "53", "55", "57", "58")
 _READ_ONLY = "25006"
 _NO_STARTUP_OPTIONS = "08P01"
 # A refused connect carries no SQLSTATE, only words. They decide nothing but this: whether waiting can help. In another
