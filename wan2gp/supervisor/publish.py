@@ -31,6 +31,8 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLERS_FAULT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 """What the place that a handler named can do wrong; any other error is the disk's."""
+_DISKS_FAULT = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
+"""Why a file that was taken may not open, without being at fault itself."""
 
 
 class Refused(Exception):
@@ -71,16 +73,20 @@ class LocalStore:
     def _check(self, path: Path, artifact: Artifact) -> None:
         try:
             descriptor = os.open(path, _FILE)
-        except OSError as error:  # ELOOP: a link; ENXIO: a socket or a pipe
+        except OSError as error:  # ELOOP: a link; ENXIO: a socket
+            if error.errno in _DISKS_FAULT:
+                raise
             raise Refused(f"{artifact.name} is not a plain file: {error.strerror}") from error
-        with open(descriptor, "rb") as file:
+        try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 raise Refused(f"{artifact.name} is not a plain file of its own")
-            if found.st_size != artifact.bytes or _digest(file) != artifact.sha256:
+            if found.st_size != artifact.bytes or _digest(descriptor) != artifact.sha256:
                 raise Refused(f"{artifact.name} is not the file that its handler checked")
             os.fchmod(descriptor, self._mode)
             os.fsync(descriptor)  # the row may say Complete only of what survives a power cut
+        finally:
+            os.close(descriptor)
 
     def _target(self, ending: Ending, artifact: Artifact, taken: Sequence[Path]) -> Path:
         """``{task_id}_{filename}``; on a clash the node's id, then the attempt goes between.
@@ -149,7 +155,7 @@ def move(source: Path, target: Path) -> None:
 def _take(root: Path, relative: str, target: Path) -> None:
     """Move ``root/relative`` to ``target`` without following a link in any component."""
     parts = PurePosixPath(relative).parts
-    if not parts or ".." in parts or PurePosixPath(relative).is_absolute():
+    if not parts or ".." in parts or PurePosixPath(relative).is_absolute() or not _speakable(relative):
         raise Refused(f"{relative!r} is not a place inside the task's directory")
     try:
         folder = _open_folder(root, parts[:-1])
@@ -175,6 +181,14 @@ def _open_folder(root: Path, parts: Sequence[str]) -> int:
     return folder
 
 
+def _speakable(name: str) -> bool:
+    """True when the kernel can be asked for it."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def _judged(relative: str, error: OSError) -> Exception:
     """The handler's fault, or the disk's, which may pass."""
     if error.errno in _HANDLERS_FAULT:
@@ -185,17 +199,20 @@ def _judged(relative: str, error: OSError) -> Exception:
 def _holds(path: Path, artifact: Artifact) -> bool:
     """True when ``path`` is the very file that the artifact describes."""
     try:
-        with open(os.open(path, _FILE), "rb") as file:
-            found = os.fstat(file.fileno())
-            same = stat.S_ISREG(found.st_mode) and found.st_size == artifact.bytes
-            return same and _digest(file) == artifact.sha256
+        descriptor = os.open(path, _FILE)
     except OSError:
         return False
+    try:
+        found = os.fstat(descriptor)
+        same = stat.S_ISREG(found.st_mode) and found.st_size == artifact.bytes
+        return same and _digest(descriptor) == artifact.sha256
+    finally:
+        os.close(descriptor)
 
 
-def _digest(file: Any) -> str:
+def _digest(descriptor: int) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
+    while chunk := os.read(descriptor, CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
 
