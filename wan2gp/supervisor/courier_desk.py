@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from wan2gp.protocol import Cancel, Failed, Fetch, Fetched, Progress, Source, Up
 from wan2gp.supervisor.child import Death
@@ -36,7 +37,7 @@ class CourierDesk(Desk):
 
     def fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
         """Download for a task; replaces what was asked for it before."""
-        directory = running.work_dir / "in"
+        directory = Path(running.work_dir) / "in"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True, mode=0o700)
         running.sources = dict(sources)

@@ -66,7 +66,7 @@ class HandlerDesk(Desk):
             return
         running = self.waiting[0]
         task = running.task
-        message = Run(task.id, task.task_type, task.attempt, task.lease_id, task.params, str(running.work_dir))
+        message = Run(task.id, task.task_type, task.attempt, task.lease_id, task.params, running.work_dir)
         try:
             self.around.router.send(self.child.identity, message)
         except Unreachable as error:

@@ -72,6 +72,7 @@ class Loop:
         self.started = clock()
         self._router = router
         self._once = once
+        self._work = str(config.data_dir / "work")
         self._every_tick = every_tick
         self._clock = clock
         self._poller = zmq.Poller()
@@ -215,7 +216,7 @@ class Loop:
         assert spec is not None  # only registered types are asked for
         self._got[spec.name] += 1
         self._drained = frozenset()
-        work_dir = self.config.data_dir / "work" / task.id / task.lease_id[:16]
+        work_dir = f"{self._work}/{task.id}/{task.lease_id[:16]}"
         running = Running(task, spec.name, work_dir, self._clock())
         desk = self.handlers[spec.name]
         if desk.accepting:
@@ -239,7 +240,7 @@ class Loop:
         if ending is None:
             self.facts.bind(task=running.task.id)("task.lost", task_id=running.task.id)
             self._leases.drop(*running.key)
-            self._settler.discard(running.work_dir)
+            self._settler.discard(Path(running.work_dir))
         else:
             self._settler.submit(ending)
 
@@ -383,7 +384,3 @@ class Loop:
             "spool_depth": self._settler.depth,
             "unable": dict(self.unable),
         }
-
-    def work_dirs(self) -> set[Path]:
-        """Directories of tasks that are at a desk."""
-        return {running.work_dir for desk in self.handlers.values() for running in desk.tasks()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from wan2gp.errors import error_message
@@ -38,7 +37,8 @@ class Running:
 
     task: ClaimedTask
     handler: str
-    work_dir: Path
+    work_dir: str
+    """Absolute; there only once somebody has made it."""
     claimed_at: float
     started_at: float | None = None
     progressed_at: float = 0.0
@@ -144,7 +144,7 @@ class Running:
             lease_id=self.task.lease_id,
             token=self.task.token,
             verb=verb,
-            work_dir=str(self.work_dir),
+            work_dir=self.work_dir,
             error_message=error,
             cause=cause,
             retry_in_s=retry_in_s,
