@@ -16,7 +16,6 @@ from tests.capture_replay import replay  # noqa: E402
 if TYPE_CHECKING:
     from tests.conftest_comfy import BuiltinServer
 
-pytest_plugins = ["tests.conftest_comfy", "tests.builtin_fixtures"]
 
 CAPTURES = Path(__file__).parent / "captures"
 WHOLE_EXCHANGES = (  # one recorded file each

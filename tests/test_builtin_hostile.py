@@ -14,8 +14,6 @@ from tests.builtin_prompts import fault, saved_image
 if TYPE_CHECKING:
     from tests.conftest_comfy import BuiltinServer
 
-pytest_plugins = ["tests.conftest_comfy", "tests.builtin_fixtures"]
-
 
 def nested(levels: int) -> Any:
     value: Any = 0

@@ -18,8 +18,6 @@ from tests.builtin_prompts import FPS, FRAMES, SIZE, STEP, TONE_HZ, Probe, made,
 if TYPE_CHECKING:
     from tests.conftest_comfy import BuiltinServer
 
-pytest_plugins = ["tests.conftest_comfy", "tests.builtin_fixtures"]
-
 
 @pytest.mark.parametrize(
     ("load", "combine", "expected"),

@@ -18,8 +18,6 @@ from tests.builtin_prompts import FRAMES, Probe, fault, made, saved_image, vhs
 if TYPE_CHECKING:
     from tests.conftest_comfy import BuiltinServer
 
-pytest_plugins = ["tests.conftest_comfy", "tests.builtin_fixtures"]
-
 
 def test_new_bytes_under_the_old_name_run_again(server: BuiltinServer) -> None:
     first = made(server, vhs({"frame_load_cap": 2}))

@@ -14,10 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.comfy_jobs import Bench, bench, fault, gone, make_video, picture, spec_row, until
+from tests.comfy_jobs import Bench, fault, gone, make_video, picture, spec_row, until
 from wan2gp.protocol import Cancelled
 
-__all__ = ["bench"]
 Make = Callable[..., Bench]
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.comfy_jobs import Bench, bench, fault, make_video, picture, spec_row
-from tests.conftest_comfy import BuiltinServer, builtin_server, free_port, start_builtin
+from tests.comfy_jobs import Bench, fault, make_video, picture, spec_row
+from tests.conftest_comfy import BuiltinServer, free_port
 from wan2gp.handlers.comfy import input_name
 from wan2gp.protocol import Cancelled
 
-__all__ = ["bench", "builtin_server", "start_builtin"]
 Make = Callable[..., Bench]
 
 

@@ -12,10 +12,9 @@ import av
 import pytest
 import requests
 
-from tests.comfy_jobs import Bench, bench, fault, make_video, picture, spec_row
+from tests.comfy_jobs import Bench, fault, make_video, picture, spec_row
 from wan2gp.protocol import Cancelled
 
-__all__ = ["bench"]
 Make = Callable[..., Bench]
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.comfy_jobs import Bench, bench, gone, picture, until
-from tests.conftest_comfy import BuiltinServer, builtin_server, free_port, start_builtin
+from tests.comfy_jobs import Bench, gone, picture, until
+from tests.conftest_comfy import BuiltinServer, free_port
 from wan2gp.comfy_sidecar.errors import StartFailed
 from wan2gp.comfy_sidecar.server import Folders, Installation
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.protocol import Cancelled
 
-__all__ = ["bench", "builtin_server", "start_builtin"]
 Make = Callable[..., Bench]
 SERVE = """
 from wan2gp.comfy_sidecar.builtin.__main__ import main

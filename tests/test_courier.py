@@ -30,7 +30,6 @@ from wan2gp.protocol import (
 if TYPE_CHECKING:
     from tests.bad_web_server import BadWebServer
 
-pytest_plugins = ["tests.bad_web_server"]
 LIMIT_S = 30.0
 IDENTITY = "courier#1#nonce"
 M = TypeVar("M", bound=Up)

@@ -24,7 +24,6 @@ from wan2gp.protocol import Source
 if TYPE_CHECKING:
     from tests.bad_web_server import BadWebServer
 
-pytest_plugins = ["tests.bad_web_server"]
 HERE = frozenset({"127.0.0.1"})
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 

@@ -21,7 +21,6 @@ from wan2gp.protocol import Source
 if TYPE_CHECKING:
     from tests.bad_web_server import BadWebServer
 
-pytest_plugins = ["tests.bad_web_server"]
 HERE = frozenset({"127.0.0.1"})
 LIMIT_S = 30.0
 

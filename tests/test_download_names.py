@@ -26,7 +26,6 @@ from wan2gp.protocol import Source
 if TYPE_CHECKING:
     from tests.bad_web_server import BadWebServer
 
-pytest_plugins = ["tests.bad_web_server"]
 MP4 = sniff(b"\x00\x00\x00\x20ftypisom")
 SAFE = set(string.ascii_letters + string.digits + "._-")
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from wan2gp.handlers.api import Handler, Job
 from wan2gp.protocol import Outcome, Succeeded
 
-DOUBLE = "import subprocess,sys; p=subprocess.Popen(['sleep','600'],start_new_session=True,stdout=subprocess.DEVNULL); print(p.pid,flush=True)"
+DOUBLE = """
+import subprocess
+print(subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL).pid, flush=True)
+"""
 
 
 class Vice(Handler):

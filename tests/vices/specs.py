@@ -23,6 +23,8 @@ NAMES = (
     "fetcher",
     "witness",
     "stamp",
+    "tardy",
+    "late",
 )
 
 
