@@ -1,7 +1,8 @@
-"""A process that owns an embedded Postgres, to be killed: ``embedded_worker.py DATA_DIR RUN_DIR [docker]``.
+"""A process that owns an embedded Postgres, to be killed: ``embedded_worker.py DATA_DIR RUN_DIR [docker] [weak]``.
 
 It prints one line of JSON (``pid`` and ``url``, or ``error``) and ends cleanly at the end of its input. With ``docker``
-it first takes away what Docker's default seccomp profile takes away: new user namespaces.
+it first takes away what Docker's default seccomp profile takes away: new user namespaces. With ``weak`` root is one for
+whom modes of files count, as in a container without the capability DAC_OVERRIDE.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from wan2gp.supervisor.embedded import EmbeddedPostgres, EmbeddedUnavailable
 
 _UNSHARE = {"x86_64": 272, "aarch64": 97}
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1
 _ALLOW, _REFUSE_EPERM = 0x7FFF0000, 0x00050001
 
 
@@ -42,6 +44,8 @@ def refuse_namespaces() -> None:
 
 
 def main(data_dir: str, run_dir: str, *rest: str) -> None:
+    if "weak" in rest:
+        assert ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0) == 0
     if "docker" in rest:
         refuse_namespaces()
     server = EmbeddedPostgres(Path(data_dir), Path(run_dir))

@@ -503,8 +503,25 @@ def test_cluster_goes_on_when_the_container_loses_and_regains_user_namespaces(
 def test_root_in_a_closed_directory_where_user_namespaces_are_refused(
     tmp_path: Path, spawn: Callable[..., Worker]
 ) -> None:
+    """A checkout in root's home, in a container."""
     tmp_path.chmod(0o700)
-    error = spawn(tmp_path, "docker").said["error"]
+    worker = spawn(tmp_path, "docker")
+    write_a_row(worker.url)
+    status = Path(f"/proc/{worker.postmaster}/status").read_text()
+    uids = {int(part) for part in status.partition("Uid:")[2].splitlines()[0].split()}
+    assert 0 not in uids
+    kept = {int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("CapPrm", "CapEff", "CapAmb"))}
+    assert kept == {1 << 1}, "it keeps the right to pass by file modes and no other"
+    worker.kill()
+    until(lambda: gone(worker.postmaster), "the end of postgres under another uid")
+    assert read_the_row(spawn(tmp_path, "docker").url) == "precious"
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_root_in_a_closed_directory_where_nothing_is_left_to_try(tmp_path: Path, spawn: Callable[..., Worker]) -> None:
+    tmp_path.chmod(0o700)
+    error = spawn(tmp_path, "docker", "weak").said["error"]
     assert "refuses root" in error and "out of reach" in error and "DATABASE_URL" in error
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 

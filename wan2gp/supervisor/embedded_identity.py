@@ -2,7 +2,9 @@
 
 An ordinary user with a name runs it as it is. Else a user namespace: inside, we look like a named user, outside every
 file stays ours, nobody is created and no mode is changed. Where namespaces are refused (the default seccomp profile of
-Docker), root falls back to an unprivileged user that exists; that one must be able to reach the files.
+Docker, a chroot), root falls back to an unprivileged user that exists; that one must be able to reach the files. Where
+it cannot (a checkout in root's home), it keeps of root's rights the one that passes by file modes, as it has inside a
+namespace: still without any other, and not able to change who it is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class EmbeddedUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """``kind`` is ``plain``, ``namespace`` or ``user``; ``uid`` and ``gid`` are what Postgres sees."""
+    """``kind`` is ``plain``, ``namespace``, ``user`` or ``reaching``; ``uid`` and ``gid`` are what Postgres sees."""
 
     kind: str
     uid: int
@@ -36,7 +38,7 @@ class Identity:
     @property
     def foreign(self) -> bool:
         """True when the files must belong to ``uid`` rather than to us."""
-        return self.kind == "user"
+        return self.kind in ("user", "reaching")
 
     @property
     def text(self) -> str:
@@ -82,11 +84,14 @@ def _candidates(owner: int | None) -> Iterator[Identity]:
     root = os.geteuid() == 0
     if root and owner:
         with contextlib.suppress(KeyError):  # a cluster made by a fallback stays with its user
-            yield Identity("user", owner, pwd.getpwuid(owner).pw_gid)
+            group = pwd.getpwuid(owner).pw_gid
+            yield from (Identity(kind, owner, group) for kind in ("user", "reaching"))
     if named:
         yield Identity("namespace", named[0].pw_uid, named[0].pw_gid)
     if root:
-        yield from (Identity("user", user.pw_uid, user.pw_gid) for user in named if user.pw_name in _PREFERRED_USERS)
+        users = [user for user in named if user.pw_name in _PREFERRED_USERS]
+        for kind in ("user", "reaching"):
+            yield from (Identity(kind, user.pw_uid, user.pw_gid) for user in users)
 
 
 def _named_users() -> Iterator[pwd.struct_passwd]:
