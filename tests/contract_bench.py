@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from concurrent.futures import Future
 from typing import Any
 
 import psycopg
@@ -52,6 +54,15 @@ def event_names(queue: TaskQueue, task_id: str) -> list[str]:
 def beat(queue: TaskQueue, *tasks: ClaimedTask, worker: str = "w", **fields: Any) -> tuple[list[str], list[str]]:
     reply = queue.heartbeat(worker, [LeaseBeat(task.id, task.token, **fields) for task in tasks], 90, {})
     return list(reply.cancelled), list(reply.lost)
+
+
+def until_blocked(admin: Admin, call: Future[Any]) -> None:
+    """Returns when ``call`` waits for a lock in the database, or has ended although it should have waited."""
+    for _ in range(3000):
+        if call.done() or admin.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it neither waits nor ends")
 
 
 def let_expire(admin: Admin, task: ClaimedTask) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from tests.contract_bench import Admin, beat, claim, end, in_contact, row, status, take
+from tests.contract_bench import Admin, beat, claim, end, in_contact, row, status, take, until_blocked
 from wan2gp.supervisor.queue import (
     ClaimedTask,
     QueueRefused,
@@ -286,6 +286,19 @@ class SpawnContract:
             with ThreadPoolExecutor(2) as pool:
                 assert all(pool.map(finish, claim(task_queue, "seg", limit=2)))
             assert status(task_queue, parent.id) == "Complete"
+
+    def test_the_last_two_children_completed_by_hand_at_once_complete_the_parent(
+        self, task_queue: TaskQueue, admin: Admin, database: str
+    ) -> None:
+        parent, (one, two) = self.parked(task_queue, SEGMENTS[:2])
+        done = "UPDATE tasks SET status = 'Complete', output_location = '/o' WHERE id = %s"
+        with psycopg.connect(database, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
+            with admin.transaction():
+                admin.execute(done, (one,))
+                second = pool.submit(other.execute, done, (two,))
+                until_blocked(admin, second)
+            second.result(30)
+        assert status(task_queue, parent.id) == "Complete"
 
     def test_cancelling_the_parent_while_children_end_hangs_nobody(self, task_queue: TaskQueue) -> None:
         for _ in range(5):

@@ -1,7 +1,8 @@
 """What every task queue must hold, whichever database is behind it. Nothing is lost, nothing is finished twice.
 
-A backend's test module makes a class of :class:`QueueContract` and provides two fixtures: ``task_queue``, and
-``admin``, an autocommit connection of the database's owner, for plain SQL as a user writes it and for turning clocks.
+A backend's test module makes a class of :class:`QueueContract` and provides three fixtures: ``task_queue``,
+``database``, the URL of its owner, and ``admin``, an autocommit connection with it: for plain SQL as a user writes it,
+and for turning clocks.
 """
 
 from __future__ import annotations

@@ -79,6 +79,8 @@ class Listener:
             if session is not None:
                 session.deadline_s = 0.2  # of an exchange that begins now; one that has begun ends with its own
             thread.join(self._probe_deadline_s + 2.0)
+            if thread.is_alive():  # within a connect that hangs; it still needs the pipe, and ends by itself
+                return
         os.close(self._stop_read)
         os.close(self._stop_write)
 
@@ -96,22 +98,25 @@ class Listener:
         """Listens until closed; each loss of the session is followed by a new one, after a growing pause."""
         pause = _FIRST_PAUSE_S
         while not self._closed:
+            was_good = False
             try:
                 self._listen()
-                pause = _FIRST_PAUSE_S
             except Swallowed:
                 self.swallowed = True
-                pause = _SWALLOWED_PAUSE_S
             except psycopg.Error:
-                pause = _FIRST_PAUSE_S if self.listening else min(pause * 2, _LONGEST_PAUSE_S)
-            self.listening = False
-            self._stopped(pause * random.uniform(0.7, 1.0))
+                was_good = self.listening
+            finally:
+                self.listening = False
+            pause = _FIRST_PAUSE_S if was_good else min(pause * 2, _LONGEST_PAUSE_S)
+            self._stopped(random.uniform(0.7, 1.0) * (_SWALLOWED_PAUSE_S if self.swallowed else pause))
 
     def _stopped(self, timeout_s: float, session: Session | None = None) -> bool:
         """Sleeps until the session has something to read, the time is up (False) or the listener is closed (True)."""
-        readers = [self._stop_read] if session is None else [self._stop_read, session.fileno()]
-        readable, _, _ = select.select(readers, [], [], timeout_s)
-        return self._stop_read in readable
+        poller = select.poll()
+        poller.register(self._stop_read, select.POLLIN)
+        if session is not None:
+            poller.register(session.fileno(), select.POLLIN)
+        return any(fd == self._stop_read for fd, _event in poller.poll(timeout_s * 1000))
 
     def _listen(self) -> None:
         """One session, from its connect to its loss or our close."""

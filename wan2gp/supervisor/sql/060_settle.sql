@@ -270,9 +270,11 @@ BEGIN
         PERFORM wan2gp_cascade(v_ids);
     END IF;
 
-    DELETE FROM public.task_events e
-     WHERE e.id IN (SELECT o.id FROM public.task_events o ORDER BY o.id LIMIT 5000)
-       AND e.at < now() - interval '14 days';
+    IF (SELECT e.at FROM public.task_events e ORDER BY e.id LIMIT 1) < now() - interval '14 days' THEN
+        DELETE FROM public.task_events e
+         WHERE e.id IN (SELECT o.id FROM public.task_events o ORDER BY o.id LIMIT 5000)
+           AND e.at < now() - interval '14 days';
+    END IF;
     DELETE FROM public.worker_contacts c WHERE c.last_seen < now() - interval '14 days';
     RETURN v_taken;
 END
