@@ -172,7 +172,7 @@ class HeartbeatContract:
         assert [one.id, two.id] == ids
         let_expire(admin, two)
         with admin.transaction():
-            admin.execute("UPDATE tasks SET priority = 1 WHERE id = %s", (one.id,))
+            admin.execute("UPDATE tasks SET status = 'Queued' WHERE id = %s", (one.id,))
             admin.execute("SELECT FROM workers FOR UPDATE")
             admin.execute("SELECT FROM worker_contacts FOR UPDATE")
             assert beat(task_queue, one, two) == ([], [])
@@ -220,7 +220,6 @@ class RescueContract:
         assert task_queue.rescue("stranger") == 0  # its first contact: none before
         in_contact(task_queue, admin, "back")
         admin.execute("UPDATE worker_contacts SET last_seen = now() - interval '70 s' WHERE worker_id = 'back'")
-        admin.execute("UPDATE task_leases SET lease_s = 90")
         assert task_queue.rescue("back") == 0
         assert end(task_queue, task).accepted
 
