@@ -19,7 +19,6 @@ import pytest
 
 from tests.control_doubles import PaperSupervisor, paper_supervisor
 from wan2gp import control
-from wan2gp.control_docs import page
 
 CTL = [sys.executable, "-m", "wan2gp.ctl"]
 ROOT = Path(__file__).parent.parent
@@ -382,10 +381,3 @@ def test_draining_with_wait_returns_when_nothing_runs(supervisor: PaperSuperviso
         supervisor.worker.running = []
         assert "drained" in process.stdout.readline()
     assert process.returncode == 0
-
-
-# --- the documented JSON ------------------------------------------------------------------------------------------
-
-
-def test_the_page_about_the_json_is_what_the_types_say() -> None:
-    assert (ROOT / "docs" / "ctl-json.md").read_text() == page(), "python -m wan2gp.control_docs > docs/ctl-json.md"

@@ -1,10 +1,9 @@
-"""Writes ``docs/ctl-json.md`` from the types themselves: ``python -m wan2gp.control_docs > docs/ctl-json.md``."""
+"""The text of ``docs/ctl-json.md``, made from the types themselves; :mod:`wan2gp.docs` writes it."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import sys
 from typing import Any
 
 import msgspec
@@ -22,8 +21,7 @@ COMMANDS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
 )
 """What each command prints with ``--json``."""
 
-_HEAD = """<!-- Made by `python -m wan2gp.control_docs`; a test keeps it true. -->
-# What `wan2gp-ctl --json` prints
+_HEAD = """# What `wan2gp-ctl --json` prints
 
 One JSON document on standard output; errors are sentences on standard error, and the exit status is 0, 1, 2 or 3 as
 without `--json`. Fields may be added in later versions; those below stay. `*_s` are seconds, `*_at` are ISO 8601.
@@ -120,7 +118,3 @@ def _field_sentences(kind: type[msgspec.Struct]) -> dict[str, str]:
             ):
                 sentences[name] = " ".join(sentence.split()).replace("``", "`")
     return sentences
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -143,7 +143,6 @@ _TABLE = (
         "Check what the URL serves.",
     ),
     ("input.corrupt", False, "An input cannot be decoded.", "Encode it again."),
-    ("output.corrupt", True, "A result cannot be decoded.", "Nothing at first: it is retried."),
     (
         "output.refused",
         False,
@@ -157,7 +156,6 @@ _TABLE = (
         "Its process died twice under this task.",
         "See the causes in result_data.attempts.",
     ),
-    ("task.unknown_type", False, "No handler takes this task type.", "Check the spelling."),
     (
         "task.dependency_failed",
         False,

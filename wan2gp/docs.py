@@ -1,0 +1,101 @@
+"""Writes those pages of ``docs/`` that are tables of what the program knows itself: ``python -m wan2gp.docs [DIR]``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wan2gp import control_docs
+from wan2gp.config import OPTIONS, Option, Secret
+from wan2gp.errors import REGISTRY, ErrorCode
+from wan2gp.options import supervisor_parser
+
+MADE_BY = "<!-- Made by `python -m wan2gp.docs`; a test keeps it true. -->\n"
+
+_ERRORS = """# Error codes
+
+A task that ends without its result has a row whose `error_message` is `code: sentence`: the code is one of those below
+and stays the same over versions, the sentence names what was wrong this time. `result_data.attempts` has the cause of
+every attempt. *Again* says whether the worker tries the task again by itself, up to the row's `max_attempts`; where the
+cause of the day shows that it would end the same, it does not. A plug-in's handler may bring codes of its own.
+"""
+
+_CONFIGURATION = """# Configuration
+
+Every setting is read once at start, from the defaults, then a TOML file (`--config FILE` or `WAN2GP_CONFIG`), then the
+environment, then the command line; the later one wins. A dotted key is a table in the file: `stop.grace_s` is `grace_s`
+under `[stop]`. `wan2gp-supervisor check` reads everything, prints what it found (secrets as `***`) and names every
+problem at once, each with its remedy; it starts nothing. A value `$NAME` is read from the variable `NAME`, since the
+exec form of a container's `CMD` does not expand variables.
+
+`--data-dir DIR` or `WAN2GP_DATA_DIR` (default: the working directory) says where logs, outputs and state are; it cannot
+stand in the file.
+
+| key in the file | environment | command line | default | meaning |
+|---|---|---|---|---|
+"""
+
+
+def errors_page() -> str:
+    """``docs/errors.md``."""
+    groups: dict[str, list[ErrorCode]] = {}
+    for known in REGISTRY.values():
+        groups.setdefault(known.code.partition(".")[0], []).append(known)
+    return MADE_BY + _ERRORS + "".join(_error_table(name, codes) for name, codes in groups.items())
+
+
+def _error_table(name: str, codes: list[ErrorCode]) -> str:
+    head = f"\n## {name}\n\n| code | again | what it means | what to do |\n|---|---|---|---|\n"
+    rows = (_row(f"`{known.code}`", "yes" if known.retryable else "no", known.meaning, known.remedy) for known in codes)
+    return head + "".join(rows)
+
+
+def configuration_page() -> str:
+    """``docs/configuration.md``."""
+    flags = {flag for action in supervisor_parser()._actions for flag in action.option_strings}
+    return MADE_BY + _CONFIGURATION + "".join(_option_row(option, flags) for option in OPTIONS.values())
+
+
+def _option_row(option: Option, flags: set[str]) -> str:
+    flag = "--" + option.key.removesuffix("_s").replace("_", "-")
+    names = [f"`{option.key}`", _code(option.env), _code(flag if flag in flags else None)]
+    return _row(*names, _default(option.default), option.about)
+
+
+def _default(value: Any) -> str:
+    match value:
+        case Secret() | "" | ():
+            return ""
+        case bool():
+            return f"`{value:d}`"
+        case int() | float():
+            return f"`{value:.12g}`"
+    return f"`{value}`"
+
+
+def _code(name: str | None) -> str:
+    return f"`{name}`" if name else ""
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "configuration.md": configuration_page,
+    "ctl-json.md": lambda: MADE_BY + control_docs.page(),
+    "errors.md": errors_page,
+}
+"""File name and how its text is made."""
+
+
+def main(directory: Path) -> None:
+    """Write all pages into ``directory``."""
+    for name, page in PAGES.items():
+        (directory / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
