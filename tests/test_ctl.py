@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without what would lead to somebody's real worker."""
-    foreign = ("WAN2GP_", "DATABASE_URL", "SUPABASE_", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE")
+    """This process's, without what would lead to somebody's real worker, or write pipes sooner than a user's does."""
+    foreign = ("WAN2GP_", "DATABASE_URL", "SUPABASE_", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "PYTHONUNBUFFERED")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "TZ": "UTC", **more}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from wan2gp.control import DoneReply, DrainRequest, RestartRequest, ResumeRequest, StatusReply, StatusRequest
@@ -32,6 +33,7 @@ def drain(args: argparse.Namespace) -> int:
     """Claim nothing more; with ``--wait`` until nothing runs and every outcome is in the database."""
     with connect(args) as link:
         write_line(link.ask(DrainRequest(), DoneReply).message)
+        sys.stdout.flush()  # whoever reads the pipe may act on it at once
         if args.wait:
             _await_empty(link)
             write_line("drained: nothing runs, every outcome is recorded")
