@@ -82,6 +82,17 @@ class DependencyContract:
             assert found["error_message"].startswith("task.dependency_failed: ") and before in found["error_message"]
         assert claim(task_queue, limit=9) == []
 
+    def test_what_is_made_to_wait_for_a_task_that_ends_at_that_moment_is_not_forgotten(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        first = task_queue.enqueue("comfy", {})
+        with ThreadPoolExecutor(1) as pool:
+            with admin.transaction():
+                admin.execute("UPDATE tasks SET status = 'Complete' WHERE id = %s", (first,))
+                late = pool.submit(task_queue.enqueue, "comfy", {}, depends_on=[first])
+                until_blocked(admin, late)
+            assert take(task_queue).id == late.result(30)
+
     def test_what_depends_on_a_failed_task_ends_at_once(self, task_queue: TaskQueue) -> None:
         first = task_queue.enqueue("comfy", {})
         end(task_queue, take(task_queue), Verb.FAIL, error_message="a.b: why")
