@@ -1,9 +1,12 @@
-"""What every test shares: the plug-in modules beside this file, where they exist."""
+"""What every test shares: the fixtures of the modules beside this file."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 pytest_plugins = [
-    f"tests.{name}" for name in ("conftest_db", "conftest_worker") if (Path(__file__).parent / f"{name}.py").is_file()
+    "tests.conftest_db",
+    "tests.conftest_worker",
+    "tests.conftest_comfy",
+    "tests.builtin_fixtures",
+    "tests.bad_web_server",
+    "tests.comfy_jobs",
 ]
