@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import av
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -48,10 +49,22 @@ MIMES = {
     ".txt": "text/plain",
     ".json": "application/json",
     ".srt": "text/plain",
+    ".vtt": "text/vtt",
+    ".csv": "text/csv",
+    ".md": "text/markdown",
     ".svg": "image/svg+xml",
+    ".glb": "model/gltf-binary",
+    ".gltf": "model/gltf+json",
+    ".obj": "model/obj",
+    ".stl": "model/stl",
+    ".ply": "model/ply",
 }
 OCTETS = "application/octet-stream"
-TEXTS = (".txt", ".json", ".srt", ".svg")
+TEXTS = (".txt", ".json", ".srt", ".vtt", ".csv", ".md")
+DRAWN = (".svg",)
+"""Pictures that are text: without pixels to decode."""
+EXACT_AUDIO = ("audio/flac", "audio/mp4")
+"""Their headers give the exact length; that of the others is an estimate or of the part that is there."""
 
 
 class Unreadable(Exception):
@@ -78,6 +91,8 @@ def probe(path: Path) -> MediaInfo:
         raise Unreadable("the file is empty")
     if suffix in TEXTS:
         return MediaInfo("text", mime)
+    if suffix in DRAWN:
+        return MediaInfo("image", mime)
     if mime.startswith("image/"):
         return _image(path, mime)
     if mime.startswith(("video/", "audio/")):
@@ -201,7 +216,7 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     return found
 
 
-def _declared_s(container: InputContainer, stream: VideoStream) -> float:
+def _declared_s(container: InputContainer, stream: VideoStream | AudioStream) -> float:
     import av
 
     if stream.duration is not None and stream.time_base is not None:
@@ -224,7 +239,11 @@ def _audio(container: InputContainer, mime: str) -> MediaInfo:
     samples = sum(frame.samples for frame in container.decode(stream))
     if samples == 0:
         raise Unreadable("it has no sound")
-    return MediaInfo("audio", mime, duration_s=round(samples / stream.rate, 6))
+    found_s = samples / stream.rate
+    declared_s = _declared_s(container, stream) if mime in EXACT_AUDIO else 0.0
+    if found_s < declared_s - max(SHORT_S, SHORT_SHARE * declared_s):
+        raise Unreadable(f"it is cut off: {found_s:.1f} of {declared_s:.1f} s")
+    return MediaInfo("audio", mime, duration_s=round(found_s, 6))
 
 
 def _reason(error: av.error.FFmpegError | Exception) -> str:
