@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 SEED ?= 0
+# The tests wait for processes more than they compute, so there may be more of them than cores.
+JOBS ?= 3
+TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long check lint types format bench chaos
@@ -21,10 +24,10 @@ demo: $(STAMP)  ## the row of the specification becomes a video, here, now
 	$(BIN)/wan2gp-ctl demo
 
 test: $(STAMP)  ## the tests, without the long ones
-	$(BIN)/python -m pytest -m 'not long'
+	$(TESTS) -m 'not long'
 
 test-long: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check wan2gp tests
