@@ -13,7 +13,7 @@ import requests
 
 from tests.comfy_jobs import Bench, fault, make_video, picture, spec_row
 from tests.conftest_comfy import BuiltinServer, free_port
-from wan2gp.handlers.comfy import input_name
+from wan2gp.handlers.comfy_input_files import called, plain_name
 from wan2gp.protocol import Cancelled
 
 Make = Callable[..., Bench]
@@ -193,7 +193,8 @@ def test_an_external_server_that_is_not_there_costs_no_task(bench: Make) -> None
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        ("https://x/a/b.webm?token=1", "b.webm"),
+        ("https://x/a/b.MP4?token=1", "b.MP4"),
+        ("https://x/a/get.php?token=1", "get.php.mp4"),
         ("https://x/", "input.mp4"),
         ("https://x/..%2F..%2Fetc%2Fpasswd", "passwd.mp4"),
         ("https://x/....mp4", "mp4.mp4"),
@@ -202,4 +203,4 @@ def test_an_external_server_that_is_not_there_costs_no_task(bench: Make) -> None
     ],
 )
 def test_the_name_of_an_input_is_plain(url: str, name: str) -> None:
-    assert input_name(url, Path("video_url.mp4")) == name
+    assert plain_name(called(url), Path("video_url.mp4")) == name

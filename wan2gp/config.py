@@ -105,6 +105,13 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def _directories(value: str) -> tuple[str, ...]:
+    found = _names(value)
+    if not all(name.startswith("/") for name in found):
+        raise ValueError("give absolute paths")
+    return found
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
@@ -184,6 +191,20 @@ OPTIONS: dict[str, Option] = {
     "input_idle_s": Option(
         "inputs.idle_s", "WAN2GP_INPUT_IDLE_S", 30.0, _seconds, "longest silence in a download, seconds"
     ),
+    "input_cache_bytes": Option(
+        "inputs.cache_bytes",
+        "WAN2GP_INPUT_CACHE_BYTES",
+        10 * 1024**3,
+        _count,
+        "disk for downloads that are kept, bytes; 0: none are",
+    ),
+    "input_allow_paths": Option(
+        "inputs.allow_paths",
+        "WAN2GP_INPUT_ALLOW_PATHS",
+        (),
+        _directories,
+        "directories whose files tasks may name",
+    ),
 }
 
 
@@ -221,6 +242,8 @@ class Config:
     input_max_bytes: int
     input_total_s: float
     input_idle_s: float
+    input_cache_bytes: int
+    input_allow_paths: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
     def run_directory(self) -> Path:

@@ -1,35 +1,31 @@
-"""The handler of ``comfy`` tasks: a graph for ComfyUI, with an optional video, becomes files."""
+"""The handler of ``comfy`` tasks: a graph for ComfyUI, with any number of files for it, becomes files."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import threading
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from wan2gp.comfy_sidecar.errors import ApiError, Unreachable
-from wan2gp.comfy_sidecar.outputs import Ending, OutputFile, rerun
+from wan2gp.comfy_sidecar.errors import Unreachable
+from wan2gp.comfy_sidecar.outputs import Ending, OutputFile
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
-from wan2gp.handlers.comfy_collect import OUT, Collected, GoneFromCache, collect, remove_files, remove_tree
+from wan2gp.handlers.comfy_collect import OUT, GoneFromCache, collect, remove_files, remove_tree
 from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine
 from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
+from wan2gp.handlers.comfy_input_files import InputFiles
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
 from wan2gp.handlers.comfy_prompt import PromptRun
-from wan2gp.handlers.media_probe import Unreadable, probe_video_input
-from wan2gp.protocol import Cancelled, Outcome, Source, Succeeded
+from wan2gp.protocol import Artifact, Cancelled, Outcome, Succeeded
 
-VIDEO_URL = "video_url"
 OUT_OF_MEMORY = "comfy.out_of_memory"
-NAME_CHARS = 80
-TOO_LARGE = 413
 PATIENCE_S, ASK_AGAIN_S = 60.0, 0.2
 START_REPORT_S = 5.0
+TEXT_CHARS = 65536
+"""Text outputs longer than this are not put in the row."""
 
 
 class ComfyHandler(Handler):
@@ -77,6 +73,7 @@ class ComfyRun:
         self._graph = request.graph
         self._warnings = list(request.warnings)
         self._folder = (OUR_FOLDER, _segment(job.task_id), _segment(job.lease_id)[:8])
+        self._files = InputFiles(job, settings, request.inputs, self._folder)
         self._prompt_id = ""
         self._previews: list[OutputFile] = []
         self._reported_s = 0.0
@@ -84,12 +81,15 @@ class ComfyRun:
         """Never set: to wait on."""
 
     def run(self) -> Outcome:
+        self._files.take_local()
         self._live = self._ensure()
         try:
-            self._place_input(self._live)
+            self._files.take_remote()
             self._live = self._ensure()  # the download may have taken longer than the server lived
+            self._place_inputs(self._live)
             self._prepare_graph(self._live)
-            return self._succeeded(self._live, self._climb())
+            ending, artifacts = self._climb()
+            return self._succeeded(self._live, ending, artifacts)
         finally:
             self._clean(self._live)
             self._engine.slim()
@@ -106,42 +106,11 @@ class ComfyRun:
 
     # --- before --------------------------------------------------------------------------------------------------
 
-    def _place_input(self, live: Live) -> None:
-        url, target = self._request.video_url, self._request.target
-        if url is None or target is None:
-            return
-        source = self._job.fetch({VIDEO_URL: Source(url, kind="video")})[VIDEO_URL]
-        try:
-            probe_video_input(source)
-        except Unreadable as error:
-            raise TaskFailure("input.corrupt", f"the file behind video_url cannot be decoded: {error}") from error
-        shown = input_name(url, source)
-        name = self._upload(live, source, shown) if live.folders is None else self._link(live, source, shown)
-        if target.wants_path and live.folders is not None:
-            name = str(live.folders.input / name)
-        self._graph[target.node_id]["inputs"][target.field] = name
-        self._job.event("comfy.uploaded", name=shown)
-
-    def _link(self, live: Live, source: Path, name: str) -> str:
-        """No copy and no upload when both are on one file system. Returns the name for the node."""
-        assert live.folders is not None
-        place = live.folders.input.joinpath(*self._folder)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        try:
-            os.link(source, place / name)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, place / name)
-        return "/".join((*self._folder, name))
-
-    def _upload(self, live: Live, source: Path, name: str) -> str:
-        try:
-            return live.client.upload(source, name, "/".join(self._folder))
-        except (Unreachable, ApiError) as error:
-            if isinstance(error, ApiError) and error.status == TOO_LARGE:
-                sentence = "the video is larger than ComfyUI takes (its --max-upload-size)"
-                raise TaskFailure("input.too_large", sentence) from error
-            raise TaskFailure("comfy.api_error", f"cannot upload the video to ComfyUI: {error}") from error
+    def _place_inputs(self, live: Live) -> None:
+        for taken, given in self._files.place(live):
+            target = taken.wanted.target
+            self._graph[target.node_id]["inputs"][target.field] = given
+            self._job.event("comfy.uploaded", name=taken.name)
 
     def _prepare_graph(self, live: Live) -> None:
         folder = "/".join(self._folder)
@@ -180,7 +149,7 @@ class ComfyRun:
 
     # --- the run -------------------------------------------------------------------------------------------------
 
-    def _climb(self) -> Collected:
+    def _climb(self) -> tuple[Ending, tuple[Artifact, ...]]:
         """Out of memory: free and again, a fresh process and again, then fail with advice."""
         rung = 0
         while True:
@@ -201,17 +170,18 @@ class ComfyRun:
                 self._engine.retire("out of memory")
                 self._live = self._ensure()
 
-    def _attempt(self, live: Live) -> Collected:
+    def _attempt(self, live: Live) -> tuple[Ending, tuple[Artifact, ...]]:
+        ending = self._execute(live)
         try:
-            return collect(self._job, live, self._execute(live))
-        except GoneFromCache as gone:
-            # ComfyUI names an older run's file without looking whether it is there.
-            rerun(self._graph, gone.nodes, self._job.lease_id)
-        shutil.rmtree(self._job.work_dir / OUT, ignore_errors=True)
-        try:
-            return collect(self._job, live, self._execute(live))
-        except GoneFromCache as error:
+            return ending, collect(self._job, live, ending)
+        except GoneFromCache:
+            # ComfyUI names an older run's file without looking: without its cache the nodes run again.
             self._engine.free()
+        shutil.rmtree(self._job.work_dir / OUT, ignore_errors=True)
+        ending = self._execute(live)
+        try:
+            return ending, collect(self._job, live, ending)
+        except GoneFromCache as error:
             raise TaskFailure("comfy.bad_output", f"ComfyUI names a file that is not there: {error}") from error
 
     def _execute(self, live: Live) -> Ending:
@@ -233,10 +203,10 @@ class ComfyRun:
 
     # --- after ---------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, live: Live, made: Collected) -> Succeeded:
+    def _succeeded(self, live: Live, ending: Ending, artifacts: tuple[Artifact, ...]) -> Succeeded:
         engine: dict[str, Any] = {"name": live.name, "version": live.version, "prompt_id": self._prompt_id}
-        data: dict[str, Any] = {"text": made.texts} if made.texts else {}
-        return Succeeded(made.artifacts, (*self._warnings, *made.warnings), engine, data)
+        texts = {node: parts for node, parts in ending.texts.items() if sum(map(len, parts)) <= TEXT_CHARS}
+        return Succeeded(artifacts, tuple(self._warnings), engine, {"text": texts} if texts else {})
 
     def _clean(self, live: Live) -> None:
         if live.folders is not None:
@@ -249,15 +219,6 @@ class ComfyRun:
                 remove_tree(root, *self._folder)
             remove_files(self._previews, live.folders.temp)
         self._previews.clear()
-
-
-def input_name(url: str, source: Path) -> str:
-    """The URL's file name in plain ASCII, with an extension: loaders choose their reader by it."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", unquote(urlsplit(url).path).rpartition("/")[2])
-    name = re.sub(r"\.{2,}", ".", name).strip("._-")[-NAME_CHARS:].lstrip("._-")
-    if not name:
-        return f"input{source.suffix or '.mp4'}"
-    return name if Path(name).suffix else f"{name}{source.suffix or '.mp4'}"
 
 
 def _segment(text: str) -> str:

@@ -2,73 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from wan2gp.comfy_sidecar.errors import BadTarget, BadWorkflow
-from wan2gp.comfy_sidecar.workflow import Graph, Target, find_target, parse_workflow, refuse_outside_names
+from wan2gp.comfy_sidecar.workflow import Graph, Target, describe_node, parse_workflow, refuse_outside_names
+from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
+from wan2gp.handlers.comfy_fields import FieldDoc, InputFields, TaskFields, bad, check_keys, document, value
+from wan2gp.handlers.comfy_inputs import Place, Wanted, apply_overrides, read_inputs
 
 
 @dataclass(frozen=True)
 class ComfyRequest:
-    """What the row asks for. ``graph`` is this run's own copy; ``target`` is there when ``video_url`` is."""
+    """What the row asks for. ``graph`` is this run's own copy; the files of ``inputs`` are not in it yet."""
 
     graph: Graph
-    video_url: str | None
-    target: Target | None
+    inputs: tuple[Wanted, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> Target | None:
+        """Where the file of ``video_url`` goes."""
+        return next((wanted.target for wanted in self.inputs if wanted.label == VIDEO_URL), None)
 
 
 def read_params(params: Any) -> ComfyRequest:
-    """Raises :class:`TaskFailure` with ``comfy.bad_workflow``, ``input.bad_params`` or ``input.bad_url``."""
+    """Raises :class:`TaskFailure`: ``comfy.bad_workflow``, ``input.bad_params``, ``.bad_url`` or ``.too_large``."""
     if not isinstance(params, dict):
-        raise TaskFailure("input.bad_params", "`params` must be an object with a `workflow`")
+        raise bad("`params` must be an object with a `workflow`")
+    warnings = list(check_keys(params))
     try:
         graph = parse_workflow(params.get("workflow"))
     except BadWorkflow as error:
         raise TaskFailure("comfy.bad_workflow", str(error)) from error
-    url = _video_url(params.get("video_url"))
-    node_id, field = _node_id(params.get("video_node_id")), _field(params.get("video_input_field"))
-    warnings = ("video_node_id is given without video_url: ignored",) if node_id is not None and url is None else ()
+    if value(TaskFields, params, "video_node_id") is not None and params.get(VIDEO_URL) is None:
+        warnings.append("video_node_id is given without video_url: ignored")
+    value(TaskFields, params, "video_input_field")
+    overridden = apply_overrides(graph, params)
+    inputs = read_inputs(graph, params)
+    _make_way(graph, inputs, overridden)
     try:
-        target = find_target(graph, node_id, field) if url is not None else None
-        refuse_outside_names(graph, target)
+        refuse_outside_names(graph, None)
     except BadTarget as error:
-        raise TaskFailure("input.bad_params", str(error)) from error
-    return ComfyRequest(graph, url, target, warnings)
+        raise bad(str(error)) from error
+    return ComfyRequest(graph, inputs, tuple(warnings))
 
 
-def _video_url(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TaskFailure("input.bad_url", "`video_url` must be a string: give an http or https URL")
-    try:
-        parts = urlsplit(value.strip())
-    except ValueError as error:
-        raise TaskFailure("input.bad_url", f"`video_url` is malformed: {error}") from error
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise TaskFailure("input.bad_url", "`video_url` is no http or https URL")
-    return value
+def _make_way(graph: Graph, inputs: tuple[Wanted, ...], overridden: set[Place]) -> None:
+    """The names that stand where files will go mean nothing: they may be of a machine that is not this one."""
+    for wanted in inputs:
+        node_id, field = wanted.target.node_id, wanted.target.field
+        if (node_id, field) in overridden:
+            raise bad(f"`overrides` and `{wanted.label}` both set {field!r} of {describe_node(graph, node_id)}")
+        graph[node_id]["inputs"][field] = ""
 
 
-def _node_id(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise TaskFailure("input.bad_params", "`video_node_id` must be the id of a node, a string or a whole number")
-    return str(value)
+def task_documentation() -> list[FieldDoc]:
+    """The parameters of a task, for its reference."""
+    return document(TaskFields)
 
 
-def _field(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise TaskFailure("input.bad_params", "`video_input_field` must be the name of an input, a string")
-    return value
+def input_documentation() -> list[FieldDoc]:
+    """The fields of an entry of ``inputs``, for the same."""
+    return document(InputFields)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,9 @@ class ComfySettings:
     idle_stop_s: float = 0.0
     unresponsive_s: float = 120.0
     cancel_grace_s: float = 5.0
+    allow_paths: Sequence[str] = ()
+    """Directories of which a task's `inputs` may name files by `path`."""
+    input_max_bytes: int = 4 * 1024**3
     memory_bytes: int = 0
     """What the server may hold between two tasks; 0: a share of the machine's memory."""
 

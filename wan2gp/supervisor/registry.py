@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from wan2gp.comfy_sources import sources_of
 from wan2gp.config import Config
 from wan2gp.protocol import Source
 
@@ -111,7 +112,7 @@ def comfy_spec() -> HandlerSpec:
         task_types=("comfy",),
         settings=_comfy_settings,
         unable=_comfy_unable,
-        early_inputs=_comfy_early_inputs,
+        early_inputs=sources_of,
         warm_start_s=lambda config: config.comfy_start_timeout_s + 30.0,
         limits_s={},
     )
@@ -129,6 +130,8 @@ def _comfy_settings(config: Config) -> dict[str, Any]:
         "stuck_s": config.comfy_stuck_s,
         "idle_stop_s": config.comfy_idle_stop_s,
         "when_missing": config.comfy_when_missing,
+        "allow_paths": list(config.input_allow_paths),
+        "input_max_bytes": config.input_max_bytes,
     }
 
 
@@ -140,11 +143,6 @@ def _comfy_unable(config: Config) -> str | None:
     return f"no ComfyUI at {config.comfy_path} (COMFY_PATH), and COMFY_WHEN_MISSING=leave"
 
 
-def _comfy_early_inputs(params: Any) -> Mapping[str, Source]:
-    url = params.get("video_url") if isinstance(params, dict) else None
-    return {"video_url": Source(url, "video")} if isinstance(url, str) and url else {}
-
-
 def courier_settings(config: Config) -> dict[str, Any]:
     """What the courier gets to know."""
     return {
@@ -153,4 +151,5 @@ def courier_settings(config: Config) -> dict[str, Any]:
         "max_bytes": config.input_max_bytes,
         "total_s": config.input_total_s,
         "idle_s": config.input_idle_s,
+        "cache_bytes": config.input_cache_bytes,
     }

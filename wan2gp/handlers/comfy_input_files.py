@@ -1,0 +1,195 @@
+"""A task's files: taken from where they are, checked to be what they should, and put where ComfyUI finds them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from wan2gp.comfy_sidecar.errors import ApiError, Unreachable
+from wan2gp.comfy_sources import VIDEO_URL, fetched_kind, sources_of
+from wan2gp.handlers.api import Job, TaskFailure
+from wan2gp.handlers.comfy_input_probe import PROBES
+from wan2gp.handlers.comfy_inputs import Wanted
+from wan2gp.handlers.comfy_live import Live
+from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.media_probe import Unreadable
+from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
+
+GIVEN = "given"
+"""Below the task's directory: files that stood in its row."""
+NAME_CHARS = 80
+TOO_LARGE = 413
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A file that was checked, and what it is called in the input folder."""
+
+    wanted: Wanted
+    path: Path
+    name: str
+
+
+class InputFiles:
+    """All files of one task. Call :meth:`take_local`, then :meth:`take_remote`, then :meth:`place`."""
+
+    def __init__(self, job: Job, settings: ComfySettings, wanted: Sequence[Wanted], folder: Sequence[str]) -> None:
+        """``folder``: parts of the path below the input folder that is this run's alone."""
+        self._job = job
+        self._settings = settings
+        self._wanted = wanted
+        self._folder = tuple(folder)
+        self._local: dict[str, Taken] = {}
+        self._taken: list[Taken] = []
+
+    def take_local(self) -> None:
+        """Files of the row and of this machine; quick, so that a mistake costs neither a start nor a download."""
+        for wanted in self._wanted:
+            if wanted.base64 is not None:
+                self._local[wanted.label] = self._checked(wanted, self._decode(wanted, wanted.base64), "")
+            elif wanted.path is not None:
+                path = allowed_file(wanted.path, wanted.label, self._settings)
+                self._local[wanted.label] = self._checked(wanted, path, path.name)
+
+    def take_remote(self) -> None:
+        """All URLs at once, by the courier. Raises :class:`TaskFailure`, or ``Interrupted``."""
+        sources = sources_of(self._job.params)
+        files = self._job.fetch(sources) if sources else {}
+        for wanted in self._wanted:
+            if wanted.url is None:
+                self._taken.append(self._local[wanted.label])
+            else:
+                self._taken.append(self._checked(wanted, files[wanted.label], called(wanted.url)))
+
+    def place(self, live: Live) -> list[tuple[Taken, str]]:
+        """Put them into the input folder; returns with each what its node is to be given."""
+        if live.folders is not None:
+            folder = live.folders.input.joinpath(*self._folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        names: set[str] = set()
+        return [(taken, self._placed(live, taken, _unused(taken.name, names))) for taken in self._taken]
+
+    # --- taking ------------------------------------------------------------------------------------------------------
+
+    def _decode(self, wanted: Wanted, text: str) -> Path:
+        content = decoded(text, wanted.label)
+        folder = self._job.work_dir / GIVEN
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{re.sub('[^0-9a-z]', '', wanted.label)}{sniff(content[:HEAD_BYTES]).extension}"
+        path.write_bytes(content)
+        return path
+
+    def _checked(self, wanted: Wanted, path: Path, wished: str) -> Taken:
+        """Whether the file is of the kind that its node takes, and can be decoded."""
+        kind = fetched_kind(wanted.kind)
+        with path.open("rb") as file:
+            found = sniff(file.read(HEAD_BYTES))
+        if found is EMPTY or (found is not UNKNOWN and not found.serves(kind)):
+            raise TaskFailure("input.not_media", _not_media(wanted, found, kind))
+        if kind in PROBES:
+            try:
+                PROBES[kind](path)
+            except Unreadable as error:
+                where = "behind video_url" if wanted.label == VIDEO_URL else f"of `{wanted.label}`"
+                raise TaskFailure("input.corrupt", f"the file {where} cannot be decoded: {error}") from error
+        return Taken(wanted, path, plain_name(wished, path))
+
+    # --- placing -----------------------------------------------------------------------------------------------------
+
+    def _placed(self, live: Live, taken: Taken, name: str) -> str:
+        if live.folders is None:
+            return self._upload(live, taken, name)
+        inside = "/".join((*self._folder, name))
+        self._link(taken.path, live.folders.input.joinpath(*self._folder, name))
+        return str(live.folders.input / inside) if taken.wanted.target.wants_path else inside
+
+    def _link(self, source: Path, place: Path) -> None:
+        """No copy and no upload when both are on one file system."""
+        try:
+            os.link(source, place)
+        except OSError:  # another file system, one without hard links, or somebody else's file
+            shutil.copyfile(source, place)
+
+    def _upload(self, live: Live, taken: Taken, name: str) -> str:
+        """To a server on another machine, which has no other way in."""
+        what = "the video" if taken.wanted.label == VIDEO_URL else f"`{taken.wanted.label}`"
+        try:
+            return live.client.upload(taken.path, name, "/".join(self._folder))
+        except (Unreachable, ApiError) as error:
+            if isinstance(error, ApiError) and error.status == TOO_LARGE:
+                sentence = f"{what} is larger than ComfyUI takes (its --max-upload-size)"
+                raise TaskFailure("input.too_large", sentence) from error
+            raise TaskFailure("comfy.api_error", f"cannot upload {what} to ComfyUI: {error}") from error
+
+
+def allowed_file(text: str, label: str, settings: ComfySettings) -> Path:
+    """The file at ``text``, without symbolic links. Raises :class:`TaskFailure` unless its directory is allowed."""
+    if not settings.allow_paths:
+        sentence = f"`{label}.path`: this worker reads no files of its own: give a `url`, or set inputs.allow_paths"
+        raise TaskFailure("input.bad_params", sentence)
+    if not text.startswith("/") or "\0" in text:
+        raise TaskFailure("input.bad_params", f"`{label}.path` must be an absolute path")
+    path = Path(os.path.realpath(text))
+    if not any(path.is_relative_to(os.path.realpath(allowed)) for allowed in settings.allow_paths):
+        # Whether it exists stays unsaid: a row's author must not learn this machine's files.
+        sentence = f"`{label}.path` is outside of the directories in inputs.allow_paths"
+        raise TaskFailure("input.bad_params", sentence)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TaskFailure("input.not_found", f"`{label}.path` cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise TaskFailure("input.bad_params", f"`{label}.path` is not a regular file")
+    if settings.input_max_bytes and status.st_size > settings.input_max_bytes:
+        limit = settings.input_max_bytes
+        raise TaskFailure("input.too_large", f"`{label}.path`: {status.st_size} bytes, the limit is {limit} bytes")
+    return path
+
+
+def decoded(text: str, label: str) -> bytes:
+    """The bytes of a base64 text, or of a ``data:`` URL. Raises :class:`TaskFailure`, never with the text in it."""
+    head, comma, body = text.partition(",")
+    if comma and not head.rstrip().lower().endswith(";base64"):
+        raise TaskFailure("input.bad_params", f"`{label}` has a data: URL that is not base64: write data:TYPE;base64,…")
+    plain = "".join((body if comma else text).split()).translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise TaskFailure("input.bad_params", f"`{label}.base64` is not base64: {error}") from error
+
+
+def called(url: str) -> str:
+    """What a URL's last part calls the file: not yet safe as a name."""
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+def plain_name(wished: str, path: Path) -> str:
+    """``wished`` in plain ASCII, with the extension of ``path``: loaders choose their reader by it."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", wished)
+    name = re.sub(r"\.{2,}", ".", name).strip("._-")[-NAME_CHARS:].lstrip("._-") or "input"
+    known = Path(name).suffix and path.suffix.lower() in ("", Path(name).suffix.lower())
+    return name if known else f"{name}{path.suffix or '.mp4'}"
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """``name``, with a number when another file of the task is called that."""
+    candidate, number = name, 1
+    while candidate.casefold() in names:
+        number += 1
+        candidate = f"{Path(name).stem}-{number}{Path(name).suffix}"
+    names.add(candidate.casefold())
+    return candidate
+
+
+def _not_media(wanted: Wanted, found: Sniffed, kind: str) -> str:
+    needs = "a file" if kind == "any" else f"{'an' if kind[0] in 'ai' else 'a'} {kind}"
+    return f"`{wanted.label}` is {found.name}, not {needs}"
