@@ -8,24 +8,22 @@ import threading
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import Unreachable
-from wan2gp.comfy_sidecar.outputs import Ending, OutputFile
+from wan2gp.comfy_sidecar.outputs import Ending, OutputFile, rerun
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
-from wan2gp.handlers.comfy_collect import OUT, GoneFromCache, collect, remove_files, remove_tree
+from wan2gp.handlers.comfy_collect import OUT, Collected, GoneFromCache, collect, remove_files, remove_tree
 from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine
 from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
 from wan2gp.handlers.comfy_input_files import InputFiles
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
 from wan2gp.handlers.comfy_prompt import PromptRun
-from wan2gp.protocol import Artifact, Cancelled, Outcome, Succeeded
+from wan2gp.protocol import Cancelled, Outcome, Source, Succeeded
 
 OUT_OF_MEMORY = "comfy.out_of_memory"
 PATIENCE_S, ASK_AGAIN_S = 60.0, 0.2
 START_REPORT_S = 5.0
-TEXT_CHARS = 65536
-"""Text outputs longer than this are not put in the row."""
 
 
 class ComfyHandler(Handler):
@@ -88,8 +86,7 @@ class ComfyRun:
             self._live = self._ensure()  # the download may have taken longer than the server lived
             self._place_inputs(self._live)
             self._prepare_graph(self._live)
-            ending, artifacts = self._climb()
-            return self._succeeded(self._live, ending, artifacts)
+            return self._succeeded(self._live, self._climb())
         finally:
             self._clean(self._live)
             self._engine.slim()
@@ -149,7 +146,7 @@ class ComfyRun:
 
     # --- the run -------------------------------------------------------------------------------------------------
 
-    def _climb(self) -> tuple[Ending, tuple[Artifact, ...]]:
+    def _climb(self) -> Collected:
         """Out of memory: free and again, a fresh process and again, then fail with advice."""
         rung = 0
         while True:
@@ -170,18 +167,17 @@ class ComfyRun:
                 self._engine.retire("out of memory")
                 self._live = self._ensure()
 
-    def _attempt(self, live: Live) -> tuple[Ending, tuple[Artifact, ...]]:
-        ending = self._execute(live)
+    def _attempt(self, live: Live) -> Collected:
         try:
-            return ending, collect(self._job, live, ending)
-        except GoneFromCache:
-            # ComfyUI names an older run's file without looking: without its cache the nodes run again.
-            self._engine.free()
+            return collect(self._job, live, self._execute(live))
+        except GoneFromCache as gone:
+            # ComfyUI names an older run's file without looking whether it is there.
+            rerun(self._graph, gone.nodes, self._job.lease_id)
         shutil.rmtree(self._job.work_dir / OUT, ignore_errors=True)
-        ending = self._execute(live)
         try:
-            return ending, collect(self._job, live, ending)
+            return collect(self._job, live, self._execute(live))
         except GoneFromCache as error:
+            self._engine.free()
             raise TaskFailure("comfy.bad_output", f"ComfyUI names a file that is not there: {error}") from error
 
     def _execute(self, live: Live) -> Ending:
@@ -203,10 +199,10 @@ class ComfyRun:
 
     # --- after ---------------------------------------------------------------------------------------------------
 
-    def _succeeded(self, live: Live, ending: Ending, artifacts: tuple[Artifact, ...]) -> Succeeded:
+    def _succeeded(self, live: Live, made: Collected) -> Succeeded:
         engine: dict[str, Any] = {"name": live.name, "version": live.version, "prompt_id": self._prompt_id}
-        texts = {node: parts for node, parts in ending.texts.items() if sum(map(len, parts)) <= TEXT_CHARS}
-        return Succeeded(artifacts, tuple(self._warnings), engine, {"text": texts} if texts else {})
+        data: dict[str, Any] = {"text": made.texts} if made.texts else {}
+        return Succeeded(made.artifacts, (*self._warnings, *made.warnings), engine, data)
 
     def _clean(self, live: Live) -> None:
         if live.folders is not None:
