@@ -33,9 +33,9 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> 
         yield worker
 
 
-def slow_picture(seconds: float) -> dict[str, Any]:
-    """A graph that sleeps in small steps, with progress, and saves a file."""
-    sleep = fault("TestSleep", seconds=seconds, steps=int(seconds * 20))["1"]
+def slow_picture(seconds: float, nonce: int) -> dict[str, Any]:
+    """A graph that sleeps in small steps and saves a file. A server that has run this `nonce` does not run it again."""
+    sleep = fault("TestSleep", seconds=seconds, steps=int(seconds * 20), nonce=nonce)["1"]
     return {"workflow": {**picture(), "9": sleep}}
 
 
@@ -87,8 +87,8 @@ def test_whoever_dies_under_a_prompt_it_is_run_again_and_nobody_else_is(lasting:
     queued = lasting.log.count("Workflow queued")
     beside = lasting.insert("sleeper", {"seconds": 2.5})
     lasting.running(beside)
-    task = lasting.insert("comfy", slow_picture(1.5), priority=1)
-    behind = lasting.insert("comfy", {"workflow": picture(color=os.getpid())})
+    task = lasting.insert("comfy", slow_picture(1.5, nonce=list(VICTIMS).index(victim)), priority=1)
+    behind = lasting.insert("comfy", {"workflow": picture(color=list(VICTIMS).index(victim))})
     eventually("the prompt runs", lambda: lasting.log.count("Workflow queued") > queued)
     shim = shim_of(lasting, "comfy")
     target = VICTIMS[victim](lasting)
