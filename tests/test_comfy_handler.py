@@ -185,7 +185,7 @@ def test_a_field_that_has_no_default_is_named(warm: Bench) -> None:
 def test_an_unknown_node_class_is_named(warm: Bench) -> None:
     failure = warm.fails({"workflow": {"7": {"class_type": "NoSuchNode", "inputs": {}}}})
     assert failure.code == "comfy.validation"
-    assert "NoSuchNode" in failure.message and "#7" in failure.message
+    assert "node 7 (NoSuchNode)" in failure.message and "custom node is not installed" in failure.message
 
 
 def test_a_graph_without_an_output_node_is_told_what_it_lacks(warm: Bench) -> None:

@@ -25,6 +25,7 @@ POST_S = 5.0
 """Validation runs every node's own code and may take longer, but while it does the caller must be able to look at
 cancellation: an unanswered POST is a doubtful one, and is looked up."""
 TRANSFER_S = 300.0
+WHOLE_CATALOGUE_S = 15.0
 CHUNK_BYTES = 1 << 20
 SHOWN_CHARS = 300
 Json = dict[str, Any]
@@ -66,13 +67,14 @@ class ComfyClient:
         entry = self._object("GET", f"/history/{quote(prompt_id, safe='')}").get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
-    def node_info(self, class_type: str) -> Json | None:
-        """What a node class declares; None for an unknown class, or one whose own code fails to say."""
-        try:
-            info = self._object("GET", f"/object_info/{quote(class_type, safe='')}").get(class_type)
-        except ApiError:
-            return None
-        return info if isinstance(info, dict) else None
+    def object_info(self, class_type: str | None = None) -> Json:
+        """What one node class declares, under its name; ``{}`` for an unknown one. None: all classes, which is large.
+
+        Raises :class:`ApiError` (500) for a class whose own code fails to say; such a one is missing among all.
+        """
+        if class_type is None:
+            return self._object("GET", "/object_info", timeout_s=WHOLE_CATALOGUE_S)
+        return self._object("GET", f"/object_info/{quote(class_type, safe='')}")
 
     def post_prompt(self, graph: Json, prompt_id: str, client_id: str) -> Json:
         """Queue a graph; returns ``node_errors``: outputs that will not run although the answer is 200.

@@ -18,8 +18,9 @@ from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
 from wan2gp.handlers.comfy_input_files import InputFiles
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
+from wan2gp.handlers.comfy_preflight import preflight
 from wan2gp.handlers.comfy_prompt import PromptRun
-from wan2gp.protocol import Cancelled, Outcome, Source, Succeeded
+from wan2gp.protocol import Cancelled, Outcome, Succeeded
 
 OUT_OF_MEMORY = "comfy.out_of_memory"
 PATIENCE_S, ASK_AGAIN_S = 60.0, 0.2
@@ -82,6 +83,7 @@ class ComfyRun:
         self._files.take_local()
         self._live = self._ensure()
         try:
+            self._preflight(self._live)
             self._files.take_remote()
             self._live = self._ensure()  # the download may have taken longer than the server lived
             self._place_inputs(self._live)
@@ -103,6 +105,11 @@ class ComfyRun:
 
     # --- before --------------------------------------------------------------------------------------------------
 
+    def _preflight(self, live: Live) -> None:
+        """What cannot run costs no download. The inputs that files are for have no value yet."""
+        to_come = {(wanted.target.node_id, wanted.target.field) for wanted in self._request.inputs}
+        preflight(self._graph, live, to_come, lambda: self._learn_classes(live))
+
     def _place_inputs(self, live: Live) -> None:
         for taken, given in self._files.place(live):
             target = taken.wanted.target
@@ -122,13 +129,12 @@ class ComfyRun:
     def _learn_classes(self, live: Live) -> None:
         """Ask what the graph's classes declare, with patience: a busy server may be silent for a while."""
         end_s = monotonic() + min(PATIENCE_S, self._settings.unresponsive_s or PATIENCE_S)
-        for class_type in sorted({node["class_type"] for node in self._graph.values()}):
-            while True:
-                try:
-                    live.node_info(class_type)
-                    break
-                except Unreachable as error:
-                    self._bear(live, error, end_s)
+        while True:
+            try:
+                live.catalogue.learn(node["class_type"] for node in self._graph.values())
+                return
+            except Unreachable as error:
+                self._bear(live, error, end_s)
 
     def _bear(self, live: Live, error: Unreachable, end_s: float) -> None:
         """Returns when it is worth asking again. A server that died or hangs is replaced."""

@@ -1,60 +1,16 @@
-"""ComfyUI's refusals, errors and deaths in sentences with a code. Never the values of inputs: they are the user's."""
+"""ComfyUI's errors and deaths in sentences with a code. Never the values of inputs: they are the user's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from wan2gp.comfy_sidecar.outputs import NodeError
 from wan2gp.comfy_sidecar.workflow import Graph, describe_node
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.classify import classify_text
 
-SHOWN_ERRORS = 6
 OOM_ADVICE = "use smaller or fewer frames, a smaller model, or a larger GPU"
 NOT_JSON = "is not JSON serializable"
-
-
-def refused(
-    graph: Graph, error: Mapping[str, Any], node_errors: Mapping[str, Any], failed_imports: Sequence[str] = ()
-) -> TaskFailure:
-    """``comfy.validation``, naming each node and field. The top of the answer is empty when the fault is upstream.
-
-    ``failed_imports``: the server's lines about custom nodes that it runs without.
-    """
-    parts = [part for node_id, found in node_errors.items() for part in _node_parts(graph, str(node_id), found)]
-    if not parts:
-        parts = [_top_level(error, failed_imports)]
-    more = f" (and {len(parts) - SHOWN_ERRORS} more)" if len(parts) > SHOWN_ERRORS else ""
-    return TaskFailure(
-        "comfy.validation",
-        "ComfyUI refused the graph: " + "; ".join(parts[:SHOWN_ERRORS]) + more,
-        detail={"nodes": sorted(str(node_id) for node_id in node_errors)},
-    )
-
-
-def _node_parts(graph: Graph, node_id: str, found: Any) -> list[str]:
-    errors = found.get("errors") if isinstance(found, dict) else None
-    name = describe_node(graph, node_id)
-    parts = []
-    for error in errors if isinstance(errors, list) else ():
-        if isinstance(error, dict):
-            message, details = str(error.get("message", "")).strip(), str(error.get("details", "")).strip()
-            parts.append(f"{name}: {message}" + (f": {details[:200]}" if details else ""))
-    return parts or [f"{name}: no reason given"]
-
-
-def _top_level(error: Mapping[str, Any], failed_imports: Sequence[str]) -> str:
-    message = str(error.get("message") or "no reason given")
-    details = str(error.get("details") or "").strip()
-    if error.get("type") == "prompt_no_outputs":
-        return f"{message}: add an output node, such as SaveImage or VHS_VideoCombine"
-    if "does not exist" in message:
-        hint = f"; it started without {', '.join(failed_imports[:3])}" if failed_imports else ""
-        return f"{message} ({details}): is its custom node installed?{hint}"
-    if not details:
-        return f"{message}: its nodes may be linked in a circle"
-    return f"{message} ({details[:300]})"
 
 
 def node_failed(graph: Graph, error: NodeError) -> TaskFailure:

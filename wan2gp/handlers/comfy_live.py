@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wan2gp.comfy_sidecar.catalogue import Catalogue
 from wan2gp.comfy_sidecar.client import ComfyClient
 from wan2gp.comfy_sidecar.events import EventStream
 from wan2gp.comfy_sidecar.server import ComfyServer, Folders
@@ -18,7 +19,7 @@ class Live:
         self.name = name
         self.version = version
         self.stream = EventStream(client.base_url)
-        self._catalogue: dict[str, dict[str, Any] | None] = {}
+        self.catalogue = Catalogue(client.object_info)
 
     @property
     def folders(self) -> Folders | None:
@@ -38,9 +39,7 @@ class Live:
 
     def node_info(self, class_type: str) -> dict[str, Any] | None:
         """What the class declares, asked for once in the server's life."""
-        if class_type not in self._catalogue:
-            self._catalogue[class_type] = self.client.node_info(class_type)
-        return self._catalogue[class_type]
+        return self.catalogue.node_info(class_type)
 
     def fresh_stream(self) -> EventStream:
         """The event stream, connected if that is possible; a broken one is replaced by one with a new id."""

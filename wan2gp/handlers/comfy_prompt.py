@@ -16,9 +16,10 @@ from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
 from wan2gp.comfy_sidecar.workflow import Graph, title
 from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
-from wan2gp.handlers.comfy_errors import exited, refused, unreadable_result
+from wan2gp.handlers.comfy_errors import exited, unreadable_result
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.comfy_preflight import refused
 
 TICK_S = 0.1
 """Between two looks at cancellation and at the process."""
@@ -78,8 +79,7 @@ class PromptRun:
             try:
                 node_errors = self._live.client.post_prompt(self._graph, self.prompt_id, client_id)
             except PromptRefused as error:
-                failed = self._live.server.failed_imports() if self._live.server else []
-                raise refused(self._graph, error.error, error.node_errors, failed) from error
+                raise refused(self._graph, error.error, error.node_errors, self._live) from error
             except (Unreachable, ApiError) as error:
                 doubt = error
                 if self._arrived():
@@ -88,7 +88,7 @@ class PromptRun:
                 continue
             if node_errors:  # accepted, but some outputs would silently be left out
                 self._withdraw()
-                raise refused(self._graph, {}, node_errors)
+                raise refused(self._graph, {}, node_errors, self._live)
             return
         raise TaskFailure("comfy.api_error", f"ComfyUI did not take the graph: {doubt}") from doubt
 
@@ -153,7 +153,7 @@ class PromptRun:
         taken = {str(node_id) for node_id in prompt[4]}
         for node_id, node in self._graph.items():
             if node_id not in taken and (self._live.node_info(node["class_type"]) or {}).get("output_node"):
-                raise refused(self._graph, {}, {node_id: {"errors": []}})
+                raise refused(self._graph, {}, {node_id: {"errors": []}}, self._live)
 
     def _look_at_queue(self) -> dict[str, object] | None:
         """The entry of a prompt that ended between two looks. One that is nowhere was forgotten by a restart."""
