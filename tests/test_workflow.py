@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.comfy_jobs import picture, spec_row
-from wan2gp.comfy_sidecar.workflow import fill_missing, parse_workflow, prefixed, rewrite_prefixes
+from wan2gp.comfy_sidecar.graph_shape import parse_workflow
+from wan2gp.comfy_sidecar.workflow import fill_missing, prefixed, rewrite_prefixes
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_params import read_params
 
@@ -49,14 +50,20 @@ def refusal(params: Any) -> tuple[str, str]:
         ({"1": {"inputs": {}}}, "no class_type"),
         ({"1": {"class_type": 5}}, "no class_type"),
         ({"1": {"class_type": "A", "inputs": []}}, "`inputs` of node 1"),
-        ({"prompt": {"1": LOADER}}, "node prompt of `workflow` has no class_type"),
+        ({"prompt": {"1": LOADER}}, "one level down, under 'prompt'"),
+        ({"output": {"1": LOADER}, "workflow": {"nodes": []}}, "one level down, under 'output'"),
+        ({"prompt": '{"1": {}}'}, "as a string under 'prompt'"),
+        (
+            {"1": 5, "2": {}, "3": LOADER},
+            "node 1 of `workflow` is a number, not an object; node 2 ",
+        ),
     ],
 )
 def test_what_is_no_graph_is_refused_in_a_sentence(workflow: Any, words: str) -> None:
     code, message = refusal({"workflow": workflow})
     assert code == "comfy.bad_workflow"
     assert words in message
-    assert "\n" not in message and len(message) < 300
+    assert "\n" not in message and len(message) < 400
 
 
 @pytest.mark.parametrize("params", [None, [], "text", 5, [{"workflow": {}}]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -48,7 +48,14 @@ class PromptRefused(SidecarError):
 
 
 class BadWorkflow(SidecarError):
-    """The value is not a graph in ComfyUI's API format; the message says what it is instead."""
+    """The value is not a graph in ComfyUI's API format; the message says what it is instead.
+
+    ``problems``: one JSON object for each node that is none.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.problems = [dict(problem) for problem in problems]
 
 
 class BadTarget(SidecarError):

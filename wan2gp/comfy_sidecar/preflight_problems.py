@@ -18,7 +18,7 @@ from wan2gp.comfy_sidecar.catalogue import InputSpec, NodeClass
 from wan2gp.comfy_sidecar.workflow import FILE_FIELDS, Graph, title
 
 Json = dict[str, Any]
-NAME_CHARS, VALUE_CHARS, REASON_CHARS = 60, 120, 240
+NAME_CHARS, VALUE_CHARS, REASON_CHARS, KEPT_CHARS = 60, 120, 240, 1000
 FEW, LISTED, CLOSE = 12, 50, 3
 """Choices that are spelled out in a sentence; that are kept for a program; and close ones."""
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".sft", ".pkl")
@@ -84,7 +84,17 @@ class Problem:
     def as_json(self) -> Json:
         """For the machine-readable list."""
         place = {"node_id": self.node_id, "title": self.title, "class_type": self.class_type, "field": self.field}
-        return {"kind": self.kind.value, **place, "message": self.sentence, **self.facts}
+        given = {"kind": self.kind.value, **place, "message": self.sentence, **self.facts}
+        return {key: _storable(value) for key, value in given.items()}
+
+
+def _storable(value: Any) -> Any:
+    """Neither half characters nor NUL, which no row takes, and no text without end."""
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return value[:KEPT_CHARS].encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def at(kind: Kind, graph: Graph, node_id: str, name: str, said: str, *, certain: bool = True, **facts: Any) -> Problem:

@@ -1,12 +1,7 @@
-"""Graphs in ComfyUI's API format: reading them, and the changes one run needs. Pure: nothing is sent.
-
-A graph is ``{node id: {"class_type": name, "inputs": {name: value or [node id, slot]}}}``. Functions that change one
-change it in place; :func:`parse_workflow` gives a copy that is the caller's own.
-"""
+"""Graphs in ComfyUI's API format: the changes one run needs, which are made in place. Pure: nothing is sent."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import posixpath
@@ -14,10 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wan2gp.comfy_sidecar.errors import BadTarget, BadWorkflow
-
-Json = dict[str, Any]
-Graph = dict[str, Json]
+from wan2gp.comfy_sidecar.errors import BadTarget
+from wan2gp.comfy_sidecar.graph_shape import Graph as Graph
+from wan2gp.comfy_sidecar.graph_shape import Json as Json
 
 VIDEO_FIELDS = {
     "VHS_LoadVideo": "video",
@@ -33,59 +27,6 @@ FILE_FIELDS = frozenset({"video", "image", "audio", "file", "audio_file", "direc
 """Inputs of loaders that name a file or folder."""
 PREFIX_FIELD = "filename_prefix"
 DEFAULT_PREFIX = "output"
-API_FORMAT = "export it with 'Save (API Format)'"
-
-
-def parse_workflow(value: Any) -> Graph:
-    """The graph in ``value``, an object or a JSON string. Raises :class:`BadWorkflow`."""
-    if value is None:
-        raise BadWorkflow("`workflow` is missing: give the graph in ComfyUI's API format")
-    if isinstance(value, str):
-        value = _loads(value)
-    if isinstance(value, list):
-        raise BadWorkflow(f"`workflow` is a list, not an object of nodes: {API_FORMAT}")
-    if not isinstance(value, dict):
-        raise BadWorkflow(f"`workflow` is {_kind(value)}, not an object of nodes: {API_FORMAT}")
-    if not value:
-        raise BadWorkflow("`workflow` is empty: it needs at least one output node")
-    if isinstance(value.get("nodes"), list):
-        raise BadWorkflow(f"`workflow` is in the editor's format (nodes and links): {API_FORMAT}")
-    try:
-        graph: Graph = copy.deepcopy(value)
-    except RecursionError as error:
-        raise BadWorkflow("`workflow` is nested too deeply") from error
-    for node_id, node in graph.items():
-        _check_node(node_id, node)
-    return graph
-
-
-def _loads(text: str) -> Any:
-    if not text.strip():
-        raise BadWorkflow("`workflow` is an empty string: give the graph in ComfyUI's API format")
-    try:
-        return json.loads(text, parse_constant=_no_number)
-    except ValueError as error:
-        raise BadWorkflow(f"`workflow` is a string that is not JSON: {error}") from error
-    except RecursionError as error:
-        raise BadWorkflow("`workflow` is nested too deeply") from error
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _check_node(node_id: str, node: Any) -> None:
-    if not isinstance(node, dict):
-        raise BadWorkflow(f"node {node_id} of `workflow` is {_kind(node)}, not an object: {API_FORMAT}")
-    if not isinstance(node.get("class_type"), str) or not node["class_type"]:
-        raise BadWorkflow(f"node {node_id} of `workflow` has no class_type: {API_FORMAT}")
-    if not isinstance(node.setdefault("inputs", {}), dict):
-        raise BadWorkflow(f"`inputs` of node {node_id} of `workflow` is {_kind(node['inputs'])}, not an object")
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "null" if value is None else "an object")
 
 
 def title(graph: Graph, node_id: str) -> str:

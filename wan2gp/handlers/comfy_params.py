@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import BadTarget, BadWorkflow
-from wan2gp.comfy_sidecar.workflow import Graph, Target, describe_node, parse_workflow, refuse_outside_names
+from wan2gp.comfy_sidecar.graph_shape import Graph, parse_workflow
+from wan2gp.comfy_sidecar.workflow import Target, describe_node, refuse_outside_names
 from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import FieldDoc, InputFields, TaskFields, bad, check_keys, document, value
 from wan2gp.handlers.comfy_inputs import Place, Wanted, apply_overrides, read_inputs
+
+PROBLEMS_KEPT = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def read_params(params: Any) -> ComfyRequest:
     try:
         graph = parse_workflow(params.get("workflow"))
     except BadWorkflow as error:
-        raise TaskFailure("comfy.bad_workflow", str(error)) from error
+        raise TaskFailure("comfy.bad_workflow", str(error), detail=_listed(error)) from error
     if value(TaskFields, params, "video_node_id") is not None and params.get(VIDEO_URL) is None:
         warnings.append("video_node_id is given without video_url: ignored")
     value(TaskFields, params, "video_input_field")
@@ -48,6 +51,10 @@ def read_params(params: Any) -> ComfyRequest:
     except BadTarget as error:
         raise bad(str(error)) from error
     return ComfyRequest(graph, inputs, tuple(warnings))
+
+
+def _listed(error: BadWorkflow) -> dict[str, Any]:
+    return {"problems": error.problems[:PROBLEMS_KEPT]} if error.problems else {}
 
 
 def _make_way(graph: Graph, inputs: tuple[Wanted, ...], overridden: set[Place]) -> None:
