@@ -278,6 +278,16 @@ class SpawnContract:
         assert status(task_queue, parent.id) == "Failed"
         assert claim(task_queue, "seg", "stitch", "thumb") == []
 
+    def test_a_circle_through_a_parent_and_its_child_is_refused(self, task_queue: TaskQueue, admin: Admin) -> None:
+        """A child was made to wait for a task that waited for the child's parent, and all three waited for ever."""
+        parent, (child,) = self.parked(task_queue, [SpawnedChild("seg", {})])
+        after = task_queue.enqueue("after", {}, depends_on=[parent.id])
+        for circle in (after, parent.id):
+            with pytest.raises(psycopg.errors.CheckViolation, match="wait for itself"):
+                admin.execute("UPDATE tasks SET dependant_on = %s WHERE id = %s", (circle, child))
+        end(task_queue, take(task_queue, "seg"))
+        assert take(task_queue, "after").id == after
+
     def test_a_parent_within_a_parent_completes_both(self, task_queue: TaskQueue) -> None:
         outer, _ = self.parked(task_queue, [SpawnedChild("inner", {})])
         inner = take(task_queue, "inner")

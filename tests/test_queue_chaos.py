@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
 from collections import Counter
@@ -116,7 +117,7 @@ def test_whatever_happens_nothing_is_done_twice_and_nothing_waits_for_ever(queue
         assert set(completed.values()) <= {1}, "an outcome was accepted twice"
         drain(queue, admin)
         stuck = admin.execute("SELECT id FROM tasks WHERE status IN ('Queued', 'In Progress')").fetchall()
-        assert not stuck, [queue.task(str(task_id)) for (task_id,) in stuck]
+        assert not stuck, json.dumps([queue.task(str(task_id)) for (task_id,) in stuck], indent=1)
         assert admin.execute("SELECT count(*) FROM task_leases WHERE token IS NOT NULL").fetchone() == (0,)
         drift = """SELECT id FROM tasks t WHERE open_dependencies <>
                    (SELECT count(*) FROM task_dependencies d WHERE d.task_id = t.id AND d.open)"""

@@ -134,6 +134,8 @@ $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_after_dependant() RETURNS trigger LANGUAGE plpgsql AS $fn$
 BEGIN
+    -- One at a time: two changes that see nothing of each other could close a circle.
+    PERFORM pg_advisory_xact_lock(727102, 2);
     DELETE FROM public.task_dependencies d WHERE d.task_id = NEW.id AND d.depends_on = OLD.dependant_on;
     IF NEW.dependant_on IS NOT NULL THEN
         INSERT INTO public.task_dependencies (task_id, depends_on) VALUES (NEW.id, NEW.dependant_on)
@@ -178,7 +180,11 @@ BEGIN
         WITH RECURSIVE up(id) AS (
             SELECT NEW.depends_on
             UNION
-            SELECT d.depends_on FROM up JOIN public.task_dependencies d ON d.task_id = up.id AND d.open)
+            SELECT w.waits_for FROM up CROSS JOIN LATERAL (
+                SELECT d.depends_on FROM public.task_dependencies d WHERE d.task_id = up.id AND d.open
+                UNION ALL  -- a parked parent waits for its children
+                SELECT c.child_id FROM public.task_leases l JOIN public.task_children c ON c.parent_id = l.task_id
+                 WHERE l.task_id = up.id AND c.lease_id = l.parked_lease) AS w(waits_for))
         SELECT FROM up WHERE up.id = NEW.task_id)
     THEN
         RAISE EXCEPTION 'cannot make the task % wait for %: it would wait for itself', NEW.task_id, NEW.depends_on
