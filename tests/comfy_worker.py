@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from tests.conftest_db import PgServer
-from tests.conftest_worker import Worker, launch, surely_end, worker_environment
+from tests.conftest_worker import Worker
+from tests.shared_worker import shared_worker
 from wan2gp.demo import SPEC_URL
 from wan2gp.demo_stage import InputServer, Video, make_video
 
@@ -36,24 +37,13 @@ def checkout(folder: Path, text: str) -> str:
 @pytest.fixture(scope="module")
 def start_lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Start]:
     """As `start_worker`, for all tests of a module; every worker has a fresh database of its own."""
-    started: list[Worker] = []
-    databases: list[str] = []
-    run_dirs: list[Path] = []
+    with contextlib.ExitStack() as running:
 
-    def start(*options: str, name: str, **environ: str) -> Worker:
-        place = tmp_path_factory.mktemp(name)
-        run_dirs.append(Path(tempfile.mkdtemp(prefix="w2g-")))  # short: a socket's path has 107 bytes
-        databases.append(_pg_session.new_database(_pg_session.contract_template()))
-        variables = worker_environment(place, run_dirs[-1], DATABASE_URL=databases[-1], **environ)
-        started.append(launch(place / "data", databases[-1], variables, *options))
-        return started[-1]
+        def start(*options: str, name: str, **environ: str) -> Worker:
+            place = tmp_path_factory.mktemp(name)
+            return running.enter_context(shared_worker(place, _pg_session, *options, **environ))
 
-    yield start
-    surely_end(started)
-    for url in databases:
-        _pg_session.drop_database(url)
-    for path in run_dirs:
-        shutil.rmtree(path, ignore_errors=True)  # an orderly end has removed it
+        yield start
 
 
 @pytest.fixture(scope="module")

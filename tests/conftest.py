@@ -9,4 +9,5 @@ pytest_plugins = [
     "tests.builtin_fixtures",
     "tests.bad_web_server",
     "tests.comfy_jobs",
+    "tests.comfy_worker",
 ]

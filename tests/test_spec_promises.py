@@ -16,23 +16,11 @@ from typing import Any
 import pytest
 
 from tests.comfy_jobs import fault, picture, spec_row
-from tests.comfy_worker import (
-    SERVE,
-    Start,
-    artifacts,
-    checkout,
-    clip,
-    comfy_processes,
-    newest,
-    run_sql,
-    spec_sql,
-    start_lasting,
-)
+from tests.comfy_worker import SERVE, Start, artifacts, checkout, comfy_processes, newest, run_sql, spec_sql
 from tests.conftest_comfy import FAULTS, free_port
 from tests.conftest_worker import Row, Worker, eventually
 from wan2gp.demo_stage import Video, read_video
 
-__all__ = ["clip", "start_lasting"]
 Clip = tuple[Video, str]
 
 EXPECTED_OUTPUT = """\
