@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from wan2gp.comfy_sidecar.errors import BadOutput
-from wan2gp.comfy_sidecar.events import PromptProgress
 from wan2gp.comfy_sidecar.outputs import OutputFile, locate, read_ending
 from wan2gp.comfy_sidecar.process import RING_LINES, DrainedProcess
+from wan2gp.comfy_sidecar.prompt_progress import PromptProgress
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, describe_exit, judge
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -88,7 +88,7 @@ def prompt_id_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["02_with_audio.json", "10_save_image.json", "06_corrupt.json", "52_interrupt.json"])
 def test_a_real_servers_messages_are_followed_to_the_end(name: str) -> None:
-    progress = PromptProgress(prompt_id_of(name), {"1", "2"})
+    progress = PromptProgress(prompt_id_of(name), {"1": 1.0, "2": 1.0})
     fractions = []
     for message in messages(name):
         assert not progress.changed.is_set() or message["type"] in ("status", "execution_start")
@@ -101,14 +101,14 @@ def test_a_real_servers_messages_are_followed_to_the_end(name: str) -> None:
 
 
 def test_other_peoples_messages_are_not_ours() -> None:
-    progress = PromptProgress("not-this-one", {"1", "2"})
+    progress = PromptProgress("not-this-one", {"1": 1.0, "2": 1.0})
     for message in messages("02_with_audio.json"):
         progress.apply(message["type"], message["data"])
     assert progress.last_message_s is None and not progress.changed.is_set()
 
 
 def test_a_monitor_that_chatters_for_ever_is_no_progress() -> None:
-    progress = PromptProgress("p", {"1"})
+    progress = PromptProgress("p", {"1": 1.0})
     progress.apply("crystools.monitor", {"cpu": 1})
     progress.apply("status", {"status": {}})
     assert progress.last_message_s is None
@@ -127,7 +127,7 @@ def test_a_monitor_that_chatters_for_ever_is_no_progress() -> None:
     ],
 )
 def test_messages_of_another_shape_do_no_harm(kind: str, data: dict[str, Any]) -> None:
-    progress = PromptProgress("p", {"1"})
+    progress = PromptProgress("p", {"1": 1.0})
     progress.apply(kind, data)
     assert 0 <= progress.snapshot().fraction <= 1
 

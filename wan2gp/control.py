@@ -175,6 +175,11 @@ class RunningTask(msgspec.Struct, frozen=True):
     step: int | None = None
     steps: int | None = None
     detail: str | None = None
+    """What it is at: a node's title, a file's name."""
+    eta_s: float | None = None
+    """Seconds to its end; null while that is not known."""
+    preview: str | None = None
+    """Absolute path of a picture of what is made so far, replaced about once a second; gone with the run's end."""
     seconds: float = 0.0
     """How long it has run."""
 
@@ -343,6 +348,12 @@ class ProgressReply(Reply, frozen=True, tag="progress"):
     fraction: float | None = None
     phase: str | None = None
     detail: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    eta_s: float | None = None
+    """Seconds to its end; null while that is not known."""
+    preview: str | None = None
+    """Absolute path of a picture of what is made so far."""
 
 
 class TasksReply(Reply, frozen=True, tag="tasks"):

@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from wan2gp.control import ProgressReply, ProgressRequest, TaskReply, TaskRequest
 from wan2gp.ctl_exit import harmless
 from wan2gp.ctl_link import Link
+from wan2gp.ctl_output import span
 from wan2gp.tasks import TaskStatus
 
 LOOK_S = 0.2
@@ -55,7 +56,13 @@ def words(progress: ProgressReply) -> str:
     """What the task does now."""
     if progress.status != TaskStatus.IN_PROGRESS.value:
         return progress.status.lower()
-    return harmless(" ".join(part for part in (progress.phase or "started", progress.detail) if part))
+    steps = f"{progress.step} of {progress.steps}" if progress.step is not None and progress.steps else None
+    return harmless(" ".join(part for part in (progress.phase or "started", progress.detail, steps) if part))
+
+
+def left(progress: ProgressReply) -> str:
+    """How long it will take yet, as far as that is known."""
+    return "" if progress.eta_s is None else f"{span(progress.eta_s)} left"
 
 
 class LiveBar:
@@ -67,22 +74,23 @@ class LiveBar:
             BarColumn(bar_width=30),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("queued", total=None)
+        self._task = self._progress.add_task("queued", total=None, left="")
         self._fraction = 0.0
 
     def show(self, progress: ProgressReply) -> None:
-        """Move the bar; a new attempt begins at its left end, with an estimate of its own."""
+        """Move the bar; a new attempt begins at its left end."""
         complete = progress.status == TaskStatus.COMPLETE.value
         fraction = 1.0 if complete else progress.fraction
         if fraction is not None and fraction < self._fraction:
             self._progress.reset(self._task)
         self._fraction = fraction or 0.0
         total = None if fraction is None else 1.0
-        self._progress.update(self._task, description=words(progress), total=total, completed=self._fraction)
+        self._progress.update(
+            self._task, description=words(progress), total=total, completed=self._fraction, left=left(progress)
+        )
 
     def __enter__(self) -> LiveBar:
         self._progress.start()
@@ -95,21 +103,23 @@ class LiveBar:
 
 
 class PhaseLines:
-    """A line whenever the task enters another phase: what a log file can hold."""
+    """A line whenever the task enters another phase or another tenth of the way: what a log file can hold."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last = ""
+        self._last: tuple[str, int] = ("", 0)
 
     def show(self, progress: ProgressReply) -> None:
-        """Say a new phase, once."""
+        """Say a new phase or tenth, once."""
         runs = progress.status == TaskStatus.IN_PROGRESS.value
-        phase = progress.phase or "started" if runs else progress.status
-        if phase == self._last:
+        fraction = progress.fraction if runs else None
+        now = (progress.phase or "started" if runs else progress.status, int((fraction or 0.0) * 10))
+        if now == self._last:
             return
-        self._last = phase
-        done = f"{progress.fraction:4.0%} " if runs and progress.fraction is not None else ""
-        self._console.print(f"{done}{words(progress)}", markup=False)
+        self._last = now
+        done = "" if fraction is None else f"{fraction:4.0%} "
+        rest = f", {left(progress)}" if left(progress) else ""
+        self._console.print(f"{done}{words(progress)}{rest}", markup=False)
 
     def __enter__(self) -> PhaseLines:
         return self

@@ -93,7 +93,7 @@ def _brief(value: Any) -> str:
 
 
 def _running(console: Console, running: tuple[RunningTask, ...]) -> Table:
-    shape = table(console, ("running", "type", "handler", "for", "progress", "phase", "detail"), "running now")
+    shape = table(console, ("running", "type", "handler", "for", "progress", "left", "phase", "detail"), "running now")
     for task in running:
         shape.add_row(
             plain(task.task_id),
@@ -101,6 +101,7 @@ def _running(console: Console, running: tuple[RunningTask, ...]) -> Table:
             plain(task.handler),
             span(task.seconds),
             bar(console, task.fraction),
+            span(task.eta_s),
             plain(task.phase if task.step is None else f"{task.phase} {task.step} of {task.steps or '?'}"),
             plain(task.detail),
         )

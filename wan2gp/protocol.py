@@ -159,6 +159,10 @@ class Progress(Message, frozen=True):
     step: int | None = None
     steps: int | None = None
     detail: str | None = None
+    eta_s: float | None = None
+    """Seconds to the end of the run; None while that is not known."""
+    preview: str | None = None
+    """Name of a picture of what is made so far, directly in the task's work directory."""
 
 
 class Event(Message, frozen=True):

@@ -1,4 +1,4 @@
-"""The websocket: how far a prompt is, and a hint that it ended. Never the truth; all is well without it.
+"""The websocket: what a server says while a prompt runs, and a hint of its end. Never the truth; all is well without.
 
 One connection serves a whole life of a server, under a client id of its own: a second connection under the same id
 would make both deaf. The thread does nothing but read, since one client that does not stops the messages to all.
@@ -11,17 +11,16 @@ import json
 import socket
 import threading
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import websocket
 
-from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.comfy_sidecar.prompt_progress import PromptProgress
 
 CONNECT_S = 2.0
 JOIN_S = 2.0
 LARGEST_TEXT = 32 * 1024 * 1024
+FEATURES = json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+"""Said first on a connection: previews then come with the prompt that they are of."""
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
@@ -29,87 +28,6 @@ KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
 """The server sends no heartbeat; the kernel finds a link that died."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """How far a prompt is: ``fraction`` 0..1 over its nodes, the node that runs, and its sampler's steps."""
-
-    fraction: float = 0.0
-    node_id: str | None = None
-    step: int | None = None
-    steps: int | None = None
-
-
-class PromptProgress:
-    """Follows one prompt's messages. Fed by the reader's thread, read by another; knows no socket."""
-
-    def __init__(self, prompt_id: str, node_ids: set[str]) -> None:
-        self.prompt_id = prompt_id
-        self.changed = threading.Event()
-        """Set at the prompt's end, or when the connection broke: look at the truth now."""
-        self.last_message_s: float | None = None
-        self._nodes = node_ids
-        self._parts: dict[str, float] = {}
-        self._now = Snapshot()
-
-    def snapshot(self) -> Snapshot:
-        return self._now
-
-    def apply(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Take one message.
-
-        Without a prompt id come ``status``, what monitors among the custom nodes send for ever (it is no progress),
-        and, after a reconnection, one ``executing``: only ours can be meant by that.
-        """
-        if data.get("prompt_id", self.prompt_id if kind == "executing" else None) != self.prompt_id:
-            return
-        self.last_message_s = monotonic()
-        if kind == "execution_cached":
-            self._parts.update(dict.fromkeys(_texts(data.get("nodes")), 1.0))
-        elif kind == "executing":
-            self._executing(data)
-        elif kind == "progress":
-            self._step(data)
-        elif kind == "progress_state":
-            self._state(data)
-        elif kind == "executed":
-            self._parts[_display(data)] = 1.0
-        self._update()
-
-    def _executing(self, data: Mapping[str, Any]) -> None:
-        if data.get("node") is None:
-            if "prompt_id" in data:
-                self.changed.set()
-            return
-        if self._now.node_id is not None and self._now.node_id != _display(data):
-            self._parts[self._now.node_id] = 1.0
-        self._now = Snapshot(self._now.fraction, _display(data))
-
-    def _step(self, data: Mapping[str, Any]) -> None:
-        value, most = data.get("value"), data.get("max")
-        if isinstance(value, (int, float)) and isinstance(most, (int, float)) and most > 0:
-            node_id = str(data.get("node"))
-            if node_id in self._nodes:
-                self._parts[node_id] = min(1.0, value / most)
-            self._now = Snapshot(self._now.fraction, self._now.node_id, int(value), int(most))
-
-    def _state(self, data: Mapping[str, Any]) -> None:
-        nodes = data.get("nodes")
-        for state in nodes.values() if isinstance(nodes, dict) else ():
-            # Nodes that a subgraph made count through the node that stands in the prompt.
-            if isinstance(state, dict) and state.get("real_node_id", state.get("node_id")) == state.get("node_id"):
-                value, most = state.get("value"), state.get("max")
-                if state.get("state") == "finished":
-                    self._parts[str(state.get("node_id"))] = 1.0
-                elif isinstance(value, (int, float)) and isinstance(most, (int, float)) and most > 0:
-                    self._parts[str(state.get("node_id"))] = min(1.0, value / most)
-
-    def _update(self) -> None:
-        done = sum(part for node_id, part in self._parts.items() if node_id in self._nodes)
-        fraction = done / max(1, len(self._nodes))
-        now = self._now
-        self._now = Snapshot(max(now.fraction, min(1.0, fraction)), now.node_id, now.step, now.steps)
 
 
 class EventStream:
@@ -138,8 +56,9 @@ class EventStream:
             self._socket = websocket.create_connection(
                 self._url, timeout=CONNECT_S, sockopt=KEEPALIVE, suppress_origin=True, skip_utf8_validation=True
             )
+            self._socket.send(FEATURES)
         except (websocket.WebSocketException, OSError):
-            self._socket = None
+            self.close()
             return False
         self._socket.settimeout(None)
         self._thread = threading.Thread(target=self._read, args=(self._socket,), name="comfy-events", daemon=True)
@@ -163,6 +82,8 @@ class EventStream:
                 opcode, payload = connection.recv_data()
                 if opcode == websocket.ABNF.OPCODE_TEXT:
                     self._take(payload)
+                elif opcode == websocket.ABNF.OPCODE_BINARY and (progress := self._progress) is not None:
+                    progress.apply_binary(payload)
                 elif opcode == websocket.ABNF.OPCODE_CLOSE:
                     return
         except (websocket.WebSocketException, OSError):
@@ -179,12 +100,3 @@ class EventStream:
             message = json.loads(payload)
             if isinstance(message, dict) and isinstance(message.get("data"), dict):
                 progress.apply(str(message.get("type")), message["data"])
-
-
-def _display(data: Mapping[str, Any]) -> str:
-    """The node of the prompt behind a node of a subgraph."""
-    return str(data.get("display_node") or data.get("node"))
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else []

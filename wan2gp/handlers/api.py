@@ -96,9 +96,14 @@ class Job:
         step: int | None = None,
         steps: int | None = None,
         detail: str | None = None,
+        eta_s: float | None = None,
+        preview: str | None = None,
     ) -> None:
-        """The work goes on: ``fraction`` 0..1 of the whole run, ``phase`` one of start, load, step, decode, publish."""
-        self.report(fraction, phase, step, steps, detail)
+        """The work goes on: ``fraction`` 0..1 of the whole run, ``phase`` one of start, load, step, decode, publish.
+
+        ``eta_s``: seconds to the end, when that is known. ``preview``: name of a picture in :attr:`work_dir`.
+        """
+        self.report(fraction, phase, step, steps, detail, eta_s, preview)
 
     def event(self, name: str, /, **fields: Any) -> None:
         """A fact to log, bound to this task."""

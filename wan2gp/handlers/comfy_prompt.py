@@ -9,17 +9,19 @@ from collections.abc import Iterator
 
 from wan2gp.comfy_sidecar.client import Queue
 from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, SidecarError, Unreachable
-from wan2gp.comfy_sidecar.events import PromptProgress, Snapshot
 from wan2gp.comfy_sidecar.outputs import Ending, read_ending
 from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.comfy_sidecar.prompt_progress import Pace, PromptProgress, Snapshot, weigh
 from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
 from wan2gp.comfy_sidecar.workflow import Graph, title
-from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import exited, unreadable_result
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_preflight import refused
+from wan2gp.handlers.comfy_preview import PreviewFile
+
+from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 
 TICK_S = 0.1
 """Between two looks at cancellation and at the process."""
@@ -48,7 +50,9 @@ class PromptRun:
         self._graph = graph
         self._settings = settings
         self._limits = Limits(settings.unresponsive_s, settings.stuck_s)
-        self._progress = PromptProgress(self.prompt_id, set(graph))
+        self._progress = PromptProgress(self.prompt_id, weigh(graph, self._is_output))
+        self._pace = Pace()
+        self._picture = PreviewFile(job)
         self._began_s = self._answered_s = self._moved_s = monotonic()
         self._doubted = False
         self._idle = threading.Event()
@@ -57,7 +61,7 @@ class PromptRun:
         self._poll_s, self._next_poll_s = FIRST_POLL_S, 0.0
         self._next_queue_s = self._next_connect_s = self._next_report_s = 0.0
         self._read_lines = live.lines_printed()
-        self._reported: Snapshot | None = None
+        self._reported: tuple[Snapshot, str | None] | None = None
 
     def run(self) -> Ending:
         """Raises :class:`TaskFailure`, or :class:`Interrupted` when the task was cancelled; nothing stays queued."""
@@ -69,6 +73,12 @@ class PromptRun:
             return self._wait()
         finally:
             stream.follow(None)
+
+    def _is_output(self, node_id: str) -> bool:
+        """Only for the progress: a server that does not answer is found elsewhere."""
+        with contextlib.suppress(Unreachable):
+            return bool((self._live.node_info(self._graph[node_id]["class_type"]) or {}).get("output_node"))
+        return False
 
     # --- posting -------------------------------------------------------------------------------------------------
 
@@ -192,16 +202,25 @@ class PromptRun:
     def _report(self) -> None:
         now_s = monotonic()
         snapshot = self._progress.snapshot()
-        if now_s < self._next_report_s + (REASSURE_S if snapshot == self._reported else 0.0):
+        preview = self._picture.keep(self._progress.preview, now_s)
+        if now_s < self._next_report_s + (REASSURE_S if (snapshot, preview) == self._reported else 0.0):
             return
-        self._reported, self._next_report_s = snapshot, now_s + REPORT_S
+        self._reported, self._next_report_s = (snapshot, preview), now_s + REPORT_S
         first, last = STEP_SHARE
         fraction = round(first + (last - first) * snapshot.fraction, 4)
         if snapshot.node_id is None:
             self._job.progress(fraction, "load", detail="queued")
-        else:
-            name = title(self._graph, snapshot.node_id)
-            self._job.progress(fraction, "step", step=snapshot.step, steps=snapshot.steps, detail=name)
+            return
+        self._pace.note(now_s, snapshot.fraction)
+        self._job.progress(
+            fraction,
+            "step",
+            step=snapshot.step,
+            steps=snapshot.steps,
+            detail=title(self._graph, snapshot.node_id),
+            eta_s=self._pace.eta_s(now_s, snapshot.fraction),
+            preview=preview,
+        )
 
     # --- judging -------------------------------------------------------------------------------------------------
 

@@ -125,13 +125,21 @@ class _Wire:
         self._link.send(Event(name, fields, self._run.task_id))
 
     def _report(
-        self, fraction: float | None, phase: str, step: int | None, steps: int | None, detail: str | None
+        self,
+        fraction: float | None,
+        phase: str,
+        step: int | None,
+        steps: int | None,
+        detail: str | None,
+        eta_s: float | None,
+        preview: str | None,
     ) -> None:
         now = self._clock()
         if phase == self._last[0] and now - self._last[1] < PROGRESS_EVERY_S:
             return
         self._last = (phase, now)
-        self._link.send(Progress(self._run.task_id, self._run.lease_id, fraction, phase, step, steps, detail))
+        names = self._run.task_id, self._run.lease_id
+        self._link.send(Progress(*names, fraction, phase, step, steps, detail, eta_s, preview))
 
     def _obtain(self, sources: Mapping[str, Source]) -> dict[str, Path]:
         if not sources:

@@ -129,7 +129,8 @@ class ControlDesk:
         here = self._running(task_id)
         if here is not None:
             status = TaskStatus.IN_PROGRESS.value
-            return control.ProgressReply(task_id, status, here.fraction, here.phase, here.detail)
+            moves = here.step, here.steps, here.eta_s, here.preview
+            return control.ProgressReply(task_id, status, here.fraction, here.phase, here.detail, *moves)
         row = self._row(task_id)
         return control.ProgressReply(task_id, row.status, row.progress, row.phase, row.detail)
 

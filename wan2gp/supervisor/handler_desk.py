@@ -96,10 +96,7 @@ class HandlerDesk(Desk):
             self._finished(running, message)
 
     def _progress(self, running: Running, message: Progress) -> None:
-        if message.fraction is not None and 0 <= message.fraction <= 1:
-            running.fraction = max(message.fraction, running.fraction or 0.0)
-        running.phase, running.step, running.steps = message.phase, message.step, message.steps
-        running.detail = message.detail
+        running.heard(message)
         self.progressed(running)
 
     def _finished(self, running: Running, message: Finished) -> None:

@@ -261,7 +261,7 @@ class Loop:
         self.handlers[running.handler].fetched(running, answer)
 
     def _progressed(self, running: Running) -> None:
-        self._leases.progress(*running.key, running.fraction, running.phase, running.detail)
+        self._leases.progress(*running.key, running.fraction, running.phase, running.row_detail())
 
     def heard(self, cancelled: Sequence[Key], lost: Sequence[Key]) -> None:
         """From the lease keeper's thread."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import enum
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from wan2gp.errors import error_message
-from wan2gp.protocol import Failed, Inputs, Outcome, Source, Succeeded
+from wan2gp.protocol import Failed, Inputs, Outcome, Progress, Source, Succeeded
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.spool import Ending
 
 RETRY_FIRST_S = 2.0
 RETRY_MAX_S = 300.0
+LONGEST_ETA_S = 30 * 24 * 3600.0
+"""An estimate beyond a month is none."""
+PREVIEW_NAME = re.compile(r"[\w-]{1,40}\.(?:jpg|png|webp)")
 ENGINE_DOWN_RETRY_S = 5.0
 """How long a task that an engine could not start for is left to other workers, seconds."""
 
@@ -47,6 +51,9 @@ class Running:
     step: int | None = None
     steps: int | None = None
     detail: str | None = None
+    eta_s: float | None = None
+    preview: str | None = None
+    """Name of a picture in the work directory."""
     why: Why | None = None
     interrupted_at: float | None = None
     sources: dict[str, Source] = field(default_factory=dict)
@@ -70,6 +77,22 @@ class Running:
             times["download_s"] = self.fetched_s
         return {name: round(value, 3) for name, value in times.items()}
 
+    def heard(self, message: Progress) -> None:
+        """Note what the handler, which is not trusted, says of its work. The fraction never falls."""
+        if message.fraction is not None and 0 <= message.fraction <= 1:
+            self.fraction = max(message.fraction, self.fraction or 0.0)
+        self.phase, self.step, self.steps, self.detail = message.phase, message.step, message.steps, message.detail
+        self.eta_s = message.eta_s if message.eta_s is not None and 0 <= message.eta_s < LONGEST_ETA_S else None
+        if message.preview is not None and PREVIEW_NAME.fullmatch(message.preview):
+            self.preview = message.preview
+
+    def row_detail(self) -> str | None:
+        """What the row says of it: ``KSampler, 3 of 20, 35 s left``."""
+        parts = [self.detail or ""]
+        parts += [f"{self.step} of {self.steps}"] if self.step is not None and self.steps else []
+        parts += [f"{self.eta_s:.0f} s left"] if self.eta_s is not None else []
+        return ", ".join(part for part in parts if part) or None
+
     def describe(self, now: float) -> dict[str, Any]:
         """The row of this task in `status`."""
         return {
@@ -82,6 +105,8 @@ class Running:
             "step": self.step,
             "steps": self.steps,
             "detail": self.detail,
+            "eta_s": self.eta_s,
+            "preview": f"{self.work_dir}/{self.preview}" if self.preview else None,
             "seconds": now - (self.started_at or self.claimed_at),
         }
 
