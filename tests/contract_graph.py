@@ -149,6 +149,20 @@ class DependencyContract:
             admin.execute("INSERT INTO task_dependencies (task_id, depends_on) VALUES (%s, %s)", (first, first))
         assert take(task_queue).id == first
 
+    def test_a_circle_that_only_closes_when_both_are_queued_again_ends_one_of_them(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        first = task_queue.enqueue("comfy", {})
+        second = task_queue.enqueue("comfy", {}, depends_on=[first])
+        for _ in range(2):
+            end(task_queue, take(task_queue))
+        admin.execute("UPDATE tasks SET dependant_on = %s WHERE id = %s", (second, first))
+        assert task_queue.retry(first) == "Complete" and status(task_queue, first) == "Queued"
+        assert task_queue.retry(second) == "Complete" and status(task_queue, second) == "Queued"
+        end(task_queue, take(task_queue), Verb.FAIL)
+        task_queue.retry(first)
+        assert "wait for itself" in row(task_queue, first)["error_message"]
+
     def test_a_dependency_that_is_changed_by_hand_counts(self, task_queue: TaskQueue, admin: Admin) -> None:
         first, second = task_queue.enqueue("a", {}), task_queue.enqueue("b", {})
         third = task_queue.enqueue("c", {}, depends_on=[first])

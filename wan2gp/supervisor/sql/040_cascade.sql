@@ -1,6 +1,23 @@
 -- What the end of one task means for others: dependants are released or end too, a parked parent completes or fails,
 -- the children of an ended parent are cancelled. Called by triggers, so that it holds for plain SQL as well.
 
+-- Whether p_depends_on waits, over any number of others, for p_task: then p_task cannot wait for it.
+CREATE OR REPLACE FUNCTION public.wan2gp_circular(p_task uuid, p_depends_on uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN EXISTS (
+        WITH RECURSIVE up(id) AS (
+            SELECT p_depends_on
+            UNION
+            SELECT w.waits_for FROM up CROSS JOIN LATERAL (
+                SELECT d.depends_on FROM public.task_dependencies d WHERE d.task_id = up.id AND d.open
+                UNION ALL  -- a parked parent waits for its children
+                SELECT c.child_id FROM public.task_leases l JOIN public.task_children c ON c.parent_id = l.task_id
+                 WHERE l.task_id = up.id AND c.lease_id = l.parked_lease) AS w(waits_for))
+        SELECT FROM up WHERE up.id = p_task);
+END
+$fn$;
+
 -- open_dependencies of these tasks, counted anew. The rows are locked in a statement of their own first: the count
 -- then sees what was committed by whoever held them before.
 CREATE OR REPLACE FUNCTION public.wan2gp_recount(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$

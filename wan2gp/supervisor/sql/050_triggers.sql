@@ -123,6 +123,14 @@ BEGIN
            missing_since = NULL
      WHERE d.task_id = p_task;
     PERFORM wan2gp_recount(ARRAY[p_task]);
+    IF EXISTS (SELECT FROM public.task_dependencies d
+                WHERE d.task_id = p_task AND d.open AND wan2gp_circular(p_task, d.depends_on)) THEN
+        UPDATE public.tasks t
+           SET status = 'Failed', generation_processed_at = now(), updated_at = now(),
+               error_message = 'task.dependency_failed: queued again, it would wait for itself'
+         WHERE t.id = p_task;
+        RETURN;
+    END IF;
     SELECT array_agg(d.depends_on) INTO v_dead
       FROM public.task_dependencies d LEFT JOIN public.tasks t ON t.id = d.depends_on
      WHERE d.task_id = p_task AND d.open AND (t.id IS NULL OR t.status IN ('Failed', 'Cancelled'));
@@ -176,17 +184,7 @@ CREATE OR REPLACE FUNCTION public.wan2gp_before_dependency() RETURNS trigger LAN
 DECLARE
     v_status text;
 BEGIN
-    IF EXISTS (
-        WITH RECURSIVE up(id) AS (
-            SELECT NEW.depends_on
-            UNION
-            SELECT w.waits_for FROM up CROSS JOIN LATERAL (
-                SELECT d.depends_on FROM public.task_dependencies d WHERE d.task_id = up.id AND d.open
-                UNION ALL  -- a parked parent waits for its children
-                SELECT c.child_id FROM public.task_leases l JOIN public.task_children c ON c.parent_id = l.task_id
-                 WHERE l.task_id = up.id AND c.lease_id = l.parked_lease) AS w(waits_for))
-        SELECT FROM up WHERE up.id = NEW.task_id)
-    THEN
+    IF wan2gp_circular(NEW.task_id, NEW.depends_on) THEN
         RAISE EXCEPTION 'cannot make the task % wait for %: it would wait for itself', NEW.task_id, NEW.depends_on
             USING ERRCODE = 'check_violation';
     END IF;
