@@ -43,6 +43,8 @@ def chosen_kind(config: Config) -> str:
         kind = "postgres" if config.database_url else "supabase" if config.supabase_url else "embedded"
     if kind == "postgres" and not config.database_url:
         raise ConfigError(["queue = postgres needs DATABASE_URL or --database-url"])
+    if kind == "postgres":
+        _read_url(config)
     if kind in ("supabase", "edge"):
         raise ConfigError(
             [
@@ -51,6 +53,16 @@ def chosen_kind(config: Config) -> str:
             ]
         )
     return kind
+
+
+def _read_url(config: Config) -> None:
+    from wan2gp.supervisor.postgres_errors import parse_url
+    from wan2gp.supervisor.queue import QueueRefused
+
+    try:
+        parse_url(config.database_url.reveal())
+    except QueueRefused as error:
+        raise ConfigError([f"DATABASE_URL = *** cannot be used: {error}"]) from error
 
 
 def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:

@@ -87,11 +87,13 @@ def first_line(error: psycopg.Error) -> str:
 def parse_url(url: str) -> dict[str, Any]:
     """The parts of a libpq URL. Raises :class:`QueueRefused` without repeating it, for it holds a password."""
     try:
-        return conninfo_to_dict(url)
-    except psycopg.Error:
+        parts = conninfo_to_dict(url)
+        _ = [int(port or 0) for port in str(parts.get("port") or "").split(",")]
+    except (psycopg.Error, ValueError):
         raise QueueRefused(
             "cannot read the database URL: it is not postgresql://user:password@host:port/name"
         ) from None
+    return parts
 
 
 def refuses_connections(parts: Mapping[str, Any], timeout_s: float = 1.0) -> bool:
