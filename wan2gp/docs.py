@@ -10,6 +10,8 @@ from typing import Any
 from wan2gp import control_docs
 from wan2gp.config import OPTIONS, Option, Secret
 from wan2gp.errors import REGISTRY, ErrorCode
+from wan2gp.handlers.comfy_fields import FieldDoc
+from wan2gp.handlers.comfy_params import input_documentation, task_documentation
 from wan2gp.options import supervisor_parser
 
 MADE_BY = "<!-- Made by `python -m wan2gp.docs`; a test keeps it true. -->\n"
@@ -36,6 +38,36 @@ stand in the file.
 | key in the file | environment | command line | default | meaning |
 |---|---|---|---|---|
 """
+
+
+_TASKS = """# Tasks of type `comfy`
+
+The parameters are one JSON object in the row's `params`, or that object as JSON in a string. Keys that are none of
+these are left alone, except those that are nearly one of them: a misspelling is refused.
+
+## Parameters
+
+"""
+
+_ENTRY = """
+## An entry of `inputs`
+
+Every file is downloaded, looked at and put where the node expects it, before anything runs. The node is named by one of
+`node_id`, `title` and `class_type`.
+
+"""
+
+_FIELDS = "| parameter | type | required | meaning |\n|---|---|---|---|\n"
+
+
+def tasks_page() -> str:
+    """``docs/comfy-tasks.md``."""
+    return MADE_BY + _TASKS + _field_table(task_documentation()) + _ENTRY + _field_table(input_documentation())
+
+
+def _field_table(fields: list[FieldDoc]) -> str:
+    rows = (_row(f"`{doc.name}`", doc.type, "yes" if doc.required else "no", doc.description) for doc in fields)
+    return _FIELDS + "".join(rows)
 
 
 def errors_page() -> str:
@@ -84,6 +116,7 @@ def _row(*cells: str) -> str:
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
+    "comfy-tasks.md": tasks_page,
     "configuration.md": configuration_page,
     "ctl-json.md": lambda: MADE_BY + control_docs.page(),
     "errors.md": errors_page,
