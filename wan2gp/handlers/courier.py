@@ -1,6 +1,7 @@
 """The courier: the child that downloads inputs. It has the network and no credentials; handlers have neither.
 
-One :class:`Fetch` is an errand: all its sources at once, one answer. The first failure ends the others.
+One :class:`Fetch` is an errand: all its sources at once, one answer. The first failure ends the others. Errands that
+want the same URL at the same time share its download, and what was downloaded is kept within a budget.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from wan2gp.errors import retryable
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.download import Download, Downloaded
+from wan2gp.handlers.flights import Flights, SharedDownload
+from wan2gp.handlers.input_cache import InputCache
 from wan2gp.handlers.link import Link
 from wan2gp.handlers.locations import shown_url
 from wan2gp.handlers.webstream import Limits
@@ -24,17 +27,23 @@ from wan2gp.protocol import Cancel, Event, Failed, Fetch, Fetched, Progress, Pro
 SIMULTANEOUS = 4
 """Downloads of one errand at a time; errands do not wait for each other."""
 _NO_LIMIT_S = 7 * 24 * 3600.0  # a socket's time-out must fit into a C int of milliseconds
+CACHE = "cache"
+"""Below the courier's directory."""
+Told = Callable[[int, "int | None"], None]
+"""``(done, total)`` in bytes."""
 PROGRESS_EVERY_S = 1.0
 """Least time between two progress messages of an errand, seconds."""
 
 
 class Courier:
-    """Settings: ``allow_private_urls``, ``allow_private_hosts``, ``max_bytes``, ``total_s``, ``idle_s``; of the
-    last three, 0 is no limit."""
+    """Settings: ``allow_private_urls``, ``allow_private_hosts``, ``cache_bytes`` (0: keep nothing), ``max_bytes``,
+    ``total_s``, ``idle_s``; of the last three, 0 is no limit."""
 
     def __init__(self, context: HandlerContext, link: Link) -> None:
         self._link = link
         self._limits = _limits(context)
+        self._cache = InputCache(context.home / CACHE, _cache_bytes(context))
+        self._flights = Flights()
         self._errands: dict[tuple[str, str], _Errand] = {}
         self._lock = threading.Lock()
 
@@ -58,12 +67,18 @@ class Courier:
     def _begin(self, fetch: Fetch) -> None:
         key = (fetch.task_id, fetch.lease_id)
         self._drop(key)  # asked anew: the earlier wish is void and must not be answered
-        errand = _Errand(fetch, self._limits, self._say)
+        errand = _Errand(fetch, self._make, self._say)
         with self._lock:
             self._errands[key] = errand
         if not fetch.sources:
             self._say(errand, Fetched(*key))
         errand.start()
+
+    def _make(self, source: Source, directory: Path, progress: Told) -> SharedDownload:
+        def alone(progress: Told) -> Download:
+            return Download(source, directory, self._limits, progress=progress, cache=self._cache)
+
+        return SharedDownload(source, directory, self._flights, alone, progress)
 
     def _drop(self, key: tuple[str, str]) -> _Errand | None:
         with self._lock:
@@ -87,7 +102,10 @@ class _Errand:
     """One :class:`Fetch` under way, in threads of its own."""
 
     def __init__(
-        self, fetch: Fetch, limits: Limits, say: Callable[[_Errand, Event | Progress | Fetched], None]
+        self,
+        fetch: Fetch,
+        make: Callable[[Source, Path, Told], SharedDownload],
+        say: Callable[[_Errand, Event | Progress | Fetched], None],
     ) -> None:
         self.fetch = fetch
         self._say = say
@@ -95,7 +113,7 @@ class _Errand:
         self._files: dict[str, str] = {}
         self._done: dict[str, tuple[int, int | None]] = {}
         self._told_at = time.monotonic()
-        self._downloads = {name: self._plan(name, source, limits) for name, source in fetch.sources.items()}
+        self._downloads = {name: self._plan(name, source, make) for name, source in fetch.sources.items()}
         self._threads = ThreadPoolExecutor(SIMULTANEOUS, thread_name_prefix="download")
 
     def start(self) -> None:
@@ -127,14 +145,12 @@ class _Errand:
             traceback.print_exc()
             self._failed(name, TaskFailure("handler.crashed", f"the download failed: {type(error).__name__}: {error}"))
 
-    def _plan(self, name: str, source: Source, limits: Limits) -> Download:
-        def progress(done: int, total: int | None) -> None:
-            self._progressed(name, done, total)
-
-        return Download(source, Path(self.fetch.directory), limits, progress=progress)
+    def _plan(self, name: str, source: Source, make: Callable[[Source, Path, Told], SharedDownload]) -> SharedDownload:
+        return make(source, Path(self.fetch.directory), lambda done, total: self._progressed(name, done, total))
 
     def _arrived(self, name: str, got: Downloaded) -> None:
-        self._event("input.downloaded", url=got.url, bytes=got.bytes, seconds=round(got.seconds, 3))
+        name_of_fact = "input.from_cache" if got.cached else "input.downloaded"
+        self._event(name_of_fact, url=got.url, bytes=got.bytes, seconds=round(got.seconds, 3))
         with self._lock:
             self._files[name] = str(got.path)
             complete = len(self._files) == len(self._downloads)
@@ -184,3 +200,10 @@ def _limits(context: HandlerContext) -> Limits:
         )
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"the courier's settings are not what it takes: {error}") from error
+
+
+def _cache_bytes(context: HandlerContext) -> int:
+    try:
+        return int(context.settings.get("cache_bytes", 0))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the courier's cache_bytes is not what it takes: {error}") from error

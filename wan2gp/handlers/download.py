@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import http
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from wan2gp.handlers.addresses import Resolve, resolve
 from wan2gp.handlers.api import Interrupted, TaskFailure
 from wan2gp.handlers.brake import Brake
+from wan2gp.handlers.input_cache import InputCache, Known, validators_of
 from wan2gp.handlers.input_names import input_name, place
 from wan2gp.handlers.locations import Location, parse_location
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, Sniffed, sniff
@@ -26,9 +28,16 @@ from wan2gp.handlers.webstream import Limits, Reply, request
 from wan2gp.protocol import Source
 
 MAX_REDIRECTS = 8
+NOT_MODIFIED = 304
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOTHING_THERE = (401, 403, 404, 410)
 _SPARE_DISK = 64 * 1024**2  # bytes that a download leaves to everybody else on the disk
+
+
+class Digest(Protocol):
+    """What is told every byte."""
+
+    def update(self, piece: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,10 @@ class Downloaded:
     bytes: int
     seconds: float
     found: Sniffed
+    cached: bool = False
+    """It is a file that was kept, and its server says that it still is the same."""
+    shared: bool = False
+    """It was downloaded for another task at the same time."""
 
 
 def _nobody(done: int, total: int | None) -> None:
@@ -59,6 +72,7 @@ class Download:
         limits: Limits,
         *,
         progress: Callable[[int, int | None], None] = _nobody,
+        cache: InputCache | None = None,
         lookup: Resolve = resolve,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,6 +80,7 @@ class Download:
         self._directory = directory
         self._limits = limits
         self._progress = progress
+        self._cache = cache
         self._lookup = lookup
         self._clock = clock
         self._brake = Brake()
@@ -80,12 +95,34 @@ class Download:
         first = parse_location(self._source.url)
         limit_s = self._limits.total_s
         too_slow = TaskFailure("input.timeout", f"the download from {first.shown} was not done within {limit_s:g} s")
-        with self._brake.within(limit_s, too_slow), self._answer(first) as (location, reply):
+        with self._brake.within(limit_s, too_slow):
+            known = self._cache.look_up(first) if self._cache is not None else None
+            done = self._once(first, known) or self._once(first, None)  # what was kept may be gone or spoilt
+        assert done is not None
+        return replace(done, seconds=self._clock() - began)
+
+    def _once(self, first: Location, known: Known | None) -> Downloaded | None:
+        """None: the server has nothing newer than what was kept, and that cannot be used."""
+        with self._answer(first, known.conditions if known else {}) as (location, reply):
+            if reply.status == NOT_MODIFIED and known is not None:
+                return self._recall(first, known)
             path, got, found = self._store(first, location, reply)
-        return Downloaded(path, first.shown, got, self._clock() - began, found)
+            return Downloaded(path, first.shown, got, 0.0, found)
+
+    def _recall(self, first: Location, known: Known) -> Downloaded | None:
+        assert self._cache is not None
+        with self._draft() as draft:
+            if not self._cache.take(known, draft):
+                return None
+            self._brake.check()
+            with draft.open("rb") as file:
+                found = self._identify(first, file.read(HEAD_BYTES))
+            stem, extension = input_name(first.file_name, found)
+            path = place(draft, self._directory, stem, extension)
+        return Downloaded(path, first.shown, known.bytes, 0.0, found, cached=True)
 
     @contextlib.contextmanager
-    def _answer(self, location: Location) -> Iterator[tuple[Location, Reply]]:
+    def _answer(self, location: Location, conditions: Mapping[str, str]) -> Iterator[tuple[Location, Reply]]:
         """The end of the chain of redirects, each hop checked like the first."""
         first, seen = location, set[Location]()
         while True:
@@ -94,10 +131,11 @@ class Download:
             if len(seen) > MAX_REDIRECTS:
                 raise TaskFailure("input.redirects", f"{first.shown} redirects more than {MAX_REDIRECTS} times")
             seen.add(location)
-            with request(location, self._limits, self._brake, self._lookup) as reply:
+            with request(location, self._limits, self._brake, self._lookup, conditions) as reply:
                 target = reply.header("Location") if reply.status in _REDIRECTS else None
                 if target is None:
-                    _judge(location, reply)
+                    if not (conditions and reply.status == NOT_MODIFIED):
+                        _judge(location, reply)
                     yield location, reply
                     return
             location = location.redirected(target)
@@ -105,27 +143,41 @@ class Download:
     def _store(self, first: Location, location: Location, reply: Reply) -> tuple[Path, int, Sniffed]:
         if reply.plain and reply.length is not None:
             self._make_room(location, reply.length)
-        draft = self._directory / f".{secrets.token_hex(8)}.part"
         try:
-            with draft.open("xb") as file:
-                got, found = self._pour(location, reply, file)
-            self._brake.check()
-            stem, extension = input_name(first.file_name, found)
-            return place(draft, self._directory, stem, extension), got, found
+            with self._draft() as draft:
+                digest = hashlib.sha256()
+                with draft.open("xb") as file:
+                    got, found = self._pour(location, reply, file, digest)
+                self._brake.check()
+                stem, extension = input_name(first.file_name, found)
+                path = place(draft, self._directory, stem, extension)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full() from error
             raise
+        if self._cache is not None:
+            self._cache.keep(first, path, digest.hexdigest(), validators_of(reply.header))
+        return path, got, found
+
+    @contextlib.contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A name for a file that is not finished; none is left of it."""
+        draft = self._directory / f".{secrets.token_hex(8)}.part"
+        try:
+            yield draft
         finally:
             draft.unlink(missing_ok=True)
 
     def _make_room(self, location: Location, announced: int) -> None:
         if announced > self._limits.max_bytes:
             raise self._too_large(location, f"{announced} bytes")
-        if shutil.disk_usage(self._directory).free < announced + _SPARE_DISK:
+        wanted = announced + _SPARE_DISK
+        if self._cache is not None and shutil.disk_usage(self._directory).free < wanted:
+            self._cache.make_room(wanted)
+        if shutil.disk_usage(self._directory).free < wanted:
             raise self._disk_full()
 
-    def _pour(self, location: Location, reply: Reply, file: BinaryIO) -> tuple[int, Sniffed]:
+    def _pour(self, location: Location, reply: Reply, file: BinaryIO, digest: Digest) -> tuple[int, Sniffed]:
         total = reply.length if reply.plain else None
         head, got, found = b"", 0, None
         for piece in reply.pieces():
@@ -136,6 +188,7 @@ class Download:
                 head += piece
                 found = self._identify(location, head) if len(head) >= HEAD_BYTES else None
             file.write(piece)
+            digest.update(piece)
             self._progress(got, total)
         return got, found or self._identify(location, head)
 

@@ -12,8 +12,9 @@ import http.client
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import certifi
 
@@ -131,15 +132,24 @@ class Reply:
 
 
 @contextlib.contextmanager
-def request(location: Location, limits: Limits, brake: Brake, lookup: Resolve = resolve) -> Iterator[Reply]:
-    """GET ``location``. Raises :class:`TaskFailure` (``input.forbidden_address``, ``.unreachable``, ``.timeout``,
-    ``.http_error``), or what the brake was pulled with."""
+def request(
+    location: Location,
+    limits: Limits,
+    brake: Brake,
+    lookup: Resolve = resolve,
+    conditions: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Reply]:
+    """GET ``location``, with further headers in ``conditions``.
+
+    Raises :class:`TaskFailure` (``input.forbidden_address``, ``.unreachable``, ``.timeout``, ``.http_error``), or what
+    the brake was pulled with.
+    """
     brake.check()
     with contextlib.ExitStack() as closing:
         raw = closing.enter_context(_connect(location, limits, brake, lookup))
         closing.enter_context(brake.stops_socket(raw))
         with brake.within(limits.idle_s, _silent(location, limits.idle_s)):  # bounds handshake and slow headers too
-            response = _exchange(location, raw, limits, brake, closing)
+            response = _exchange(location, raw, limits, brake, closing, conditions)
         yield Reply(location, response, brake, limits.idle_s)
 
 
@@ -188,11 +198,16 @@ def _dial(address: Address, port: int, limits: Limits, brake: Brake) -> socket.s
 
 
 def _exchange(
-    location: Location, raw: socket.socket, limits: Limits, brake: Brake, closing: contextlib.ExitStack
+    location: Location,
+    raw: socket.socket,
+    limits: Limits,
+    brake: Brake,
+    closing: contextlib.ExitStack,
+    conditions: Mapping[str, str],
 ) -> http.client.HTTPResponse:
     try:
         connection = _speak(location, raw, closing)
-        headers = {"User-Agent": f"wan2gp/{__version__}", "Accept": "*/*", "Connection": "close"}
+        headers = {"User-Agent": f"wan2gp/{__version__}", "Accept": "*/*", "Connection": "close", **conditions}
         if location.authorization is not None:
             headers["Authorization"] = location.authorization
         connection.request("GET", location.target, headers=headers)
