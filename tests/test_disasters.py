@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from tests.builtin_faults.nodes import HOLD
 from tests.comfy_jobs import fault, picture
 from tests.conftest_comfy import FAULTS, free_port
 from tests.conftest_db import PgServer
@@ -85,9 +86,12 @@ VICTIMS: dict[str, Callable[[Worker], int]] = {
 @pytest.mark.parametrize("victim", list(VICTIMS))
 def test_whoever_dies_under_a_prompt_it_is_run_again_and_nobody_else_is(lasting: Worker, victim: str) -> None:
     queued = lasting.log.count("Workflow queued")
+    hold = lasting.data_dir / "handlers" / "comfy" / "engine" / "input" / HOLD
+    hold.parent.mkdir(parents=True, exist_ok=True)
+    hold.touch()  # the prompt cannot end before its killer comes, however slow the machine is
     beside = lasting.insert("sleeper", {"seconds": 2.5})
     lasting.running(beside)
-    task = lasting.insert("comfy", slow_picture(1.5, nonce=list(VICTIMS).index(victim)), priority=1)
+    task = lasting.insert("comfy", slow_picture(0.5, nonce=list(VICTIMS).index(victim)), priority=1)
     behind = lasting.insert("comfy", {"workflow": picture(color=list(VICTIMS).index(victim))})
     eventually("the prompt runs", lambda: lasting.log.count("Workflow queued") > queued)
     shim = shim_of(lasting, "comfy")
@@ -95,6 +99,7 @@ def test_whoever_dies_under_a_prompt_it_is_run_again_and_nobody_else_is(lasting:
     doomed = [target, *descendants(target)] + ([shim, *descendants(shim)] if victim != "server" else [])
     started = {pid: psutil.Process(pid) for pid in doomed}
     os.kill(target, signal.SIGKILL)
+    hold.unlink()
     eventually(
         "nothing of it is left",
         lambda: not [pid for pid, process in started.items() if process.is_running() and alive(pid)],
