@@ -155,7 +155,9 @@ def test_an_external_server_gets_the_video_by_upload_and_gives_the_result_by_vie
     assert (artifact.frames, artifact.kind) == (12, "video")
     assert ("comfy.uploaded", {"name": "my_clip_1_.mp4"}) in one.facts
     assert proxy.count("POST", "/upload/image") == 1 and proxy.count("GET", "/view") == 1
-    assert one.states == [("ready", {"url": proxy.url, "version": "0.3.64"})]
+    ((state, said),) = one.states
+    assert state == "ready" and said["url"] == proxy.url and said["version"] == "0.3.64"
+    assert "not ours to restart" in said["whose"]
 
 
 def test_a_video_that_an_external_server_finds_too_large_is_not_tried_again(

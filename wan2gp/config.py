@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
 
@@ -112,6 +114,25 @@ def _directories(value: str) -> tuple[str, ...]:
     return found
 
 
+def _flags(value: str) -> str:
+    """A command line's worth of flags; they are split where they are used."""
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"it cannot be split into flags ({error}): mend its quotes") from error
+    return value
+
+
+def _server(value: str) -> str:
+    """A base URL, or nothing."""
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("give the server's address, as in http://10.0.0.7:8188")
+    return value
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
@@ -143,8 +164,15 @@ OPTIONS: dict[str, Option] = {
     "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),
     "comfy_port": Option("comfy.port", "COMFY_PORT", 8188, _port, "ComfyUI's port, if it is free"),
     "comfy_python": Option("comfy.python", "COMFY_PYTHON", "", _text, "interpreter for ComfyUI"),
-    "comfy_args": Option("comfy.args", "COMFY_ARGS", "", _text, "more flags for ComfyUI"),
-    "comfy_url": Option("comfy.url", "COMFY_URL", "", _text, "an external ComfyUI server"),
+    "comfy_args": Option("comfy.args", "COMFY_ARGS", "", _flags, "more flags for ComfyUI"),
+    "comfy_url": Option("comfy.url", "COMFY_URL", "", _server, "an external ComfyUI server, not ours to restart"),
+    "comfy_warmup_workflow": Option(
+        "comfy.warmup_workflow",
+        "COMFY_WARMUP_WORKFLOW",
+        "",
+        _text,
+        "file with a graph (API format) that is run once after each start of ComfyUI",
+    ),
     "comfy_start_timeout_s": Option(
         "comfy.start_timeout_s",
         "COMFY_START_TIMEOUT_S",
@@ -230,6 +258,7 @@ class Config:
     comfy_python: str
     comfy_args: str
     comfy_url: str
+    comfy_warmup_workflow: str
     comfy_start_timeout_s: float
     comfy_run_timeout_s: float
     comfy_stuck_s: float
@@ -320,7 +349,7 @@ def _parsed(
     problems: list[str],
     warnings: list[str],
 ) -> Any:
-    text = ",".join(str(part) for part in raw) if isinstance(raw, (list, tuple)) else str(raw)
+    text = _as_text(raw, option)
     if text.startswith("$") and text[1:].isidentifier():
         # An exec-form CMD does not expand variables; the name is what its author meant.
         warnings.append(f"{origin} was the literal {text}: read from the environment")
@@ -334,6 +363,14 @@ def _parsed(
         shown = "***" if isinstance(option.default, Secret) else repr(text)
         problems.append(f"{origin} = {shown} cannot be used: {error}")
         return option.default
+
+
+def _as_text(raw: Any, option: Option) -> str:
+    """A file may give a list, of names or of flags; everything else has one spelling."""
+    if not isinstance(raw, (list, tuple)):
+        return str(raw)
+    parts = [str(part) for part in raw]
+    return shlex.join(parts) if option.parse is _flags else ",".join(parts)
 
 
 def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import psutil
 RING_LINES = 200
 LINE_CHARS = 500
 """A longer line is cut in the ring; the log gets all of it."""
+NOTED_LINES = 200
 CHUNK_BYTES = 65536
 TERM_GRACE_S = 1.0
 """ComfyUI dies at SIGTERM within 0.1 s; what has not is killed."""
@@ -30,8 +32,17 @@ _LAUNCHER = Path(__file__).with_name("launch.py")
 class DrainedProcess:
     """Started in its own session, from the main thread: the death signal fires when the starting *thread* ends."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log_fd: int = 1) -> None:
-        """Raises OSError when no process can be made. ``log_fd`` gets all output, byte by byte."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        environ: Mapping[str, str],
+        log_fd: int = 1,
+        notable: re.Pattern[str] | None = None,
+    ) -> None:
+        """Raises OSError when no process can be made. ``log_fd`` gets all output, byte by byte. Lines in which
+        ``notable`` is found are kept in :attr:`noted` when they have long left the ring."""
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command]
         self._process = subprocess.Popen(
             launcher,
@@ -47,6 +58,9 @@ class DrainedProcess:
         self._log_fd = log_fd
         self._ring: collections.deque[str] = collections.deque(maxlen=RING_LINES)
         self._partial = b""
+        self._notable = notable
+        self.noted: list[str] = []
+        """The first lines that are notable, oldest first."""
         self.printed = 0
         """Lines so far, also those that left the ring."""
         self._drain = threading.Thread(target=self._read_all, name="comfy-output", daemon=True)
@@ -150,6 +164,8 @@ class DrainedProcess:
             if line:
                 self._ring.append(line)
                 self.printed += 1
+                if self._notable is not None and len(self.noted) < NOTED_LINES and self._notable.search(line):
+                    self.noted.append(line)
 
 
 def monotonic() -> float:

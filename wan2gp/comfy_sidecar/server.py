@@ -14,6 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wan2gp.comfy_sidecar.about import (
+    NOTABLE,
+    FailedCustomNode,
+    failed_custom_nodes,
+    read_about,
+    video_helper_version,
+)
 from wan2gp.comfy_sidecar.client import ComfyClient
 from wan2gp.comfy_sidecar.errors import ApiError, NotInstalled, NotReady, StartAbandoned, StartFailed, Unreachable
 from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
@@ -27,8 +34,6 @@ PROBE_S = 5.0
 SHOWN_LINES, SHOWN_CHARS = 15, 1400
 """Of its last words. A row's message is cut at 2,000 characters, and the last line says most."""
 IN_USE = "address already in use"
-IMPORT_FAILED = "(IMPORT FAILED)"
-"""How ComfyUI marks a custom node that it starts without."""
 WORKER_DIED = re.compile(r"Exception in thread .*prompt.worker")
 """HTTP goes on without that thread, and no prompt is ever run again."""
 
@@ -157,7 +162,8 @@ class ComfyServer:
         self.process = process
         self.started_s = monotonic()
         self.ready_s: float | None = None
-        self.version = ""
+        self.about: dict[str, str] = {}
+        """Once it is ready: ``version``, ``python``, ``torch``, ``device`` and ``vhs``, as far as they are known."""
         self.client = ComfyClient(f"http://{HOST}:{port}")
 
     @classmethod
@@ -170,7 +176,8 @@ class ComfyServer:
         try:
             folders.make()
             where = folders.home if installation.builtin else installation.folder
-            process = DrainedProcess(command, cwd=where, environ={**os.environ, "PYTHONUNBUFFERED": "1"})
+            environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            process = DrainedProcess(command, cwd=where, environ=environ, notable=NOTABLE)
         except OSError as error:
             raise StartFailed(f"cannot start {command[0]}: {error}") from error
         return cls(installation, folders, port, process)
@@ -206,9 +213,18 @@ class ComfyServer:
         """It ended because somebody else was quicker."""
         return self.exit_code() is not None and any(IN_USE in line.lower() for line in self.process.lines())
 
+    def failed_custom_nodes(self) -> tuple[FailedCustomNode, ...]:
+        """Custom nodes that did not load: graphs that use their classes will be refused."""
+        return failed_custom_nodes(self.process.noted)
+
     def failed_imports(self) -> list[str]:
-        """Custom nodes that did not load: graphs that use them will be refused."""
-        return [line.strip() for line in self.process.lines() if IMPORT_FAILED in line]
+        """The same, each as words for a person."""
+        return [str(node) for node in self.failed_custom_nodes()]
+
+    @property
+    def version(self) -> str:
+        """ComfyUI's own; empty until it is ready."""
+        return self.about.get("version", "")
 
     def worker_died(self, printed: int) -> bool:
         """Whether, after ``printed`` lines, it said that the thread that runs prompts ended."""
@@ -227,12 +243,15 @@ class ComfyServer:
     def _answers(self) -> bool:
         """Somebody answers, and by its command line it is this very process."""
         try:
-            system: Any = self.client.system_stats(PROBE_S).get("system")
+            stats = self.client.system_stats(PROBE_S)
         except (Unreachable, ApiError):
             return False
+        system: Any = stats.get("system")
         if not isinstance(system, dict) or str(self.folders.temp_parent) not in (system.get("argv") or ()):
             return False
-        self.version = str(system.get("comfyui_version", ""))
+        self.about = read_about(stats)
+        if not self.installation.builtin and (vhs := video_helper_version(self.installation.folder)):
+            self.about["vhs"] = vhs
         return True
 
     def _last_words(self) -> str:

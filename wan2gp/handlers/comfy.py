@@ -206,7 +206,7 @@ class ComfyRun:
     # --- after ---------------------------------------------------------------------------------------------------
 
     def _succeeded(self, live: Live, made: Collected) -> Succeeded:
-        engine: dict[str, Any] = {"name": live.name, "version": live.version, "prompt_id": self._prompt_id}
+        engine: dict[str, Any] = {**live.engine(), "prompt_id": self._prompt_id}
         data: dict[str, Any] = {"text": made.texts} if made.texts else {}
         return Succeeded(made.artifacts, (*self._warnings, *made.warnings), engine, data)
 

@@ -6,7 +6,9 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from wan2gp.comfy_sidecar.about import read_about
 from wan2gp.comfy_sidecar.client import ComfyClient, without_credentials
 from wan2gp.comfy_sidecar.errors import (
     ApiError,
@@ -21,12 +23,19 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
-from wan2gp.handlers.comfy_live import Live
+from wan2gp.handlers.comfy_live import NOT_OURS, Live
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
 from wan2gp.handlers.machine_memory import machine_memory
 
 LOOK_S = 0.5
 """Between two looks at an idle server."""
+EXTERNAL_LOOK_S = 10.0
+"""Between two looks at an idle external server."""
+EXTERNAL_PATIENCE_S = 10.0
+"""How long an external server may be silent before a task: somebody else's prompt may hold its interpreter."""
+EXTERNAL_LIFE_S = 300.0
+"""An external server that was found so long ago may have been started anew meanwhile, with other nodes."""
 WAIT_STEP_S = 0.1
 MEMORY_SHARE = 0.9
 """A server that holds more of the machine's memory than this between two tasks is bloated."""
@@ -48,7 +57,9 @@ class ComfyEngine:
         self._last_cause: str | None = None
         self._greeted = False
         self._swept = False
-        self._used_s = monotonic()
+        self._used_s = self._found_s = self._looked_s = monotonic()
+        self._warmed: ComfyServer | None = None
+        """The server that the warm-up workflow was tried on."""
         self._turn = threading.Lock()
         """Held while a task runs or the server is handled: the watcher looks only when it is free."""
         self._closing = threading.Event()
@@ -81,29 +92,67 @@ class ComfyEngine:
         ``event`` states facts; ``for_task``: somebody waits for a result, not only for the engine.
         """
         self._notice_death()
-        if self._live is not None:
-            return self._live
         try:
-            return self._external() if self.external else self._own(event, abandoned, for_task)
+            if self.external:
+                return self._external(abandoned)
+            return self._live or self._own(event, abandoned, for_task)
         except NotInstalled as error:
             detail = {"reason": str(error)}
             raise TaskFailure("comfy.not_installed", "ComfyUI not available on this worker", detail=detail) from error
         except StartAbandoned as error:
             raise Interrupted from error
 
-    def _external(self) -> Live:
-        shown = without_credentials(self._settings.url)
-        client = ComfyClient(self._settings.url, local=False)
+    def _external(self, abandoned: Callable[[], bool]) -> Live:
+        """Looked at before each task: it may have ended, and nobody tells us."""
+        client = ComfyClient(self._settings.url, local=False) if self._live is None else self._live.client
         try:
-            version = str((client.system_stats().get("system") or {}).get("comfyui_version", ""))
+            about = self._ask_external(client, abandoned)
         except (Unreachable, ApiError) as error:
             client.close()
-            self._context.engine_state("failed", url=shown, reason=str(error))
-            sentence = f"ComfyUI failed to become ready: {shown} does not answer ({error})"
-            raise TaskFailure("comfy.not_ready", sentence, engine_down=True) from error
-        self._live = Live(client, None, "comfyui", version)
-        self._context.engine_state("ready", url=shown, version=version)
+            reason = self._lose_external(self._silence(error))
+            raise TaskFailure(
+                "comfy.not_ready", f"ComfyUI failed to become ready: {reason}", engine_down=True
+            ) from error
+        except StartAbandoned:
+            if self._live is None:
+                client.close()
+            raise
+        return self._found_external(client, about)
+
+    def _ask_external(self, client: ComfyClient, abandoned: Callable[[], bool]) -> dict[str, str]:
+        end_s = monotonic() + EXTERNAL_PATIENCE_S
+        while True:
+            try:
+                return read_about(client.system_stats())
+            except Unreachable:
+                if monotonic() >= end_s:
+                    raise
+            if abandoned() or self._closing.wait(WAIT_STEP_S):
+                raise StartAbandoned
+
+    def _found_external(self, client: ComfyClient, about: dict[str, str]) -> Live:
+        now_s = monotonic()
+        if self._live is None or self._live.about != about or now_s - self._found_s > EXTERNAL_LIFE_S:
+            if self._live is not None:
+                self._live.stream.close()
+            self._live, self._found_s = Live(client, None, "comfyui", about), now_s
+            self._context.engine_state("ready", **self._external_words(), **about)
+        self._looked_s = now_s
+        self._watch()
         return self._live
+
+    def _silence(self, error: SidecarError) -> str:
+        return f"{self._external_words()['url']} does not answer ({error})"
+
+    def _lose_external(self, cause: str) -> str:
+        """To let go of it is all that can be done. Returns the sentence."""
+        self._discard(0)
+        reason = cause + NOT_OURS
+        self._context.engine_state("failed", **self._external_words(), reason=reason)
+        return reason
+
+    def _external_words(self) -> dict[str, str]:
+        return {"url": without_credentials(self._settings.url), "whose": "external (COMFY_URL), not ours to restart"}
 
     def _own(self, event: Callable[..., None], abandoned: Callable[[], bool], for_task: bool) -> Live:
         self._installation.check()
@@ -119,11 +168,14 @@ class ComfyEngine:
             raise self._failed_start(event, "comfy.not_ready", "ComfyUI failed to become ready", error) from error
         assert self._server is not None
         server, self._last_cause = self._server, None
-        self._live = Live(server.client, server, self._installation.name, server.version)
-        self._context.engine_state("ready", pid=server.process.pid, port=server.port, version=server.version)
+        self._live = Live(server.client, server, self._installation.name, server.about)
+        failed = server.failed_imports()
+        self._context.engine_state(
+            "ready", pid=server.process.pid, port=server.port, **server.about, custom_nodes_failed=failed
+        )
         event("comfy.started_ok")
-        for line in server.failed_imports():
-            event("comfy.log_warning", text=f"ComfyUI started without a custom node: {line}")
+        for words in failed:
+            event("comfy.log_warning", text=f"ComfyUI started without a custom node: {words}")
         self._watch()
         return self._live
 
@@ -150,6 +202,29 @@ class ComfyEngine:
             self._start(event, any_port=True)
             self._wait(abandoned)
         event("comfy.ready")
+        self._warm_up(event, abandoned)
+
+    def _warm_up(self, event: Callable[..., None], abandoned: Callable[[], bool]) -> None:
+        """Once in a server's life. One that dies of it is replaced by one that is not asked to."""
+        path, server = self._settings.warmup_workflow, self._server
+        assert server is not None
+        if not path or self._warmed is server:
+            return
+        self._warmed = server
+        event("comfy.warming_up", path=path)
+        live = Live(server.client, server, self._installation.name, server.about)  # for its catalogue
+        try:
+            seconds = warm_up(server, Path(path), self._settings.start_timeout_s, live.node_info, abandoned)
+        except WarmUpFailed as error:
+            event("comfy.warm_up_failed", reason=str(error))
+        else:
+            event("comfy.warmed_up", seconds=round(seconds, 2))
+        if server.exit_code() is not None:
+            self._discard(0)
+            self._start(event)
+            self._warmed = self._server
+            self._wait(abandoned)
+            event("comfy.ready")
 
     def _start(self, event: Callable[..., None], *, any_port: bool = False) -> None:
         if self._server is not None:  # a start that was abandoned goes on
@@ -186,6 +261,9 @@ class ComfyEngine:
 
     def lost(self, cause: str) -> None:
         """The server is gone or must go: end what is left of it; the next task starts another, after a pause."""
+        if self.external:
+            self._context.event("comfy.external_lost", cause=self._lose_external(cause))
+            return
         lived_s = self._server.lived_s() if self._server else 0.0
         self._discard(0)
         self._backoff.died(monotonic(), lived_s)
@@ -203,9 +281,14 @@ class ComfyEngine:
 
     def free(self) -> None:
         """Ask the server to give models and caches back, if there is one."""
-        if self._live is not None:
-            with contextlib.suppress(SidecarError):  # it is only a request; a server in trouble is found elsewhere
-                self._live.client.free()
+        if self._live is None:
+            return
+        try:
+            self._live.client.free()
+        except SidecarError as error:  # it is only a request; a server in trouble is found elsewhere
+            self._context.event("comfy.log_warning", text=f"ComfyUI could not be asked to free its memory: {error}")
+        else:
+            self._context.event("comfy.freed")
 
     def close(self) -> None:
         """End everything. Safe to call again."""
@@ -253,10 +336,30 @@ class ComfyEngine:
                 try:
                     self._notice_death()
                     self._stop_idle()
+                    self._look_at_external()
                 finally:
                     self._turn.release()
 
     def _stop_idle(self) -> None:
+        """The next task starts it again. An external server is not ours to stop."""
         limit_s = self._settings.idle_stop_s
-        if limit_s and self._live is not None and monotonic() - self._used_s > limit_s:
-            self.retire(f"idle for {limit_s:g} s")
+        if not limit_s or self._server is None or self._live is None or monotonic() - self._used_s <= limit_s:
+            return
+        self._discard(1.0)
+        self._context.event("comfy.idle_stopped", idle_s=limit_s)
+        self._context.engine_state("stopped", cause=f"idle for {limit_s:g} s; the next task starts it")
+
+    def _look_at_external(self) -> None:
+        """So that `status` tells of its end, and of its return, while nothing runs."""
+        now_s = monotonic()
+        if not self.external or now_s - self._looked_s < EXTERNAL_LOOK_S:
+            return
+        self._looked_s = now_s
+        client = ComfyClient(self._settings.url, local=False) if self._live is None else self._live.client
+        try:
+            self._found_external(client, read_about(client.system_stats()))
+        except (Unreachable, ApiError) as error:
+            if self._live is None:
+                client.close()
+            else:
+                self._context.event("comfy.external_lost", cause=self._lose_external(self._silence(error)))

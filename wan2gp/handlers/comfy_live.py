@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from wan2gp.comfy_sidecar.about import FailedCustomNode
 from wan2gp.comfy_sidecar.catalogue import Catalogue
 from wan2gp.comfy_sidecar.client import ComfyClient
 from wan2gp.comfy_sidecar.events import EventStream
 from wan2gp.comfy_sidecar.server import ComfyServer, Folders
 
+NOT_OURS = "; it is an external server (COMFY_URL): whoever runs it must start it again, this worker does not"
+
 
 class Live:
     """A server that answers, for as long as it lives. ``server`` is None for an external one."""
 
-    def __init__(self, client: ComfyClient, server: ComfyServer | None, name: str, version: str) -> None:
+    def __init__(self, client: ComfyClient, server: ComfyServer | None, name: str, about: Mapping[str, str]) -> None:
+        """``about``: ``version``, ``python``, ``torch`` … as :func:`wan2gp.comfy_sidecar.about.read_about` has them."""
         self.client = client
         self.server = server
         self.name = name
-        self.version = version
+        self.about = dict(about)
         self.stream = EventStream(client.base_url)
         self.catalogue = Catalogue(client.object_info)
+
+    @property
+    def version(self) -> str:
+        """ComfyUI's own; empty when it does not say."""
+        return self.about.get("version", "")
+
+    def engine(self) -> dict[str, Any]:
+        """For ``result_data.engine``: what ran the graph, with its versions."""
+        known: dict[str, Any] = {"name": self.name, "version": "", **self.about}
+        return known if self.server is not None else {**known, "external": True}
+
+    def failed_custom_nodes(self) -> tuple[FailedCustomNode, ...]:
+        """Custom nodes that our server started without; of an external one nothing is known."""
+        return self.server.failed_custom_nodes() if self.server else ()
+
+    def not_ours(self) -> str:
+        """For the end of a sentence about a server in trouble; empty for one that we start and end."""
+        return "" if self.server is not None else NOT_OURS
 
     @property
     def folders(self) -> Folders | None:

@@ -85,6 +85,8 @@ class ComfySettings:
     python: str = ""
     args: str = ""
     url: str = ""
+    warmup_workflow: str = ""
+    """Absolute path of a graph that is run once after each start; empty: none."""
     start_timeout_s: float = 600.0
     run_timeout_s: float = 0.0
     stuck_s: float = 1800.0

@@ -113,7 +113,7 @@ def comfy_spec() -> HandlerSpec:
         settings=_comfy_settings,
         unable=_comfy_unable,
         early_inputs=sources_of,
-        warm_start_s=lambda config: config.comfy_start_timeout_s + 30.0,
+        warm_start_s=_comfy_warm_start_s,
         limits_s={},
     )
 
@@ -125,6 +125,7 @@ def _comfy_settings(config: Config) -> dict[str, Any]:
         "python": config.comfy_python,
         "args": config.comfy_args,
         "url": config.comfy_url,
+        "warmup_workflow": _absolute(config.comfy_warmup_workflow),
         "start_timeout_s": config.comfy_start_timeout_s,
         "run_timeout_s": config.comfy_run_timeout_s,
         "stuck_s": config.comfy_stuck_s,
@@ -133,6 +134,16 @@ def _comfy_settings(config: Config) -> dict[str, Any]:
         "allow_paths": list(config.input_allow_paths),
         "input_max_bytes": config.input_max_bytes,
     }
+
+
+def _absolute(path: str) -> str:
+    """As seen from where the supervisor was started: a child works elsewhere."""
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+def _comfy_warm_start_s(config: Config) -> float:
+    """The warm-up workflow has the same limit as the start itself."""
+    return config.comfy_start_timeout_s * (2 if config.comfy_warmup_workflow else 1) + 30.0
 
 
 def _comfy_unable(config: Config) -> str | None:
