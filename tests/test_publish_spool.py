@@ -231,6 +231,29 @@ def test_a_disk_that_is_broken_for_a_while_is_waited_for(bench: Bench, monkeypat
     assert (bench.shown(), bench.row(task)["status"]) == ({"a.txt": "x"}, "Complete")
 
 
+def rename_within(source: Any, target: Any, _real: Any = os.rename, **more: Any) -> None:
+    if more:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+    _real(source, target)
+
+
+@pytest.mark.parametrize("kind", [None, "pipe", "socket", "folder", "dangling link", "link to a device"])
+def test_a_spool_on_another_file_system_gets_a_copy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str | None
+) -> None:
+    task = bench.claim()
+    ending = bench.ending(task, {"a.txt": "x"})
+    if kind is not None:
+        special(Path(ending.work_dir) / "f0", kind)
+    with bench.life() as settler:
+        monkeypatch.setattr(publish.os, "rename", rename_within)
+        settler.submit(ending)
+        assert settler.flush(PATIENCE_S)
+    assert bench.shown() == ({} if kind else {"a.txt": "x"})
+    assert bench.row(task)["status"] == ("Failed" if kind else "Complete")
+    assert bench.rest() == []
+
+
 def test_the_same_result_of_a_second_run_and_another_one_both_have_their_place(bench: Bench) -> None:
     task = bench.claim()
     with bench.life() as settler:

@@ -29,7 +29,9 @@ NAME_MAX_BYTES = 180
 SUFFIX_MAX_BYTES = 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_HANDLERS_FAULT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+_HANDLERS_FAULT = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EACCES, errno.EPERM}
+)
 """What the place that a handler named can do wrong; any other error is the disk's."""
 _DISKS_FAULT = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
 """Why a file that was taken may not open, without being at fault itself."""
@@ -162,11 +164,30 @@ def _take(root: Path, relative: str, target: Path) -> None:
     except OSError as error:
         raise _judged(relative, error) from error
     try:
-        os.rename(parts[-1], target, src_dir_fd=folder)
+        _carry(folder, parts[-1], target)
     except OSError as error:
         raise _judged(relative, error) from error
     finally:
         os.close(folder)
+
+
+def _carry(folder: int, name: str, target: Path) -> None:
+    """Rename out of an open folder; where that leads to another file system, copy and delete."""
+    try:
+        os.rename(name, target, src_dir_fd=folder)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    descriptor = os.open(name, _FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(f"{name} is not a plain file")
+    fresh = target.with_name(f".{target.name}.part")
+    with open(descriptor, "rb") as source, fresh.open("wb") as sink:
+        shutil.copyfileobj(source, sink, CHUNK_BYTES)
+    fresh.rename(target)
+    os.unlink(name, dir_fd=folder)
 
 
 def _open_folder(root: Path, parts: Sequence[str]) -> int:
