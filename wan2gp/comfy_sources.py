@@ -17,6 +17,10 @@ INPUTS = "inputs"
 KINDS = ("video", "image", "mask", "audio", "any")
 """What an input may be said to be; a mask is an image for whoever fetches it."""
 DATA_SCHEME = "data:"
+MOST_INPUTS = 256
+"""The most entries of ``inputs`` in a task."""
+LONGEST_URL = 8192
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def sources_of(params: Any) -> dict[str, Source]:
     if _fetched(params.get(VIDEO_URL)):
         sources[VIDEO_URL] = Source(params[VIDEO_URL], "video")
     given = params.get(INPUTS)
-    for index, entry in enumerate(given if isinstance(given, list) else ()):
+    for index, entry in enumerate(given[:MOST_INPUTS] if isinstance(given, list) else ()):
         if isinstance(entry, dict) and _fetched(entry.get("url")):
             kind = fetched_kind(_kind(entry, params.get("workflow")))
             sources[input_label(index)] = Source(entry["url"], kind)
@@ -91,7 +95,7 @@ def sources_of(params: Any) -> dict[str, Source]:
 
 
 def _fetched(url: Any) -> bool:
-    return isinstance(url, str) and bool(url) and not is_data(url)
+    return isinstance(url, str) and 0 < len(url) <= LONGEST_URL and not is_data(url)
 
 
 def _kind(entry: Mapping[str, Any], workflow: Any) -> str:

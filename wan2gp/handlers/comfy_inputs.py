@@ -9,7 +9,17 @@ from urllib.parse import urlsplit
 
 from wan2gp.comfy_sidecar.errors import BadTarget
 from wan2gp.comfy_sidecar.workflow import FILE_FIELDS, Graph, Target, describe_node, find_target
-from wan2gp.comfy_sources import KINDS, LOADERS, VIDEO_URL, Loader, input_label, is_data, kind_of
+from wan2gp.comfy_sources import (
+    KINDS,
+    LOADERS,
+    LONGEST_URL,
+    MOST_INPUTS,
+    VIDEO_URL,
+    Loader,
+    input_label,
+    is_data,
+    kind_of,
+)
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import BASE64_BYTES, InputFields, TaskFields, bad, check_entry, close, value
 
@@ -52,7 +62,10 @@ def read_inputs(graph: Graph, params: Mapping[str, Any]) -> tuple[Wanted, ...]:
 def _each(graph: Graph, params: Mapping[str, Any], taken: Mapping[Place, str]) -> Iterator[Wanted]:
     if (video := _video(graph, params)) is not None:
         yield video
-    for index, entry in enumerate(value(TaskFields, params, "inputs") or ()):
+    entries = value(TaskFields, params, "inputs") or ()
+    if len(entries) > MOST_INPUTS:
+        raise bad(f"`inputs` has {len(entries)} entries, the most is {MOST_INPUTS}")
+    for index, entry in enumerate(entries):
         yield _entry(graph, entry, input_label(index), taken)
 
 
@@ -74,6 +87,8 @@ def check_url(url: Any, name: str) -> str:
     """``url`` if it is an http(s) URL. Raises :class:`TaskFailure` with ``input.bad_url``."""
     if not isinstance(url, str):
         raise TaskFailure("input.bad_url", f"`{name}` must be a string: give an http or https URL")
+    if len(url) > LONGEST_URL:
+        raise TaskFailure("input.bad_url", f"`{name}` has {len(url)} characters, the limit is {LONGEST_URL}")
     try:
         parts = urlsplit(url.strip())
     except ValueError as error:

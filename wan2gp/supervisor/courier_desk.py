@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wan2gp.protocol import Cancel, Failed, Fetch, Fetched, Progress, Source, Up
+from wan2gp.protocol import Cancel, Failed, Fetch, Fetched, Progress, ProtocolError, Source, Up
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
@@ -55,12 +55,21 @@ class CourierDesk(Desk):
 
     def ready(self) -> None:
         """Send what has not been sent. The courier counts as busy while anything is under way."""
-        for errand in self.errands.values():
+        for errand in list(self.errands.values()):
             if self.life.state not in (State.IDLE, State.BUSY):
                 return
-            if not errand.sent and self._tell(errand.request):
-                errand.sent = True
-                self.on(On.DISPATCHED)
+            if not errand.sent:
+                self._send(errand)
+
+    def _send(self, errand: _Errand) -> None:
+        try:
+            errand.sent = self._tell(errand.request)
+        except ProtocolError as error:
+            failure = Failed("input.bad_url", f"the task's inputs are too many or too long to be fetched: {error}")
+            self._done(errand, Fetched(*errand.running.key, failure=failure))
+            return
+        if errand.sent:
+            self.on(On.DISPATCHED)
 
     def _tell(self, message: Fetch | Cancel) -> bool:
         assert self.child is not None

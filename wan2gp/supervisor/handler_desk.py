@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wan2gp.protocol import Cancel, Failed, Fetched, Finished, Inputs, Progress, Run, Source, Up, Want
+from wan2gp.protocol import Cancel, Failed, Fetched, Finished, Inputs, Progress, ProtocolError, Run, Source, Up, Want
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
@@ -72,11 +72,21 @@ class HandlerDesk(Desk):
         except Unreachable as error:
             self.hang(str(error))
             return
+        except ProtocolError as error:
+            self._refuse(running, str(error))
+            return
         self.waiting.popleft()
         self.current = running
         running.started_at = running.progressed_at = self.around.clock()
         self.facts.bind(task=task.id)("task.processing", task_type=task.task_type, task_id=task.id)
         self.on(On.DISPATCHED)
+
+    def _refuse(self, running: Running, reason: str) -> None:
+        """Its row is too large for the wire. It ends here, or it would end every worker that takes it."""
+        self.waiting.remove(running)
+        sentence = f"the task's params are too large: give files by URL, not in the row ({reason})"
+        self.settle(running, running.ended(Failed("input.too_large", sentence), self.around.clock()))
+        self.ready()
 
     # -- the child speaks --------------------------------------------------------------------------------------------
 
@@ -142,7 +152,7 @@ class HandlerDesk(Desk):
         running.progressed_at = self.around.clock()
         try:
             self.around.router.send(self.child.identity, running.inputs)
-        except Unreachable as error:
+        except (Unreachable, ProtocolError) as error:  # the second: more inputs than one message can name
             self.hang(str(error))
 
     # -- interruptions -----------------------------------------------------------------------------------------------
