@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from wan2gp.comfy_sidecar.catalogue import ANY, COMBO, Catalogue, InputSpec, NodeClass, Standing
+from wan2gp.comfy_sidecar.catalogue import ANY, COMBO, DYNAMIC, Catalogue, InputSpec, NodeClass, Standing
 from wan2gp.comfy_sidecar.preflight_problems import (
     OBJECT_TYPES,
     Problem,
@@ -60,6 +60,8 @@ def check_graph(
         return [no_output_node()]
     walk = Walk(graph, catalogue, frozenset(replaced))
     walk.from_outputs(outputs)
+    walk.from_absent()
+    walk.from_unchecked()
     order = {node_id: number for number, node_id in enumerate(graph)}
     return sorted(problems + walk.problems, key=lambda problem: order.get(str(problem.node_id), -1))
 
@@ -96,6 +98,8 @@ class Walk:
     back_links: list[Place] = field(default_factory=list)
     """Inputs that close a circle."""
     reached: set[str] = field(default_factory=set)
+    unchecked: list[str] = field(default_factory=list)
+    """Nodes that are linked to inputs that their class does not have."""
 
     def from_outputs(self, outputs: list[str]) -> None:
         """Fills :attr:`problems`."""
@@ -103,25 +107,35 @@ class Walk:
             if output not in self.reached:
                 self._descend(output)
 
+    def from_absent(self) -> None:
+        """Also before nodes of unknown classes, which may be the outputs."""
+        for node_id, node in self.graph.items():
+            if node_id not in self.reached and self.catalogue.standing(node["class_type"]) is Standing.ABSENT:
+                self._descend(node_id)
+
     def _descend(self, start: str) -> None:
         path: dict[str, Iterator[tuple[str, str]]] = {start: self._enter(start)}
+        into: dict[str, str] = {}
         while path:
             node_id = next(reversed(path))
             step = next(path[node_id], None)
             if step is None:
                 del path[node_id]
                 continue
-            source, name = step
+            source, into[node_id] = step
             if source in path:
-                self._close_circle(list(path), source, node_id, name)
+                self._close_circle(list(path), source, into)
             elif source not in self.reached:
                 path[source] = self._enter(source)
 
-    def _close_circle(self, path: list[str], source: str, node_id: str, name: str) -> None:
-        """``path`` runs against the data: the circle begins at ``node_id``, into which ``source`` goes."""
+    def _close_circle(self, path: list[str], source: str, into: dict[str, str]) -> None:
+        """``path`` runs against the data. ``into``: by which input each of its nodes is entered."""
         around = path[path.index(source) :][::-1]
-        self.back_links.append((node_id, name))
-        self.problems.append(cycle(self.graph, around, name))
+        self.back_links.append((around[0], into[around[0]]))
+        order = {node_id: number for number, node_id in enumerate(self.graph)}
+        first = around.index(min(around, key=lambda node_id: order[node_id]))
+        around = around[first:] + around[:first]
+        self.problems.append(cycle(self.graph, around, into[around[0]]))
 
     def _enter(self, node_id: str) -> Iterator[tuple[str, str]]:
         """Check one node; then its sources, with the input that each is linked to."""
@@ -129,7 +143,9 @@ class Walk:
         node = self.graph[node_id]
         known = self.catalogue.get(node["class_type"])
         if known is None:
-            return iter(())
+            return self._sources_of_unknown(node)
+        for name in node["inputs"].keys() - known.inputs.keys():
+            self._unchecked_link(node_id, name, node["inputs"][name])
         sources = []
         for name, spec in known.inputs.items():
             if (node_id, name) in self.replaced or spec.dynamic:
@@ -142,6 +158,35 @@ class Walk:
             else:
                 self._note(check_value(self.graph, node_id, spec, node["inputs"][name]))
         return iter(sources)
+
+    def from_unchecked(self) -> None:
+        """What runs although ComfyUI's validation never looks at it, since it is linked to inputs nobody declared.
+
+        There a link to nowhere is the end of the thread that runs prompts.
+        """
+        while self.unchecked:
+            node_id = self.unchecked.pop()
+            if node_id in self.reached:
+                continue
+            self.reached.add(node_id)
+            for name, value in self.graph[node_id]["inputs"].items():
+                self._unchecked_link(node_id, name, value)
+
+    def _unchecked_link(self, node_id: str, name: str, value: Any) -> None:
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+            return
+        if value[0] in self.graph:
+            self.unchecked.append(value[0])
+        elif isinstance(value[1], (int, float)):
+            self._note(missing_node(self.graph, node_id, name, value[0], unseen=True))
+
+    def _sources_of_unknown(self, node: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Once its custom node is installed, what is before it will be looked at. Of a class that is there and says
+        nothing, the server knows better."""
+        if self.catalogue.standing(node["class_type"]) is Standing.ABSENT:
+            for name, value in node["inputs"].items():
+                if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in self.graph:
+                    yield value[0], name
 
     def _absent(self, node_id: str, spec: InputSpec, known: NodeClass) -> None:
         if spec.required and not spec.has_default and spec.name != PREFIX_FIELD:
@@ -170,10 +215,10 @@ def check_link(
     if source_id not in graph:
         return missing_node(graph, node_id, spec.name, source_id), False
     source = catalogue.get(graph[source_id]["class_type"])
-    if source is None or ANY in source.outputs or slot < 0:
-        return None, True  # outputs that are made up as they are asked for; and Python counts from the end
-    if slot >= len(source.outputs):
-        return no_such_output(graph, node_id, spec.name, link, source), False
+    if source is None or ANY in source.outputs:
+        return None, True  # outputs may be made up as they are asked for
+    if not -len(source.outputs) <= slot < len(source.outputs):  # Python counts from the end as well
+        return no_such_output(graph, node_id, spec.name, link, source), True
     received = source.outputs[slot]
     if received is not None and not fits(received, spec):
         return type_mismatch(graph, node_id, spec.name, link, spec.kind, received, source), True
@@ -182,10 +227,12 @@ def check_link(
 
 def fits(received: str, spec: InputSpec) -> bool:
     """Whether an output of this type may be linked there; ``A,B`` is either. Choices and wildcards: who knows."""
-    if spec.kind == received or ANY in (received, spec.kind) or COMBO in (received, spec.kind):
+    if spec.kind == received or ANY in (received, spec.kind) or received == COMBO:
         return True
-    if spec.choices is not None or received.startswith("COMFY_"):
+    if received.startswith(DYNAMIC) or (spec.choices is not None and received not in OBJECT_TYPES):
         return True
+    if spec.kind == COMBO:
+        return received not in OBJECT_TYPES
     wanted = {part.strip() for part in spec.kind.split(",")}
     return not wanted.isdisjoint(part.strip() for part in received.split(","))
 

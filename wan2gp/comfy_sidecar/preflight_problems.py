@@ -19,7 +19,7 @@ from wan2gp.comfy_sidecar.workflow import FILE_FIELDS, Graph, title
 
 Json = dict[str, Any]
 NAME_CHARS, VALUE_CHARS, REASON_CHARS, KEPT_CHARS = 60, 120, 240, 1000
-FEW, LISTED, CLOSE = 12, 50, 3
+FEW, LISTED, CLOSE = 16, 50, 3
 """Choices that are spelled out in a sentence; that are kept for a program; and close ones."""
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".sft", ".pkl")
 MODEL_FOLDERS = {
@@ -164,7 +164,7 @@ def unknown_class(
     elif builtin:
         remedy = BUILTIN_HINT
     said = f"there is no class {shown(class_type)} on this ComfyUI: its custom node is not installed; {remedy}"
-    said += f"; there is {listing(close)}" if close else ""
+    said += f"; closest: {listing(close)}" if close else ""
     said += f"; ComfyUI started without {', '.join(shown(line, 100) for line in failed[:3])}" if failed else ""
     return at(Kind.UNKNOWN_CLASS, graph, node_id, "", said, close=close)
 
@@ -206,11 +206,13 @@ def bad_link(graph: Graph, node_id: str, name: str, value: Any) -> Problem:
     return at(Kind.BAD_LINK, graph, node_id, name, said)
 
 
-def missing_node(graph: Graph, node_id: str, name: str, source: str) -> Problem:
+def missing_node(graph: Graph, node_id: str, name: str, source: str, *, unseen: bool = False) -> Problem:
+    """``unseen``: ComfyUI does not look there before the run, in which it is the end of its worker thread."""
     close = close_to(source, graph)
     said = f"it is linked to node {quoted(source)}, which is not in the graph: link it to a node that is"
     said += f", such as {', '.join(show_node(graph, other) for other in close)}" if close else ""
-    return at(Kind.MISSING_NODE, graph, node_id, name, said, linked=source)
+    said += "; ComfyUI would take the graph and stop working over it" if unseen else ""
+    return at(Kind.MISSING_NODE, graph, node_id, name, said, linked=source, unseen=unseen)
 
 
 def no_such_output(graph: Graph, node_id: str, name: str, link: list[Any], source: NodeClass | None) -> Problem:
@@ -293,7 +295,7 @@ def wrong_choice(graph: Graph, node_id: str, name: str, value: Any, spec: InputS
     facts["close"] = close
     kind, said = _what_is_not_there(graph, node_id, name, value, spec)
     if close:
-        said += f"; the closest is {listing(close)}"
+        said += f"; closest: {listing(close)}"
     if choices and (len(choices) <= FEW or not close):
         said += f"; there is {listing(choices)}"
     elif choices:
@@ -341,7 +343,7 @@ def refused_by_node(graph: Graph, node_id: str, name: str, reason: str, spec: In
     if names_input_file(class_type, name, spec) and isinstance(value, str):
         said = f"{quoted(value)} is not in ComfyUI's input folder: give the file by `inputs` or `video_url`"
         close = close_to(value, spec.choices or ()) if spec else []
-        said += f"; the closest is {listing(close)}" if close else ""
+        said += f"; closest: {listing(close)}" if close else ""
         return at(Kind.MISSING_FILE, graph, node_id, name, said, certain=False, reason=shown(reason, REASON_CHARS))
     said = f"the node itself refuses it{': ' if reason else ''}{shown(reason, REASON_CHARS)}"
     return at(Kind.REFUSED_BY_NODE, graph, node_id, name, f"{said}; give another value", certain=False)

@@ -12,6 +12,7 @@ from typing import Any
 from wan2gp.comfy_sidecar.errors import BadTarget
 from wan2gp.comfy_sidecar.graph_shape import Graph as Graph
 from wan2gp.comfy_sidecar.graph_shape import Json as Json
+from wan2gp.comfy_sidecar.graph_shape import parse_workflow as parse_workflow
 
 VIDEO_FIELDS = {
     "VHS_LoadVideo": "video",

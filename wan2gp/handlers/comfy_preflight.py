@@ -75,7 +75,13 @@ def _judged(graph: Graph, live: Live, problems: list[Problem], replaced: Collect
             taken.add(place)
             seen.append(ours.get(place, problem))
     order = {node_id: number for number, node_id in enumerate(graph)}
-    return sorted(certain + seen, key=lambda problem: order.get(str(problem.node_id), -1))
+    found = list(ours)  # within a node: in the order they were found
+
+    def rank(problem: Problem) -> tuple[int, int]:
+        place = (problem.node_id, problem.field)
+        return order.get(str(problem.node_id), -1), found.index(place) if place in ours else len(found)
+
+    return sorted(certain + seen, key=rank)
 
 
 def _ask(probe: Probe, live: Live) -> list[Problem] | None:
