@@ -25,6 +25,7 @@ NAMES = (
     "stamp",
     "tardy",
     "late",
+    "diarist",
 )
 
 

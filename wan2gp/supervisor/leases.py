@@ -69,6 +69,8 @@ class LeaseKeeper:
         self._last = 0.0
         self._down_since: float | None = None
         self._server_down = False
+        self._asking = False
+        """A heartbeat is on its way."""
         self._stopped = False
         self._thread = threading.Thread(target=self._serve, name="leases", daemon=True)
 
@@ -106,13 +108,22 @@ class LeaseKeeper:
     def in_danger(self, margin_s: float) -> list[tuple[str, str]]:
         """Leases that somebody else may take within ``margin_s`` seconds, since we cannot renew them.
 
-        While the database itself is down nobody can take anything, so nothing is in danger then.
+        While the database itself is down nobody can take anything, so nothing is in danger then. Nor because we
+        overslept: the heartbeat that is due now will tell whether somebody has.
         """
         with self._lock:
-            if self._down_since is None or self._server_down:
-                return []
             now = boot_clock()
+            unanswered = self._asking and now - self._last > self._renew_s / 4
+            if self._server_down or not (unanswered or self._down_since is not None):
+                return []
             return [key for key, lease in self._leases.items() if lease.safe_until - margin_s <= now]
+
+    def danger_in(self, margin_s: float) -> float | None:
+        """Seconds until :meth:`in_danger` may first have something to say; None when that is not to be foreseen."""
+        with self._lock:
+            now = boot_clock()
+            left = [lease.safe_until - margin_s - now for lease in self._leases.values()]
+        return min((one for one in left if one > 0), default=None)
 
     @property
     def contact(self) -> bool:
@@ -150,7 +161,7 @@ class LeaseKeeper:
     def _beat(self) -> None:
         started = boot_clock()
         with self._lock:
-            self._last, self._next = started, started + self._renew_s
+            self._last, self._next, self._asking = started, started + self._renew_s, True
             keys = list(self._leases)
             beats = [
                 LeaseBeat(task_id, lease.token, lease.progress, lease.phase, lease.detail)
@@ -171,7 +182,7 @@ class LeaseKeeper:
 
     def _renewed(self, keys: list[tuple[str, str]], started: float) -> None:
         with self._lock:
-            since, self._down_since, self._server_down = self._down_since, None, False
+            since, self._down_since, self._server_down, self._asking = self._down_since, None, False, False
             for key in keys:
                 if key in self._leases:
                     self._leases[key].safe_until = started + self._lease_s
@@ -181,6 +192,7 @@ class LeaseKeeper:
     def _missed(self, error: QueueError) -> None:
         with self._lock:
             first = self._down_since is None
+            self._asking = False
             self._down_since = self._last if first else self._down_since
             self._server_down = isinstance(error, QueueUnavailable) and error.server_down
             self._next = boot_clock() + min(2.0, self._renew_s / 4)

@@ -85,6 +85,7 @@ class Loop:
         self._stop_at: float | None = None
         self._kill_at: float | None = None
         self._unable_at = 0.0
+        self._margin_s = min(DANGER_MARGIN_S, config.lease_s / 6)
         self._crash: BaseException | None = None
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
@@ -180,6 +181,9 @@ class Loop:
         times = [when for desk in self.desks if (when := desk.next_tick()) is not None]
         times += [when for when in (self._stop_at, self._kill_at) if when is not None]
         times.append(now + (TICK_S if busy else IDLE_TICK_S))
+        danger_s = self._leases.danger_in(self._margin_s)
+        if danger_s is not None:
+            times.append(now + danger_s)
         return max(0, int((min(times) - now) * 1000) + 1)
 
     def _look_around(self, now: float) -> None:
@@ -187,7 +191,7 @@ class Loop:
             self._unable_at = now + UNABLE_EVERY_S
             found = {name: spec.unable(self.config) for name, spec in self.registry.specs.items()}
             self.unable = {name: reason for name, reason in found.items() if reason}
-        for task_id, lease_id in self._leases.in_danger(min(DANGER_MARGIN_S, self.config.lease_s / 6)):
+        for task_id, lease_id in self._leases.in_danger(self._margin_s):
             self._interrupt(task_id, Why.DANGER, lease_id)
         self._climb_down(now)
         self._every_tick()
