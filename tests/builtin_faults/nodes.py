@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import sys
 import time
 from typing import Any, ClassVar
@@ -11,6 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 MIB = 1 << 20
+_GLTF = b'{"asset":{"version":"2.0"}}'
+_GLTF += b" " * (-len(_GLTF) % 4)
+SMALLEST_GLB = b"glTF" + struct.pack("<III4s", 2, 20 + len(_GLTF), len(_GLTF), b"JSON") + _GLTF
 HOLD = "hold"
 """While a file of this name is among the inputs, the sleepers sleep on."""
 POLL_S = 0.005
@@ -177,6 +182,51 @@ class LieAboutSuccess(Fault):
         return {"ui": {"gifs": [{**entry, "fullpath": str(path)}]}, "result": (nonce,)}
 
 
+class Save3D(Fault):
+    """Saves the smallest model that is one, under the key `3d`, in a folder of its own."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(filename_prefix=("STRING", {"default": "mesh/ComfyUI"}))
+
+    def go(self, filename_prefix: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        place = run.folders.place(filename_prefix, "output", 0, 0)
+        name = f"{place.name}_{place.next_counter('_.*'):05}_.glb"
+        (place.folder / name).write_bytes(SMALLEST_GLB)
+        return {"ui": {"3d": [place.entry(name)]}, "result": (nonce,)}
+
+
+class Say(Fault):
+    """Shows whatever it is told to, as a node's own code would."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(shown=("STRING", {"default": "{}"}))
+
+    def go(self, shown: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        return {"ui": json.loads(shown), "result": (nonce,)}
+
+
+class WriteBytes(Fault):
+    """Saves a file of so many bytes that cannot be compressed, and takes little memory for it."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(
+            mib=("INT", {"default": 1, "min": 1, "max": 1 << 20}), filename_prefix=("STRING", {"default": "x"})
+        )
+
+    def go(self, mib: int, filename_prefix: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        place = run.folders.place(filename_prefix, "output", 0, 0)
+        name = f"{place.name}_{place.next_counter('_.*'):05}_.latent"
+        block = os.urandom(MIB)
+        with (place.folder / name).open("wb") as file:
+            for number in range(mib):
+                run.check()
+                file.write(number.to_bytes(8, "big") + block[8:])
+        return {"ui": {"latents": [place.entry(name)]}, "result": (nonce,)}
+
+
 class NoOutput(Fault):
     """Succeeds and shows nothing."""
 
@@ -228,8 +278,11 @@ NODE_CLASS_MAPPINGS = {
     "FaultFreezeServer": FreezeServer,
     "FaultHogMemory": HogMemory,
     "FaultLieAboutSuccess": LieAboutSuccess,
+    "TestSave3D": Save3D,
+    "FaultSay": Say,
+    "FaultWriteBytes": WriteBytes,
     "FaultNoOutput": NoOutput,
     "FaultUiNotJson": UiNotJson,
     "FaultBadInputTypes": BadInputTypes,
 }
-"""The first four are called as in the captures of the real server, so that those can be sent as they are."""
+"""Those that begin with Test are called as in the captures of the real server: those can be sent as they are."""

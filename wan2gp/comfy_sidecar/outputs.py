@@ -83,7 +83,7 @@ def read_ending(entry: Json) -> Ending:
     status = status if isinstance(status, dict) else {}
     messages = dict(_messages(status.get("messages")))
     # ComfyUI's order is that of a set: by node, so that the same graph always gives the same first file.
-    files = sorted(dict.fromkeys(_files(entry.get("outputs"))), key=lambda file: _natural(file.node_id))
+    files = _once(sorted(_files(entry.get("outputs")), key=lambda file: _natural(file.node_id)))
     success = status.get("status_str", "success") == "success"
     return Ending(
         success=success,
@@ -151,6 +151,14 @@ def _files(outputs: Any) -> Iterator[OutputFile]:
                 if isinstance(item, dict) and isinstance(item.get("filename"), str) and item["filename"]:
                     subfolder, kind = str(item.get("subfolder") or ""), str(item.get("type") or "output")
                     yield OutputFile(str(node_id), item["filename"], subfolder, kind)
+
+
+def _once(files: Iterable[OutputFile]) -> list[OutputFile]:
+    """Each file for the first node that names it: of two nodes that are the same in all, only one runs."""
+    found: dict[tuple[str, str, str], OutputFile] = {}
+    for file in files:
+        found.setdefault((file.kind, file.subfolder, file.filename), file)
+    return list(found.values())
 
 
 def _preferred(files: list[OutputFile]) -> list[OutputFile]:

@@ -16,7 +16,10 @@ from aiohttp import web
 from wan2gp.comfy_sidecar.builtin.cache import OutputCache
 from wan2gp.comfy_sidecar.builtin.execution import Engine
 from wan2gp.comfy_sidecar.builtin.folders import Folders
+from wan2gp.comfy_sidecar.builtin.nodes_animation import animation_nodes
+from wan2gp.comfy_sidecar.builtin.nodes_audio import audio_nodes
 from wan2gp.comfy_sidecar.builtin.nodes_image import image_nodes
+from wan2gp.comfy_sidecar.builtin.nodes_plain import plain_nodes
 from wan2gp.comfy_sidecar.builtin.nodes_vhs import vhs_nodes
 from wan2gp.comfy_sidecar.builtin.nodes_video import video_nodes
 from wan2gp.comfy_sidecar.builtin.options import Options, parse
@@ -57,8 +60,8 @@ async def serve(options: Options, folders: Folders, argv: list[str]) -> None:
     queue = PromptQueue(lambda: hub.queue_updated())
     features = {"supports_preview_metadata": True, "max_upload_size": options.max_upload_bytes}
     hub = Hub(queue.remaining, features, asyncio.get_running_loop())
-    groups = [image_nodes(folders), video_nodes(folders), vhs_nodes(folders)]
-    registry = build_registry(groups, options.extra_nodes)
+    core = [image_nodes(folders), video_nodes(folders), audio_nodes(folders), animation_nodes(), plain_nodes()]
+    registry = build_registry([*core, vhs_nodes(folders)], options.extra_nodes)
     cache = OutputCache(options.cache_lru)
     engine = Engine(registry, hub, folders, cache, InterruptFlag(), options.metadata)
     server = Server(queue, engine, hub, options.max_upload_bytes, ["main.py", *argv])

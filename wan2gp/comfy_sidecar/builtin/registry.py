@@ -43,7 +43,7 @@ class NodeType:
 
     name: str
     node: Any
-    display_name: str
+    display_name: str | None
     python_module: str
     has_schema: bool = False
     """Of ComfyUI's newer kind, whose description says more."""
@@ -86,9 +86,12 @@ class NodeType:
             "category": getattr(self.node, "CATEGORY", "sd"),
             "output_node": self.is_output,
         }
+        if hasattr(self.node, "OUTPUT_TOOLTIPS"):
+            described["output_tooltips"] = list(self.node.OUTPUT_TOOLTIPS)
         if self.has_schema:
             described["output_tooltips"] = [None] * len(returned)
-            described |= {"deprecated": False, "experimental": False, "api_node": False}
+            experimental = bool(getattr(self.node, "EXPERIMENTAL", False))
+            described |= {"deprecated": False, "experimental": experimental, "api_node": False}
             if "hidden" in groups:
                 groups["hidden"] = {name: [kind] for name, kind in groups["hidden"].items()}
         return described

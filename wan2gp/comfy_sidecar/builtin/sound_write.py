@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 COMMON_RATE_HZ = 48_000
 """Every encoder here takes it."""
+ENDLESS_S = 1e9
+"""Longer than any sound."""
 STEREO_ONLY = ("libopus",)
 """Their streams of more channels need a mapping that few players know."""
 
@@ -41,6 +43,33 @@ class SoundTrack:
     fit: Fit = Fit.SILENCE
     layout: str | None = None
     """None: the sound's own."""
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """A file of sound alone. ``rates``: those in Hz that the codec takes, None for any; ``bit_rate`` 0: the codec's."""
+
+    suffix: str
+    codec: str
+    bit_rate: int = 0
+    rates: tuple[int, ...] | None = None
+
+    def rate(self, given: int) -> int:
+        """The sound's own, else the next higher one."""
+        if self.rates is None or given in self.rates:
+            return given
+        return next((rate for rate in self.rates if rate > given), self.rates[-1])
+
+
+def write_sound(path: Path, audio: Audio, form: SoundFormat, texts: dict[str, Any], check: Callable[[], None]) -> None:
+    """A file of the sound alone, in mono or stereo. `check` is called often and may raise to stop."""
+    with open_output(path, texts, form.suffix) as container:
+        given, _, channels = sound_format(audio)
+        layout = "mono" if channels == 1 else "stereo"
+        stream = cast("AudioStream", container.add_stream(form.codec, rate=form.rate(given), layout=layout))
+        if form.bit_rate:
+            stream.bit_rate = form.bit_rate
+        _write_sound(container, stream, SoundTrack(audio, form.codec, ENDLESS_S, Fit.AS_IS), check)
 
 
 def add_sound(silent: Path, path: Path, track: SoundTrack, texts: dict[str, Any], check: Callable[[], None]) -> None:
