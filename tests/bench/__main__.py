@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import requests
 
+from tests.bench.bulk import bulk
 from tests.bench.stage import all_ended, connect, cpu_s, machine, percentile, rss_mib, say, settle, working
 from tests.conftest_worker import Worker
 
@@ -159,6 +160,7 @@ ALL: dict[str, Callable[[], bool]] = {
     "throughput": throughput,
     "overhead": overhead,
     "idle": memory_and_start,
+    "bulk": bulk,
 }
 
 
