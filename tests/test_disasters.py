@@ -183,7 +183,7 @@ def test_a_database_that_is_away_for_longer_than_a_lease_robs_nobody(
     pg_server.stop_server()
     for worker in workers:
         eventually("it notices", lambda worker=worker: "Database unreachable" in worker.log)
-    assert not eventually_false(lambda: any(worker.process.poll() is not None for worker in workers), leases=3)
+    assert not eventually_false(lambda: any(worker.process.poll() is not None for worker in workers), leases=2)
     pg_server.start_server()
     for worker in workers:
         eventually("it is back", lambda worker=worker: "Database reachable again" in worker.log)

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker, eventually, launch, worker_environment
+from tests.faulty_link import FaultyLink
 
 Start = Callable[..., Worker]
 LONG = {"seconds": 600}
@@ -128,6 +129,18 @@ def test_a_handler_that_is_just_starting_does_not_hold_the_end_up(start_worker: 
     worker.process.send_signal(signal.SIGTERM)
     assert left(worker) == 0
     assert settled(worker, task) == ("Queued", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_has_not_started_yet_leaves_as_well(start_worker: Start, queue_db: str, number: int) -> None:
+    with FaultyLink(queue_db) as link:
+        link.freeze()
+        worker = start_worker(f"--database-url={link.url}", wait=False)
+        run_dir = Path(worker.environ["WAN2GP_RUN_DIR"])
+        eventually("it waits for its database", lambda: (run_dir / "lock").exists())
+        worker.process.send_signal(number)
+        assert left(worker) == 0
+        assert not run_dir.exists()
 
 
 def test_a_stop_while_the_database_is_away_keeps_what_ended(

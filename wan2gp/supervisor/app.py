@@ -72,6 +72,7 @@ class App:
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
         config = self._config
+        _on_signals(_leave)
         with contextlib.ExitStack() as opened:
             # Nothing is bound, and nothing of an earlier life touched, before the data directory is ours.
             kind, registry = chosen_kind(config), load_registry()
@@ -272,6 +273,12 @@ def _on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _leave() -> None:
+    """Before there is anything to stop in order: unwind what was opened, and that is all."""
+    _off_signals()
+    raise SystemExit(0)
 
 
 def _off_signals() -> None:
