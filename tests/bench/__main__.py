@@ -11,6 +11,7 @@ from collections.abc import Callable
 import requests
 
 from tests.bench.bulk import bulk
+from tests.bench.bulk_output import bulk_output
 from tests.bench.stage import all_ended, connect, cpu_s, machine, percentile, rss_mib, say, settle, working
 from tests.conftest_worker import Worker
 
@@ -161,6 +162,7 @@ ALL: dict[str, Callable[[], bool]] = {
     "overhead": overhead,
     "idle": memory_and_start,
     "bulk": bulk,
+    "bulk_output": bulk_output,
 }
 
 

@@ -35,22 +35,22 @@ def bulk() -> bool:
 
 def _input(worker: Worker, url: str) -> bool:
     """Through the engine, which reads the whole file for its hash, and once more from the cache."""
-    _run(worker, "comfy", _row(f"{url}/small.mp4"))
+    run(worker, "comfy", _row(f"{url}/small.mp4"))
     pids = {"supervisor": worker.process.pid, "courier": worker.handler_pid("courier")}
     good = True
     for what in ("input, downloaded", "input, from the cache"):
-        before = {name: _mark(pid) for name, pid in pids.items()}
-        seconds = _run(worker, "comfy", _row(f"{url}/large.mp4"))
-        good &= _report(what, pids, before, seconds)
+        before = {name: mark(pid) for name, pid in pids.items()}
+        seconds = run(worker, "comfy", _row(f"{url}/large.mp4"))
+        good &= report(what, pids, before, seconds)
     return good
 
 
 def _output(worker: Worker) -> bool:
-    _run(worker, "bulky", {"bytes": 1000})
+    run(worker, "bulky", {"bytes": 1000})
     pids = {"supervisor": worker.process.pid}
-    before = {name: _mark(pid) for name, pid in pids.items()}
-    seconds = _run(worker, "bulky", {"bytes": LARGE})
-    return _report("output, published", pids, before, seconds)
+    before = {name: mark(pid) for name, pid in pids.items()}
+    seconds = run(worker, "bulky", {"bytes": LARGE})
+    return report("output, published", pids, before, seconds)
 
 
 def _row(url: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _row(url: str) -> dict[str, Any]:
     return {"workflow": graph, "inputs": [{"url": url, "node_id": "1"}]}
 
 
-def _run(worker: Worker, task_type: str, params: dict[str, Any]) -> float:
+def run(worker: Worker, task_type: str, params: dict[str, Any]) -> float:
     """The task's seconds. It must complete."""
     started = time.monotonic()
     with connect(worker) as connection:
@@ -73,7 +73,7 @@ def _run(worker: Worker, task_type: str, params: dict[str, Any]) -> float:
     return time.monotonic() - started
 
 
-def _mark(pid: int) -> float:
+def mark(pid: int) -> float:
     """Forget the peak so far; what is resident now, MB."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return _status(pid, "VmRSS")
@@ -84,7 +84,7 @@ def _status(pid: int, name: str) -> float:
     return int(text.partition(f"{name}:")[2].split()[0]) * 1024 / 1e6
 
 
-def _report(what: str, pids: dict[str, int], before: dict[str, float], seconds: float) -> bool:
+def report(what: str, pids: dict[str, int], before: dict[str, float], seconds: float) -> bool:
     good = True
     for name, pid in pids.items():
         growth = max(0.0, _status(pid, "VmHWM") - before[name])
