@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wan2gp.comfy_sidecar.catalogue import ANY, COMBO, DYNAMIC, Catalogue, InputSpec, NodeClass, Standing
-from wan2gp.comfy_sidecar.preflight_problems import (
+from wan2gp.comfy_sidecar.preflight_problems import Problem
+from wan2gp.comfy_sidecar.preflight_sentences import (
     OBJECT_TYPES,
-    Problem,
     bad_link,
     cycle,
     missing_input,

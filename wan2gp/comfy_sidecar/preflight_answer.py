@@ -12,18 +12,13 @@ from typing import Any
 
 from wan2gp.comfy_sidecar.catalogue import Catalogue, InputSpec, NodeClass
 from wan2gp.comfy_sidecar.preflight import Walk, check_link, links, output_nodes
-from wan2gp.comfy_sidecar.preflight_problems import (
-    REASON_CHARS,
-    Json,
-    Kind,
-    Problem,
-    at,
+from wan2gp.comfy_sidecar.preflight_problems import REASON_CHARS, Json, Kind, Problem, at, shown
+from wan2gp.comfy_sidecar.preflight_sentences import (
     bad_link,
     missing_input,
     no_output_node,
     out_of_range,
     refused_by_node,
-    shown,
     type_mismatch,
     unknown_class,
     wrong_choice,
