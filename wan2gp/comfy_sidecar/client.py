@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import requests
 
 from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, Unreachable
+from wan2gp.comfy_sidecar.multipart import FileForm
 
 ANSWER_S = 3.0
 """Limit for an ordinary answer. A garbage collection or a node that holds the GIL delays one by a second; longer
@@ -109,9 +110,8 @@ class ComfyClient:
 
     def upload(self, path: Path, name: str, subfolder: str) -> str:
         """Send an input; returns the name under which nodes find it. ``name`` is plain ASCII."""
-        with path.open("rb") as file:
-            form = {"subfolder": subfolder, "type": "input"}
-            response = self._send("POST", "/upload/image", timeout_s=TRANSFER_S, form=form, file=(name, file))
+        form = FileForm("image", path, name, {"subfolder": subfolder, "type": "input"})
+        response = self._send("POST", "/upload/image", timeout_s=TRANSFER_S, form=form)
         answer = self._checked("POST", "/upload/image", response)
         stored, folder = str(answer.get("name", name)), str(answer.get("subfolder", subfolder))
         return f"{folder}/{stored}" if folder else stored
@@ -142,8 +142,7 @@ class ComfyClient:
         *,
         timeout_s: float,
         body: Json | None = None,
-        form: Json | None = None,
-        file: tuple[str, Any] | None = None,
+        form: FileForm | None = None,
     ) -> requests.Response:
         try:
             return self._session.request(
@@ -151,7 +150,7 @@ class ComfyClient:
                 self.base_url + path,
                 json=body,
                 data=form,
-                files=None if file is None else {"image": file},
+                headers=None if form is None else {"Content-Type": form.content_type},
                 timeout=timeout_s,
             )
         except requests.RequestException as error:
