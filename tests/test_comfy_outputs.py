@@ -295,3 +295,34 @@ def test_an_external_servers_forgotten_file_is_made_anew(bench: Make, start_buil
         assert (one.work_dir / artifact.path).is_file()
         for path in server.temp.iterdir():
             path.unlink()
+
+
+def test_an_external_servers_series_is_fetched_picture_by_picture(bench: Make, start_builtin: Any) -> None:
+    """VideoHelperSuite names `x_%03d.png`, which no server can show."""
+    one = bench(url=start_builtin().url)
+    combine = {
+        "images": ["1", 0],
+        "frame_rate": 8,
+        "loop_count": 0,
+        "filename_prefix": "a/b",
+        "format": "video/8bit-png",
+    }
+    graph = {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 12, "color": 7}},
+        "2": {"class_type": "VHS_VideoCombine", "inputs": {**combine, "pingpong": False, "save_output": True}},
+    }
+    made = one.succeeds({"workflow": graph}).artifacts
+    assert [Path(artifact.name).name[-7:] for artifact in made] == [f"{number:03}.png" for number in range(1, 13)]
+
+
+def test_the_number_in_a_series_name_has_its_width() -> None:
+    names = [OutputFile("1", name, "", "output").numbered(7).filename for name in ("a_%03d.png", "a%d", "%5d_%03d.x")]
+    assert names == ["a_007.png", "a7", "00007_%03d.x"]
+
+
+def test_pictures_sent_to_a_browser_only_are_nothing_and_the_reason_is_said(shared: Bench) -> None:
+    from wan2gp.handlers.comfy_errors import why_nothing
+
+    graph: dict[str, Any] = {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}}
+    assert "node 2 (SaveImageWebsocket)" in why_nothing(graph) and "use SaveImage" in why_nothing(graph)
+    assert why_nothing(fault("FaultNoOutput")) == ""

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,20 @@ class OutputFile:
     kind: str
 
     def query(self) -> dict[str, str]:
-        """The parameters of GET /view."""
-        return {"filename": self.filename, "subfolder": self.subfolder, "type": self.kind}
+        """The parameters of GET /view, which takes no folder within the name."""
+        within, _, name = self.filename.rpartition("/")
+        subfolder = "/".join(part for part in (self.subfolder, within) if part)
+        return {"filename": name, "subfolder": subfolder, "type": self.kind}
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the name may stand for many numbered files."""
+        return _NUMBERED.search(self.filename) is not None
+
+    def numbered(self, number: int) -> OutputFile:
+        """One file of a series."""
+        name = _NUMBERED.sub(lambda found: str(number).zfill(int(found.group().strip("%d") or 1)), self.filename, 1)
+        return replace(self, filename=name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_miss
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_collect import OUT, Collected, GoneFromCache, collect, remove_files, remove_tree
 from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine
-from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory
+from wan2gp.handlers.comfy_errors import node_failed, swallowed_out_of_memory, why_nothing
 from wan2gp.handlers.comfy_input_files import InputFiles
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
@@ -148,7 +148,7 @@ class ComfyRun:
             raise TaskFailure("comfy.exited", f"ComfyUI died before the run: {obituary}") from error
         if monotonic() >= end_s:
             self._engine.lost(str(error))
-            raise TaskFailure("comfy.unresponsive", f"ComfyUI does not answer: {error}") from error
+            raise TaskFailure("comfy.unresponsive", f"ComfyUI does not answer: {error}{live.not_ours()}") from error
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class ComfyRun:
 
     def _attempt(self, live: Live) -> Collected:
         try:
-            return collect(self._job, live, self._execute(live))
+            return collect(self._job, live, self._execute(live), why_nothing(self._graph))
         except GoneFromCache as gone:
             # ComfyUI names an older run's file without looking whether it is there.
             rerun(self._graph, gone.nodes, self._job.lease_id)

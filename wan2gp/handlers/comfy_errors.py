@@ -10,6 +10,7 @@ from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.classify import classify_text
 
 OOM_ADVICE = "use smaller or fewer frames, a smaller model, or a larger GPU"
+TO_BROWSER = "SaveImageWebsocket"
 NOT_JSON = "is not JSON serializable"
 
 
@@ -45,3 +46,9 @@ def unreadable_result(reason: str) -> TaskFailure:
 def swallowed_out_of_memory(lines: Sequence[str]) -> str | None:
     """The line in a server's output that says so, when a run ended without a file and without an error."""
     return next((line for line in reversed(lines) if classify_text(line) == "engine.out_of_memory"), None)
+
+
+def why_nothing(graph: Graph) -> str:
+    """What is known of a graph that makes no file, as the end of a sentence."""
+    found = [describe_node(graph, node_id) for node_id, node in graph.items() if node["class_type"] == TO_BROWSER]
+    return f": {found[0]} sends its pictures to a browser and keeps none, use SaveImage" if found else ""
