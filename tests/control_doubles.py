@@ -156,6 +156,11 @@ class PaperWorker:
             raise ControlRefused("unknown_handler", f"no handler is named {handler}: this worker has comfy")
         return "comfy is being replaced"
 
+    def free(self, handler: str) -> str:
+        if handler != "comfy":
+            raise ControlRefused("unknown_handler", f"no handler is named {handler}: this worker has comfy")
+        return "comfy gives the GPU's memory back"
+
     def drain(self) -> None:
         self.state = "draining"
 

@@ -69,7 +69,15 @@ def test_help_costs_nothing_because_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(["status"], ["tasks"], ["drain"], ["resume"], ["restart", "comfy"], ["submit", "comfy", "--params", "-"]),
+        *(
+            ["status"],
+            ["tasks"],
+            ["drain"],
+            ["resume"],
+            ["restart", "comfy"],
+            ["free", "comfy"],
+            ["submit", "comfy", "--params", "-"],
+        ),
         *([verb, str(uuid.UUID(int=1))] for verb in ("task", "cancel", "retry")),
     ],
 )
@@ -368,6 +376,8 @@ def test_cancel_retry_restart_drain_and_resume_say_what_they_did(supervisor: Pap
     assert "only a finished one" in one_sentence(ctl(supervisor.data_dir, "retry", task_id), 1)
     assert "comfy is being replaced" in ctl(supervisor.data_dir, "restart", "comfy").stdout
     assert "this worker has comfy" in one_sentence(ctl(supervisor.data_dir, "restart", "comfi"), 1)
+    assert "comfy gives the GPU's memory back" in ctl(supervisor.data_dir, "free", "comfy").stdout
+    assert "this worker has comfy" in one_sentence(ctl(supervisor.data_dir, "free", "comfi"), 1)
     assert ctl(supervisor.data_dir, "drain").returncode == 0 and supervisor.worker.state == "draining"
     assert ctl(supervisor.data_dir, "resume").returncode == 0 and supervisor.worker.state == "running"
 

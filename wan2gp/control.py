@@ -104,6 +104,12 @@ class RestartRequest(Request, frozen=True, tag="restart"):
     handler: str
 
 
+class FreeRequest(Request, frozen=True, tag="free"):
+    """Let a handler's engine give the GPU's memory back; its process stays."""
+
+    handler: str
+
+
 class DrainRequest(Request, frozen=True, tag="drain"):
     """Claim nothing more; what runs goes on."""
 
@@ -126,6 +132,7 @@ AnyRequest = Union[
     CancelRequest,
     RetryRequest,
     RestartRequest,
+    FreeRequest,
     DrainRequest,
     ResumeRequest,
     LogsRequest,
@@ -373,7 +380,7 @@ class ChangeReply(Reply, frozen=True, tag="change"):
 
 
 class DoneReply(Reply, frozen=True, tag="done"):
-    """The answer of ``restart``, ``drain`` and ``resume``."""
+    """The answer of ``restart``, ``free``, ``drain`` and ``resume``."""
 
     message: str
 

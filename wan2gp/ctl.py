@@ -91,6 +91,13 @@ def _add_worker_commands(commands: _Commands) -> None:
         commands, "restart", "wan2gp.ctl_worker:restart", "replace a handler's process and let it try again"
     )
     restart.add_argument("handler", metavar="HANDLER")
+    free = _command(
+        commands,
+        "free",
+        "wan2gp.ctl_worker:free",
+        "let a handler's engine give the GPU's memory back; its process stays",
+    )
+    free.add_argument("handler", metavar="HANDLER")
     drain = _command(commands, "drain", "wan2gp.ctl_worker:drain", "claim nothing more; what runs goes on")
     drain.add_argument("--wait", action="store_true", help="return when nothing runs any more")
     _command(commands, "resume", "wan2gp.ctl_worker:resume", "claim tasks again")

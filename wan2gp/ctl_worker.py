@@ -1,4 +1,4 @@
-"""`wan2gp-ctl restart | drain | resume`."""
+"""`wan2gp-ctl restart | free | drain | resume`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import argparse
 import sys
 import time
 
-from wan2gp.control import DoneReply, DrainRequest, RestartRequest, ResumeRequest, StatusReply, StatusRequest
+from wan2gp.control import (
+    DoneReply,
+    DrainRequest,
+    FreeRequest,
+    RestartRequest,
+    ResumeRequest,
+    StatusReply,
+    StatusRequest,
+)
 from wan2gp.ctl_exit import CtlError, Exit
 from wan2gp.ctl_link import Link, connect
 from wan2gp.ctl_output import write_line
@@ -19,6 +27,13 @@ def restart(args: argparse.Namespace) -> int:
     """Replace a handler's process."""
     with connect(args) as link:
         write_line(link.ask(RestartRequest(args.handler), DoneReply).message)
+    return Exit.OK
+
+
+def free(args: argparse.Namespace) -> int:
+    """Let a handler's engine give the GPU back."""
+    with connect(args) as link:
+        write_line(link.ask(FreeRequest(args.handler), DoneReply).message)
     return Exit.OK
 
 

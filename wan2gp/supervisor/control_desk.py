@@ -44,6 +44,10 @@ class Operations(Protocol):
         """Replace the handler's process, clear BROKEN; a sentence that says what happens now. Raises
         ``ControlRefused("unknown_handler", …)``."""
 
+    def free(self, handler: str) -> str:
+        """Ask the handler to give the GPU back; a sentence that says when it does. Raises
+        ``ControlRefused("unknown_handler", …)``."""
+
     def drain(self) -> None:
         """Claim nothing more."""
 
@@ -93,6 +97,8 @@ class ControlDesk:
                 return self._retry(request.task_id)
             case control.RestartRequest():
                 return control.DoneReply(self.operations.restart(request.handler))
+            case control.FreeRequest():
+                return control.DoneReply(self.operations.free(request.handler))
             case control.DrainRequest():
                 self.operations.drain()
                 return control.DoneReply("claiming no more tasks; what runs goes on until `wan2gp-ctl resume`")

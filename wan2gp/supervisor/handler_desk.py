@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wan2gp.protocol import Cancel, Failed, Fetched, Finished, Inputs, Progress, ProtocolError, Run, Source, Up, Want
+from wan2gp.protocol import (
+    Cancel,
+    Failed,
+    Fetched,
+    Finished,
+    Inputs,
+    Progress,
+    ProtocolError,
+    Run,
+    Source,
+    Unload,
+    Up,
+    Want,
+)
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
@@ -18,6 +32,16 @@ from wan2gp.supervisor.spool import Ending
 
 CANCEL_GRACE_S = 15.0
 """How long a cancelled run may take to end before its process is killed, seconds."""
+
+
+class Freeing(enum.Enum):
+    """When a handler that was asked to give the GPU back does so."""
+
+    NOW = "now"
+    LATER = "later"
+    """After the task that it runs: an engine at work cannot be unloaded under it."""
+    NOTHING = "nothing"
+    """There is no process, or one that ends or starts anyway."""
 
 
 @dataclass
@@ -34,6 +58,8 @@ class HandlerDesk(Desk):
     """False while the worker drains or stops."""
     current: Running | None = None
     waiting: deque[Running] = field(default_factory=deque)
+    _free_next: bool = False
+    """Give the GPU back before the next task."""
 
     # -- tasks come --------------------------------------------------------------------------------------------------
 
@@ -123,7 +149,29 @@ class HandlerDesk(Desk):
         if worn:
             self._all_back("the handler starts anew")
         self.on(On.WORN if worn else On.FINISHED)
+        if self._free_next and self.life.state is State.IDLE:
+            self._unload()
         self.ready()
+
+    # -- the GPU -----------------------------------------------------------------------------------------------------
+
+    def free(self) -> Freeing:
+        """Let the engine give the GPU back, at once or after the task that it runs; the process stays."""
+        if self.life.state is State.IDLE:
+            self._unload()
+            return Freeing.NOW
+        if self.life.state is State.BUSY:
+            self._free_next = True
+            return Freeing.LATER
+        return Freeing.NOTHING
+
+    def _unload(self) -> None:
+        self._free_next = False
+        assert self.child is not None
+        try:
+            self.around.router.send(self.child.identity, Unload())
+        except Unreachable as error:
+            self.hang(str(error))
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +257,7 @@ class HandlerDesk(Desk):
     def lose_work(self, code: str, cause: str, death: Death) -> None:
         """See :meth:`Desk.lose_work`."""
         running, self.current = self.current, None
+        self._free_next = False  # it has been given back with the process
         if running is None:
             return
         ending = running.lost(code, cause, death.as_dict(), self.around.clock())

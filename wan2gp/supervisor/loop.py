@@ -16,12 +16,12 @@ import zmq
 
 from wan2gp.config import Config
 from wan2gp.logs import Facts
-from wan2gp.protocol import Fetched, Source
+from wan2gp.protocol import Failed, Fetched, Source
 from wan2gp.supervisor.child import Child
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.courier_desk import CourierDesk
 from wan2gp.supervisor.desk import Desk, Surroundings
-from wan2gp.supervisor.handler_desk import HandlerDesk
+from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper
 from wan2gp.supervisor.lifecycle import On, State
@@ -223,7 +223,10 @@ class Loop:
         work_dir = f"{self._work}/{task.id}/{task.lease_id[:16]}"
         running = Running(task, spec.name, work_dir, self._clock())
         desk = self.handlers[spec.name]
-        if desk.accepting:
+        if task.unreadable is not None:
+            failed = Failed("input.bad_params", f"the task's params cannot be read: {task.unreadable}")
+            self._settle(running, running.ended(failed, self._clock()))
+        elif desk.accepting:
             desk.take(running)
         else:
             self._settle(running, running.given_back("worker.stopping", "the worker stops", self._clock()))
@@ -294,6 +297,11 @@ class Loop:
             return False
         desk.on(On.RESTART)
         return True
+
+    def free(self, name: str) -> Freeing | None:
+        """Let a handler give the GPU back. None when there is no such handler."""
+        desk = self.handlers.get(name)
+        return None if desk is None else desk.free()
 
     def drain(self) -> None:
         """Claim nothing more; what runs goes on."""

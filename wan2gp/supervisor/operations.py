@@ -9,11 +9,17 @@ from typing import Any, TypeVar
 from wan2gp import __version__
 from wan2gp.control import ControlRefused
 from wan2gp.supervisor.backends import Backend
+from wan2gp.supervisor.handler_desk import Freeing
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
 
 T = TypeVar("T")
 PATIENCE_S = 5.0
+FREED = {
+    Freeing.NOW: "handler {handler} was asked to give the GPU's memory back",
+    Freeing.LATER: "handler {handler} works: it gives the GPU's memory back after its task",
+    Freeing.NOTHING: "handler {handler} has nothing to give back: its process does not run",
+}
 
 
 class LoopOperations:
@@ -43,9 +49,19 @@ class LoopOperations:
     def restart(self, handler: str) -> str:
         """Replace the handler's process; what it runs goes back uncounted."""
         if not self._ask(lambda: self._loop.restart(handler)):
-            known = ", ".join([*self._loop.handlers, "courier"])
-            raise ControlRefused("unknown_handler", f"no handler is named {handler}: there are {known}")
+            raise self._unknown(handler, [*self._loop.handlers, "courier"])
         return f"handler {handler} starts anew; what it ran goes back to the queue uncounted"
+
+    def free(self, handler: str) -> str:
+        """Let the handler's engine give the GPU back."""
+        when = self._ask(lambda: self._loop.free(handler))
+        if when is None:
+            raise self._unknown(handler, list(self._loop.handlers))
+        return FREED[when].format(handler=handler)
+
+    @staticmethod
+    def _unknown(handler: str, known: list[str]) -> ControlRefused:
+        return ControlRefused("unknown_handler", f"no handler is named {handler}: there are {', '.join(known)}")
 
     def drain(self) -> None:
         """Claim nothing more."""
