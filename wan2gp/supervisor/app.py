@@ -27,7 +27,7 @@ from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.control_server import ControlServer
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import LeaseKeeper
-from wan2gp.supervisor.ledger import Ledger, end_strays
+from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.operations import LoopOperations
 from wan2gp.supervisor.publish import LocalStore
@@ -93,6 +93,7 @@ class App:
             self._serve(registry, run_dir, opened)
 
     def _sweep(self) -> None:
+        self._foreign = already_here()
         adopt_orphans()
         count = self._ledger.sweep()
         if count:
@@ -201,7 +202,7 @@ class App:
         owned = {desk.child.shim_pid for desk in self._loop.desks if desk.child is not None}
         if self._backend.embedded is not None and self._backend.embedded.pid is not None:
             owned.add(self._backend.embedded.pid)
-        count = end_strays(frozenset(owned))
+        count = end_strays(frozenset(owned), self._foreign)
         if count:
             self._facts("handler.strays", count=count)
 

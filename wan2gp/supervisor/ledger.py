@@ -44,15 +44,24 @@ class Ledger:
             fresh.rename(self._path)
 
 
-def end_strays(owned: frozenset[int]) -> int:
+Named = tuple[int, "int | None"]
+"""A process: its pid and its start time."""
+
+
+def already_here() -> frozenset[Named]:
+    """Our children before we have started any: an entry script that became us had started them, sshd for instance."""
+    return frozenset((pid, start_time(pid)) for pid in children(os.getpid()))
+
+
+def end_strays(owned: frozenset[int], foreign: frozenset[Named] = frozenset()) -> int:
     """Kill and reap what fell to us because its shim was killed. Returns how many.
 
-    Our own helpers run in our session; a handler's processes never do.
+    Our own helpers run in our session; a handler's processes never do. ``foreign``: those of :func:`already_here`.
     """
     session = os.getsid(0)
     count = 0
     for pid in children(os.getpid()):
-        if pid in owned or _session(pid) == session:
+        if pid in owned or _session(pid) == session or (pid, start_time(pid)) in foreign:
             continue
         for victim in [*descendants(pid), pid]:
             kill(victim)
