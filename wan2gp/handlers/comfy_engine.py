@@ -217,14 +217,14 @@ class ComfyEngine:
             seconds = warm_up(server, Path(path), self._settings.start_timeout_s, live.node_info, abandoned)
         except WarmUpFailed as error:
             event("comfy.warm_up_failed", reason=str(error))
+            if error.spoilt:
+                self._discard(0)
+                self._start(event)
+                self._warmed = self._server
+                self._wait(abandoned)
+                event("comfy.ready")
         else:
             event("comfy.warmed_up", seconds=round(seconds, 2))
-        if server.exit_code() is not None:
-            self._discard(0)
-            self._start(event)
-            self._warmed = self._server
-            self._wait(abandoned)
-            event("comfy.ready")
 
     def _start(self, event: Callable[..., None], *, any_port: bool = False) -> None:
         if self._server is not None:  # a start that was abandoned goes on

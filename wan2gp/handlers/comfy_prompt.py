@@ -14,14 +14,13 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.prompt_progress import Pace, PromptProgress, Snapshot, weigh
 from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
 from wan2gp.comfy_sidecar.workflow import Graph, title
+from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import exited, unreadable_result
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_preflight import refused
 from wan2gp.handlers.comfy_preview import PreviewFile
-
-from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 
 TICK_S = 0.1
 """Between two looks at cancellation and at the process."""
@@ -116,7 +115,8 @@ class PromptRun:
                 return found
             self._pause()
         self._engine.lost("unresponsive while a graph was posted")
-        raise TaskFailure("comfy.unresponsive", "ComfyUI stopped answering while the graph was posted")
+        sentence = "ComfyUI stopped answering while the graph was posted" + self._live.not_ours()
+        raise TaskFailure("comfy.unresponsive", sentence)
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,9 @@ class PromptRun:
         verdict = judge(seen, self._limits)
         if verdict is Verdict.UNRESPONSIVE:
             self._give_up(
-                verdict, "comfy.unresponsive", f"ComfyUI has not answered for {now_s - self._answered_s:.0f} s"
+                verdict,
+                "comfy.unresponsive",
+                f"ComfyUI has not answered for {now_s - self._answered_s:.0f} s{self._live.not_ours()}",
             )
         if verdict is Verdict.STUCK:
             self._stop_prompt(verdict)

@@ -27,7 +27,11 @@ LARGEST_BYTES = 16 * 1024 * 1024
 
 
 class WarmUpFailed(Exception):
-    """The message says why, in words for a person."""
+    """The message says why, in words for a person. ``spoilt``: the server must not be used after it."""
+
+    def __init__(self, message: str, *, spoilt: bool = False) -> None:
+        super().__init__(message)
+        self.spoilt = spoilt
 
 
 def warm_up(
@@ -74,6 +78,7 @@ class _WarmUp:
         self._end_s = end_s
         self._abandoned = abandoned
         self._prompt_id = f"warm-up-{uuid.uuid4()}"
+        self._printed = server.process.printed
 
     def run(self, node_info: Callable[[str], dict[str, Any] | None]) -> None:
         folder = "/".join(FOLDER)
@@ -90,7 +95,9 @@ class _WarmUp:
     def _await(self) -> dict[str, Any]:
         while True:
             if self._server.process.wait(LOOK_S) is not None:
-                raise WarmUpFailed(f"ComfyUI died of it: {self._server.obituary()}")
+                raise WarmUpFailed(f"ComfyUI died of it: {self._server.obituary()}", spoilt=True)
+            if self._server.worker_died(self._printed):
+                raise WarmUpFailed("ComfyUI's worker thread ended: no prompt would ever run again", spoilt=True)
             with contextlib.suppress(Unreachable):  # a model that loads may silence the server: the limit counts
                 if (entry := self._client.history(self._prompt_id)) is not None:
                     return entry
@@ -98,8 +105,8 @@ class _WarmUp:
                 self._withdraw()
                 raise StartAbandoned
             if monotonic() > self._end_s:
-                self._withdraw()
-                raise WarmUpFailed("it did not end within the limit for a start (COMFY_START_TIMEOUT_S)")
+                reason = "it did not end within the limit for a start (COMFY_START_TIMEOUT_S)"
+                raise WarmUpFailed(reason, spoilt=not self._withdraw())
 
     def _judge(self, entry: dict[str, Any]) -> None:
         ending = read_ending(entry)
@@ -111,15 +118,16 @@ class _WarmUp:
         if not ending.success:
             raise WarmUpFailed("it was interrupted")
 
-    def _withdraw(self) -> None:
-        """Until it is in neither list, or for a while: the next prompt waits behind what cannot be interrupted."""
+    def _withdraw(self) -> bool:
+        """Until it is in neither list. False when it cannot be interrupted: the next prompt would wait behind it."""
         end_s = monotonic() + WITHDRAW_S
         while monotonic() < end_s and self._server.process.wait(LOOK_S) is None:
             with contextlib.suppress(Unreachable, ApiError):
                 self._client.delete_pending(self._prompt_id)
                 self._client.interrupt(self._prompt_id)
                 if self._prompt_id not in self._client.queue():
-                    return
+                    return True
+        return False
 
     def clean(self) -> None:
         """Its files, and its entry in the history."""
