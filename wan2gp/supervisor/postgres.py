@@ -37,6 +37,8 @@ from wan2gp.supervisor.queue import (
 
 _ROUNDS = 6
 """How often one call is tried at most, when each failure is of a kind that a fresh try at once may cure."""
+_WITHOUT_PARAMS = """SELECT jsonb_set(reply, '{{tasks}}', coalesce(
+    (SELECT jsonb_agg(task - 'params') FROM jsonb_array_elements(reply -> 'tasks') AS task), '[]')) FROM {} AS reply"""
 
 
 class PostgresQueue:
@@ -85,17 +87,20 @@ class PostgresQueue:
             )
 
     def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
-        reply = self._call(
-            "claim",
-            {
-                "p_claim_id": claim_id,
-                "p_worker": worker_id,
-                "p_types": list(types),
-                "p_limit": limit,
-                "p_lease_s": lease_s,
-            },
-        )
-        return ClaimReply(tuple(ClaimedTask(**task) for task in reply["tasks"]), reply["next_due_s"])
+        arguments = {
+            "p_claim_id": claim_id,
+            "p_worker": worker_id,
+            "p_types": list(types),
+            "p_limit": limit,
+            "p_lease_s": lease_s,
+        }
+        try:
+            reply, why = self._call("claim", arguments), None
+        except (ValueError, RecursionError) as error:
+            # What one row holds must not end every worker that takes it. The same claim gives the same rows again.
+            reply, why = self._call("claim", arguments, _WITHOUT_PARAMS), str(error)
+        tasks = [{"params": None, "unreadable": why, **task} for task in reply["tasks"]]
+        return ClaimReply(tuple(ClaimedTask(**task) for task in tasks), reply["next_due_s"])
 
     def heartbeat(
         self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
@@ -208,10 +213,14 @@ class PostgresQueue:
         self._listener.close()
         self._sessions.close()
 
-    def _call(self, verb: str, arguments: Mapping[str, Any]) -> Any:
-        """One function, one transaction. All are safe to repeat, so a session that broke is replaced here."""
+    def _call(self, verb: str, arguments: Mapping[str, Any], form: str = "SELECT {}") -> Any:
+        """One function, one transaction. All are safe to repeat, so a session that broke is replaced here.
+
+        ``form`` is the query around the call. Raises also :class:`ValueError` and :class:`RecursionError`, where Python
+        cannot hold what the answer's JSON can.
+        """
         names = ", ".join(f"{name} := %({name})s" for name in arguments)
-        query = f"SELECT public.wan2gp_{verb}({names})".encode()
+        query = form.format(f"public.wan2gp_{verb}({names})").encode()
         arguments = {name: clean(value) if isinstance(value, str) else value for name, value in arguments.items()}
         for left in reversed(range(_ROUNDS)):
             session = None

@@ -74,6 +74,8 @@ class ClaimedTask:
     created_at: str | None = None
     failures: int = 0
     losses: int = 0
+    unreadable: str | None = None
+    """Why ``params`` (then None) cannot be held by this program: nested too deep, or a number too long."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ BEGIN
     END IF;
     BEGIN
         RETURN (p_params #>> '{}')::jsonb;
-    EXCEPTION WHEN data_exception THEN
+    EXCEPTION WHEN data_exception OR statement_too_complex OR program_limit_exceeded THEN
         RETURN p_params;
     END;
 END
