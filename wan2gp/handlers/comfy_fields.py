@@ -130,7 +130,7 @@ def check_keys(given: Mapping[str, Any]) -> Iterator[str]:
     that is nearly a parameter's name is refused, since its author believes that it has an effect.
     """
     names = TaskFields.__struct_fields__
-    unknown = sorted(key for key in given if key not in names)
+    unknown = sorted(key for key in given if key not in names and given[key] is not None)
     for key in unknown:
         near = difflib.get_close_matches(key.lower(), names, n=1, cutoff=SO_CLOSE)
         if near and not key.startswith(f"{near[0]}_"):

@@ -107,7 +107,9 @@ class InputFiles:
 
     def _placed(self, live: Live, taken: Taken, name: str) -> str:
         if live.folders is None:
-            return self._upload(live, taken, name)
+            stored = self._upload(live, taken, name)
+            # Where the other machine's input folder is cannot be asked: below its working directory, unless told else.
+            return f"input/{stored}" if taken.wanted.target.wants_path else stored
         inside = "/".join((*self._folder, name))
         self._link(taken.path, live.folders.input.joinpath(*self._folder, name))
         return str(live.folders.input / inside) if taken.wanted.target.wants_path else inside

@@ -155,7 +155,7 @@ class Download:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full() from error
             raise
-        if self._cache is not None:
+        if self._cache is not None and reply.has_end:
             self._cache.keep(first, path, digest.hexdigest(), validators_of(reply.header))
         return path, got, found
 

@@ -56,12 +56,18 @@ class Reply:
         self.reason = response.reason
         self.length = response.length
         """Bytes of the body as sent, None when the server does not say."""
+        self._chunked = bool(response.chunked)
         self._encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
 
     @property
     def plain(self) -> bool:
         """True when the body arrives as it is, so that ``length`` is the file's."""
         return self._encoding in ("identity", "")
+
+    @property
+    def has_end(self) -> bool:
+        """False for a body that ends with its connection: then a part cannot be told from the whole."""
+        return self.length is not None or self._chunked or not self.plain
 
     def header(self, name: str) -> str | None:
         return self._response.headers.get(name)
