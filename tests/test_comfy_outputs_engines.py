@@ -128,6 +128,23 @@ def test_the_same_row_again_delivers_again_although_the_old_files_are_gone(engin
     assert engine.left_behind() == []
 
 
+def test_previews_do_not_pile_up(engine: Bench) -> None:
+    """Those that are the result and those that are none because something was saved: their names are random.
+
+    VideoHelperSuite keeps one file of its own there, always the same.
+    """
+    for name in (
+        "PreviewImage alone",
+        "SaveImage and PreviewImage",
+        "audio",
+        "PreviewAudio alone",
+        "vhs not to be saved",
+    ):
+        engine.succeeds({"workflow": CASES[name].graph})
+        left = [path.name for path in (engine.engine / "temp").rglob("*") if path.is_file()]
+        assert left in ([], ["metadata.txt"]), name
+
+
 def test_the_nodes_of_these_graphs_are_described_alike(engine: Bench) -> None:
     """As a real server described them; the files to choose from are those that lie there."""
     engine.succeeds({"workflow": CASES["SaveImage"].graph})

@@ -51,6 +51,8 @@ def test_a_running_graph_is_seen_by_title_step_time_left_and_picture(worker: Wor
             picture = Path(seen["preview"])
             assert picture.is_relative_to(worker.data_dir) and picture.read_bytes()[:3] == b"\xff\xd8\xff"
             assert TITLE in worker.ctl("status").stdout
+            told = worker.ctl("task", seen["task_id"]).stdout
+            assert f"step {TITLE}, " in told and str(picture) in told
             row = eventually("the row shows it", lambda: detail(worker, seen["task_id"]))
             assert row.startswith(f"{TITLE}, ")
         finally:

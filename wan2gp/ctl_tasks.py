@@ -103,6 +103,10 @@ def show_row(console: Console, row: TaskRow, running: RunningTask | None = None)
     if row.status == "In Progress" and fraction is not None:
         shape.add_row("progress", bar(console, fraction))
         shape.add_row("phase", plain(" ".join(filter(None, _phase(row, running)))))
+    if running is not None and running.eta_s is not None:
+        shape.add_row("left", span(running.eta_s))
+    if running is not None and running.preview is not None:
+        shape.add_row("picture", plain(running.preview))
     if row.output_location:
         shape.add_row("output", plain(row.output_location))
     if row.error_message:
@@ -113,7 +117,10 @@ def show_row(console: Console, row: TaskRow, running: RunningTask | None = None)
 
 
 def _phase(row: TaskRow, running: RunningTask | None) -> tuple[str | None, str | None]:
-    return (running.phase, running.detail) if running else (row.phase, row.detail)
+    if running is None:
+        return row.phase, row.detail
+    steps = f"{running.step} of {running.steps}" if running.step is not None and running.steps else None
+    return running.phase, ", ".join(filter(None, (running.detail, steps)))
 
 
 def _plain_columns(row: TaskRow) -> list[tuple[str, Any]]:
