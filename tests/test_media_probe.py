@@ -115,6 +115,69 @@ def test_sound_has_a_length(tmp_path: Path) -> None:
     assert (info.kind, info.duration_s) == ("audio", pytest.approx(0.5))
 
 
+def sound(path: Path, codec: str, seconds: float = 8.0, rate: int = 48_000) -> Path:
+    """Noise, so that half of the file is half of the time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        samples = np.random.default_rng(1).normal(0, 0.2, (1, int(rate * seconds))).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+SOUNDS = {
+    ".flac": "flac",
+    ".mp3": "libmp3lame",
+    ".opus": "libopus",
+    ".m4a": "aac",
+    ".wav": "pcm_s16le",
+    ".ogg": "libopus",
+}
+
+
+@pytest.mark.parametrize("suffix", SOUNDS)
+def test_every_kind_of_sound_is_decoded(tmp_path: Path, suffix: str) -> None:
+    info = probe(sound(tmp_path / f"x{suffix}", SOUNDS[suffix]))
+    assert info.kind == "audio" and info.duration_s == pytest.approx(8.0, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", SOUNDS)
+@pytest.mark.parametrize("how", ["empty", "noise", "only a header", "text"])
+def test_broken_sound_is_found_out(tmp_path: Path, suffix: str, how: str) -> None:
+    path = sound(tmp_path / f"x{suffix}", SOUNDS[suffix])
+    BREAK[how](path)
+    with pytest.raises(Unreadable):
+        probe(path)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".m4a"])
+def test_sound_cut_off_in_the_middle_is_found_out(tmp_path: Path, suffix: str) -> None:
+    path = sound(tmp_path / f"x{suffix}", SOUNDS[suffix])
+    half(path)
+    with pytest.raises(Unreadable):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "mime"),
+    [
+        ("x.glb", "file", "model/gltf-binary"),
+        ("x.latent", "file", "application/octet-stream"),
+        ("x.svg", "image", "image/svg+xml"),
+        ("x.vtt", "text", "text/vtt"),
+    ],
+)
+def test_what_cannot_be_decoded_must_at_least_not_be_empty(tmp_path: Path, name: str, kind: str, mime: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    assert (probe(path).kind, probe(path).mime) == (kind, mime)
+    path.write_bytes(b"")
+    with pytest.raises(Unreadable, match="empty"):
+        probe(path)
+
+
 def test_what_is_no_media_is_taken_as_it_is(tmp_path: Path) -> None:
     for name, kind in (("x.latent", "file"), ("x.txt", "text")):
         (tmp_path / name).write_bytes(b"abc")
