@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -115,6 +116,16 @@ def test_a_frozen_handler_is_killed_too(start_worker: Start) -> None:
     task = worker.insert("sleeper", LONG)
     worker.running(task)
     os.kill(worker.handler_pid("sleeper"), signal.SIGSTOP)
+    begin_stop(worker)
+    assert left(worker) == 0
+    assert settled(worker, task) == ("Queued", 0)
+
+
+def test_a_frozen_shim_does_not_hold_the_end_up(start_worker: Start) -> None:
+    worker = start_worker(environ={"WAN2GP_STOP_GRACE_S": "0.2"})
+    task = worker.insert("sleeper", LONG)
+    worker.running(task)
+    os.kill(psutil.Process(worker.handler_pid("sleeper")).ppid(), signal.SIGSTOP)
     begin_stop(worker)
     assert left(worker) == 0
     assert settled(worker, task) == ("Queued", 0)

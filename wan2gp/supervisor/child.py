@@ -21,7 +21,10 @@ import multiprocess
 
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
-from wan2gp.processes import start_time
+from wan2gp.processes import kill, start_time
+
+KILL_S = 3.0
+"""How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
 
 _spawn = multiprocess.get_context("spawn")
 
@@ -75,7 +78,7 @@ class Child:
         self.pid: int | None = None
         """The handler's pid, once its shim has told it."""
         self.started = time.monotonic()
-        self._killed = False
+        self._killed_at: float | None = None
         self._report: dict[str, Any] | None = None
 
     def spawn(self, *, target: str, endpoint: str, home: Path, log: Path, settings: dict[str, Any], warm: bool) -> None:
@@ -111,8 +114,10 @@ class Child:
                     self._report = message
         if self._report is not None:
             report = self._report
-            return Death(report["exited"], tuple(report["tail"]), tuple(report["survivors"]), self._killed)
-        return None if self._process.is_alive() else Death(None, by_us=self._killed)
+            return Death(
+                report["exited"], tuple(report["tail"]), tuple(report["survivors"]), self._killed_at is not None
+            )
+        return None if self._process.is_alive() else Death(None, by_us=self._killed_at is not None)
 
     def terminate(self) -> None:
         """SIGTERM to the handler, by its shim."""
@@ -120,8 +125,15 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to the handler and everything below it, by its shim."""
-        self._killed = True
+        if self._killed_at is None:
+            self._killed_at = time.monotonic()
         self._send(shim.KILL)
+
+    def insist(self) -> None:
+        """Kill the shim too when it has let a kill pass for :data:`KILL_S`: the kernel ends the handler with it, and
+        what else was below falls to us."""
+        if self._killed_at is not None and time.monotonic() - self._killed_at > KILL_S:
+            kill(self.shim_pid)
 
     def _send(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # the shim is gone, and with it what it guarded

@@ -112,6 +112,8 @@ class Desk(abc.ABC):
             self._overdue(now)
         if self.child is not None and now - self._last_beat > BEATS_MISSED_S and self._hung is None:
             self.hang(f"no sign of life for {BEATS_MISSED_S:.0f}s")
+        if self.child is not None:
+            self.child.insist()
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` is due next, if known."""
