@@ -50,9 +50,14 @@ _TABLE = (
         "comfy.bad_workflow",
         False,
         "`workflow` is missing or not a ComfyUI graph in the API format.",
-        "Export with 'Save (API Format)'.",
+        "Export with Workflow > Export (API).",
     ),
-    ("comfy.validation", False, "ComfyUI refused the graph.", "Mend the nodes and fields that are named."),
+    (
+        "comfy.validation",
+        False,
+        "The graph cannot run.",
+        "Mend the nodes and inputs that are named: all that is wrong is.",
+    ),
     ("comfy.node_failed", False, "A node raised an error.", "Read the node and the error that are named."),
     (
         "comfy.no_outputs",

@@ -34,6 +34,8 @@ from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, Graph
 Place = tuple[str, str]
 """A node's id and the name of an input."""
 CONVERSIONS: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str}
+SUGGESTIONS = 20
+"""So many problems are told with what is close to the name: looking for it takes time with every name there is."""
 WRAPPED = "__value__"
 """The key under which a list stands for itself and not for a link."""
 
@@ -50,11 +52,11 @@ def check_graph(
 
     Required inputs with a default are no problem: they are filled in before the run.
     """
-    problems = []
+    problems: list[Problem] = []
     for node_id, node in graph.items():
         if catalogue.standing(node["class_type"]) is Standing.ABSENT:
-            failed = list(failed_imports)
-            problems.append(unknown_class(graph, node_id, catalogue.names(), builtin=builtin, failed=failed))
+            names = catalogue.names() if len(problems) < SUGGESTIONS else ()
+            problems.append(unknown_class(graph, node_id, names, builtin=builtin, failed=list(failed_imports)))
     outputs = output_nodes(graph, catalogue)
     if not outputs and not problems and all(_described(graph, catalogue)):
         return [no_output_node()]
@@ -132,6 +134,8 @@ class Walk:
         """``path`` runs against the data. ``into``: by which input each of its nodes is entered."""
         around = path[path.index(source) :][::-1]
         self.back_links.append((around[0], into[around[0]]))
+        if len(self.back_links) > SUGGESTIONS:
+            return
         order = {node_id: number for number, node_id in enumerate(self.graph)}
         first = around.index(min(around, key=lambda node_id: order[node_id]))
         around = around[first:] + around[:first]
@@ -156,7 +160,7 @@ class Walk:
                 if self._link(node_id, spec, node["inputs"][name]) and not spec.options.get("rawLink"):
                     sources.append((node["inputs"][name][0], name))
             else:
-                self._note(check_value(self.graph, node_id, spec, node["inputs"][name]))
+                self._note(check_value(self.graph, node_id, spec, node["inputs"][name], suggest=self._suggest))
         return iter(sources)
 
     def from_unchecked(self) -> None:
@@ -172,13 +176,20 @@ class Walk:
             for name, value in self.graph[node_id]["inputs"].items():
                 self._unchecked_link(node_id, name, value)
 
+    def _near(self) -> Collection[str]:
+        return self.graph if self._suggest else ()
+
+    @property
+    def _suggest(self) -> bool:
+        return len(self.problems) < SUGGESTIONS
+
     def _unchecked_link(self, node_id: str, name: str, value: Any) -> None:
         if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
             return
         if value[0] in self.graph:
             self.unchecked.append(value[0])
         elif isinstance(value[1], (int, float)):
-            self._note(missing_node(self.graph, node_id, name, value[0], unseen=True))
+            self._note(missing_node(self.graph, node_id, name, value[0], self._near(), unseen=True))
 
     def _sources_of_unknown(self, node: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """Once its custom node is installed, what is before it will be looked at. Of a class that is there and says
@@ -196,7 +207,7 @@ class Walk:
         """Whether it leads to a node that can be looked at."""
         if spec.options.get("multiselect"):  # here a newer server takes a list of choices
             return False
-        problem, leads_on = check_link(self.graph, self.catalogue, node_id, spec, link)
+        problem, leads_on = check_link(self.graph, self.catalogue, node_id, spec, link, self._near())
         self._note(problem)
         return leads_on
 
@@ -206,14 +217,14 @@ class Walk:
 
 
 def check_link(
-    graph: Graph, catalogue: Catalogue, node_id: str, spec: InputSpec, link: list[Any]
+    graph: Graph, catalogue: Catalogue, node_id: str, spec: InputSpec, link: list[Any], near: Collection[str] = ()
 ) -> tuple[Problem | None, bool]:
-    """What is wrong with a link, and whether it leads to a node all the same."""
+    """What is wrong with a link, and whether it leads to a node all the same. ``near``: ids to suggest from."""
     if len(link) != 2 or not isinstance(link[0], str) or not isinstance(link[1], int):
         return bad_link(graph, node_id, spec.name, link), False
     source_id, slot = link
     if source_id not in graph:
-        return missing_node(graph, node_id, spec.name, source_id), False
+        return missing_node(graph, node_id, spec.name, source_id, near), False
     source = catalogue.get(graph[source_id]["class_type"])
     if source is None or ANY in source.outputs:
         return None, True  # outputs may be made up as they are asked for
@@ -237,7 +248,7 @@ def fits(received: str, spec: InputSpec) -> bool:
     return not wanted.isdisjoint(part.strip() for part in received.split(","))
 
 
-def check_value(graph: Graph, node_id: str, spec: InputSpec, value: Any) -> Problem | None:
+def check_value(graph: Graph, node_id: str, spec: InputSpec, value: Any, *, suggest: bool = True) -> Problem | None:
     """A value that is no link, as ComfyUI would convert and compare it."""
     if isinstance(value, dict) and WRAPPED in value:
         value = value[WRAPPED]
@@ -250,7 +261,9 @@ def check_value(graph: Graph, node_id: str, spec: InputSpec, value: Any) -> Prob
         return _range(graph, node_id, spec, value)
     if spec.choices is not None:
         multiple = spec.options.get("multiselect") and isinstance(value, list)
-        return None if multiple or value in spec.choices else wrong_choice(graph, node_id, spec.name, value, spec)
+        if multiple or value in spec.choices:
+            return None
+        return wrong_choice(graph, node_id, spec.name, value, spec, suggest=suggest)
     if spec.required and spec.kind in OBJECT_TYPES and isinstance(value, (str, int, float)):
         # ComfyUI looks at no value of these types, and the node would fail in the middle of the run.
         return needs_link(graph, node_id, spec.name, spec.kind)

@@ -125,7 +125,7 @@ def _spec_of(name: str, config: Any) -> InputSpec | None:
 def _exception(graph: Graph, node_id: str, error: Json, catalogue: Catalogue, known: NodeClass | None) -> list[Problem]:
     """Mostly a link to nowhere. Else the class's own check raised."""
     node = graph.get(node_id, {"inputs": {}})
-    found = [check_link(graph, catalogue, node_id, spec, link)[0] for spec, link in links(node, known)]
+    found = [check_link(graph, catalogue, node_id, spec, link, graph)[0] for spec, link in links(node, known)]
     if problems := [problem for problem in found if problem is not None and problem.kind is not Kind.TYPE_MISMATCH]:
         return problems
     extra = error.get("extra_info")

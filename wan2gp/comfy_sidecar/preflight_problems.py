@@ -14,7 +14,7 @@ from wan2gp.comfy_sidecar.workflow import Graph, title
 
 Json = dict[str, Any]
 NAME_CHARS, VALUE_CHARS, REASON_CHARS, KEPT_CHARS = 60, 120, 240, 1000
-FEW, LISTED, CLOSE = 16, 50, 3
+FEW, LISTED, CLOSE = 16, 20, 3
 """Choices that are spelled out in a sentence; that are kept for a program; and close ones."""
 
 

@@ -111,9 +111,11 @@ def bad_link(graph: Graph, node_id: str, name: str, value: Any) -> Problem:
     return at(Kind.BAD_LINK, graph, node_id, name, said)
 
 
-def missing_node(graph: Graph, node_id: str, name: str, source: str, *, unseen: bool = False) -> Problem:
+def missing_node(
+    graph: Graph, node_id: str, name: str, source: str, near: Iterable[str], *, unseen: bool = False
+) -> Problem:
     """``unseen``: ComfyUI does not look there before the run, in which it is the end of its worker thread."""
-    close = close_to(source, graph)
+    close = close_to(source, near)
     said = f"it is linked to node {quoted(source)}, which is not in the graph: link it to a node that is"
     said += f", such as {', '.join(show_node(graph, other) for other in close)}" if close else ""
     said += "; ComfyUI would take the graph and stop working over it" if unseen else ""
@@ -191,10 +193,12 @@ def out_of_range(graph: Graph, node_id: str, name: str, value: Any, limits: Json
     return at(kind, graph, node_id, name, f"{said}give {span}", certain=False, min=low, max=high)
 
 
-def wrong_choice(graph: Graph, node_id: str, name: str, value: Any, spec: InputSpec) -> Problem:
+def wrong_choice(
+    graph: Graph, node_id: str, name: str, value: Any, spec: InputSpec, *, suggest: bool = True
+) -> Problem:
     """Also a file that is not there: the lists of some inputs are what lies in a folder."""
     choices = spec.choices or ()
-    close = close_to(str(value), choices)
+    close = close_to(str(value), choices) if suggest else []
     facts: Json = {"choices": [_plain(choice) for choice in choices[:LISTED]], "choice_count": len(choices)}
     facts["close"] = close
     kind, said = _what_is_not_there(graph, node_id, name, value, spec)
@@ -203,7 +207,9 @@ def wrong_choice(graph: Graph, node_id: str, name: str, value: Any, spec: InputS
     if choices and (len(choices) <= FEW or not close):
         said += f"; there is {listing(choices)}"
     elif choices:
-        said += f", of {len(choices)}"
+        said += f", of {len(choices)} that there are"
+    elif kind is not Kind.MISSING_FILE:
+        said += "; so far there is none"
     return at(kind, graph, node_id, name, said, certain=False, **facts)
 
 
@@ -240,7 +246,7 @@ def names_input_file(class_type: str, name: str, spec: InputSpec | None) -> bool
 
 
 def _plain(choice: Any) -> Any:
-    return choice if isinstance(choice, (str, int, float, bool)) or choice is None else str(choice)
+    return choice if isinstance(choice, (int, float, bool)) or choice is None else shown(str(choice), REASON_CHARS)
 
 
 # --- words of the server -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from wan2gp.handlers.comfy_live import Live
 
 SENTENCE_CHARS = 1500
 """Of all problems together; a row's message is cut at 2,000 characters. ``detail`` has the rest."""
-PROBLEMS_KEPT = 200
+PROBLEMS_KEPT = 100
 OF_A_CLASS = frozenset({Kind.REFUSED_BY_NODE, Kind.MISSING_FILE})
 """What a class's own code says."""
 
@@ -126,7 +126,7 @@ def invalid(problems: Sequence[Problem], opening: str = "the graph cannot run") 
             break
         said.append(problem.sentence)
     detail = {
-        "nodes": sorted({problem.node_id for problem in problems if problem.node_id is not None}),
+        "nodes": sorted({problem.node_id for problem in problems[:PROBLEMS_KEPT] if problem.node_id is not None}),
         "problems": [problem.as_json() for problem in problems[:PROBLEMS_KEPT]],
         "problem_count": len(problems),
     }
