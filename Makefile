@@ -38,9 +38,10 @@ types: $(STAMP)
 
 check: lint types test  ## format, lint, strict types, tests with warnings as errors
 
-format: $(STAMP)  ## put the sources into shape
+format: $(STAMP)  ## put the sources into shape, and the pages that are made from them
 	$(BIN)/ruff format wan2gp tests
 	$(BIN)/ruff check --fix wan2gp tests
+	$(BIN)/python -m wan2gp.docs
 
 bench: $(STAMP)  ## print latency, throughput and memory with the machine's facts
 	$(BIN)/python -m tests.bench
