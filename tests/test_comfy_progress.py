@@ -334,8 +334,9 @@ def test_the_row_and_the_status_say_what_the_handler_said(tmp_path: Path) -> Non
     one = claimed(tmp_path)
     one.heard(said(fraction=0.5, step=3, steps=20, detail="KSampler", eta_s=34.6, preview="preview.jpg"))
     assert one.row_detail() == "KSampler, 3 of 20, 35 s left"
-    shown = one.describe(1.0)
-    assert (shown["eta_s"], shown["preview"]) == (34.6, f"{tmp_path}/preview.jpg")
+    shown = one.describe(10.0)
+    assert (shown["eta_s"], shown["preview"]) == (24.6, f"{tmp_path}/preview.jpg"), "ten seconds passed since"
+    assert one.describe(99.0)["eta_s"] == 0.0
     one.heard(said(fraction=0.4, phase="publish", detail="x.mp4"))
     assert (one.fraction, one.row_detail(), one.describe(1.0)["eta_s"]) == (0.5, "x.mp4", None)
     one.heard(said())

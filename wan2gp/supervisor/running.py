@@ -105,10 +105,14 @@ class Running:
             "step": self.step,
             "steps": self.steps,
             "detail": self.detail,
-            "eta_s": self.eta_s,
+            "eta_s": self._left_s(now),
             "preview": f"{self.work_dir}/{self.preview}" if self.preview else None,
             "seconds": now - (self.started_at or self.claimed_at),
         }
+
+    def _left_s(self, now: float) -> float | None:
+        """The estimate, less what has passed since it was made."""
+        return None if self.eta_s is None else round(max(0.0, self.eta_s - (now - self.progressed_at)), 1)
 
     def ended(self, outcome: Outcome, now: float) -> Ending:
         """What a handler's outcome means for the row."""
