@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,22 @@ def test_the_embedded_database_comes_back_under_a_running_task(start_worker: Sta
     ended = eventually("it completes", lambda: (found := row()) and found["status"] == "Complete" and found)
     assert ended["attempts"] == 1
     assert "The embedded Postgres ended" in worker.log
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The pid of a process that has nothing to do with us."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_handler_cannot_have_a_stranger_killed_by_naming_it_as_its_engine(start_worker: Start, stranger: int) -> None:
+    worker = start_worker()
+    worker.ended(worker.insert("framer", {"pid": stranger}))
+    worker.ended(worker.insert("noop"))
+    noted = [pid for pid, _ in json.loads((worker.data_dir / "children.json").read_text())]
+    assert worker.handler_pid("framer") in noted and stranger not in noted
+    worker.kill()
+    start_worker()
+    assert psutil.Process(stranger).status() != psutil.STATUS_ZOMBIE

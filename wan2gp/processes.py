@@ -100,6 +100,15 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def is_below(pid: int, root: int) -> bool:
+    """True when ``pid`` is a descendant of ``root``."""
+    while pid > 1 and (fields := _stat(pid)):
+        pid = int(fields[1])
+        if pid == root:
+            return True
+    return False
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal; a process that is gone already is as good."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

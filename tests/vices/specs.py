@@ -26,6 +26,7 @@ NAMES = (
     "tardy",
     "late",
     "diarist",
+    "framer",
 )
 
 
