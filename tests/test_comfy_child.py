@@ -112,7 +112,7 @@ def test_the_row_of_the_specification_through_the_wire(child: Child) -> None:
     assert (child.path / "work" / outcome.artifacts[0].path).is_file()
     states = [one.state for one in child.said if isinstance(one, EngineState)]
     assert states == ["starting", "ready"]
-    assert ("comfy.uploaded", {"name": "input.mp4"}) in [
+    assert ("comfy.uploaded", {"kind": "video", "name": "input.mp4"}) in [
         (one.name, one.fields) for one in child.said if isinstance(one, Event)
     ]
 

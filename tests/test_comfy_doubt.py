@@ -153,7 +153,7 @@ def test_an_external_server_gets_the_video_by_upload_and_gives_the_result_by_vie
     row = {**spec_row(), "video_url": "https://example.com/my%20clip%22%20(1)%20%C3%A9.mp4?sig=1"}
     (artifact,) = one.succeeds(row).artifacts
     assert (artifact.frames, artifact.kind) == (12, "video")
-    assert ("comfy.uploaded", {"name": "my_clip_1_.mp4"}) in one.facts
+    assert ("comfy.uploaded", {"kind": "video", "name": "my_clip_1_.mp4"}) in one.facts
     assert proxy.count("POST", "/upload/image") == 1 and proxy.count("GET", "/view") == 1
     ((state, said),) = one.states
     assert state == "ready" and said["url"] == proxy.url and said["version"] == "0.3.64"

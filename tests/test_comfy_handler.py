@@ -70,7 +70,7 @@ def test_the_row_of_the_specification_becomes_a_video(bench: Make, tmp_path: Pat
         "comfy.queued",
         "comfy.completed",
     ]
-    assert one.facts[5][1] == {"name": "input.mp4"}
+    assert one.facts[5][1] == {"kind": "video", "name": "input.mp4"}
 
 
 def test_a_second_task_finds_the_server_running(warm: Bench) -> None:

@@ -57,7 +57,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "handler.hung": ("WARNING", "Handler {handler} hangs: {reason}. Killing it"),
     "handler.protocol": ("ERROR", "Handler {handler} broke the protocol: {error}. Killing it"),
     "handler.strays": ("WARNING", "Ended {count} process(es) left behind"),
-    "input.downloading": ("INFO", "Downloading video from {url}"),
+    "input.downloading": ("INFO", "Downloading {kind} from {url}"),
     "input.downloaded": ("INFO", "Downloaded {bytes} bytes in {seconds:.1f}s"),
     "input.from_cache": ("INFO", "{url} is unchanged: {bytes} bytes from the cache, in {seconds:.1f}s"),
     "comfy.first_task": ("INFO", "First ComfyUI task detected - starting ComfyUI server..."),
@@ -75,7 +75,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "comfy.external_lost": ("WARNING", "{cause}"),
     "comfy.restarting": ("WARNING", "ComfyUI starts again in {delay_s:.1f}s: {cause}"),
     "comfy.verdict": ("WARNING", "ComfyUI is {verdict}: {detail}"),
-    "comfy.uploaded": ("INFO", "Uploaded video: {name}"),
+    "comfy.uploaded": ("INFO", "Uploaded {kind}: {name}"),
     "comfy.queued": ("INFO", "Workflow queued: {prompt_id}"),
     "comfy.completed": ("INFO", "Workflow completed"),
     "comfy.filled_inputs": ("WARNING", "Node {node_id} lacked required inputs, defaults were taken: {inputs}"),
@@ -102,7 +102,7 @@ class _Lenient(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         try:
             return str(super().format_field(value, format_spec))[:FIELD_MAX]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return str(value)[:FIELD_MAX]
 
 

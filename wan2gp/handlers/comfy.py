@@ -114,7 +114,7 @@ class ComfyRun:
         for taken, given in self._files.place(live):
             target = taken.wanted.target
             self._graph[target.node_id]["inputs"][target.field] = given
-            self._job.event("comfy.uploaded", name=taken.name)
+            self._job.event("comfy.uploaded", kind=taken.shown_kind, name=taken.name)
 
     def _prepare_graph(self, live: Live) -> None:
         folder = "/".join(self._folder)

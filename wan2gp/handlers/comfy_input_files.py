@@ -37,6 +37,11 @@ class Taken:
     path: Path
     name: str
 
+    @property
+    def shown_kind(self) -> str:
+        """For people."""
+        return "file" if self.wanted.kind == "any" else self.wanted.kind
+
 
 class InputFiles:
     """All files of one task. Call :meth:`take_local`, then :meth:`take_remote`, then :meth:`place`."""

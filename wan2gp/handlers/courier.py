@@ -134,7 +134,8 @@ class _Errand:
     def _download(self, name: str) -> None:
         """Fetch one source, and answer when it was the last one or failed."""
         try:
-            self._event("input.downloading", url=shown_url(self.fetch.sources[name].url))
+            source = self.fetch.sources[name]
+            self._event("input.downloading", url=shown_url(source.url), kind=_said(source.kind))
             self._arrived(name, self._downloads[name].run())
         except Interrupted:
             return
@@ -176,6 +177,11 @@ class _Errand:
 
     def _event(self, name: str, **fields: str | int | float) -> None:
         self._say(self, Event(name, fields, self.fetch.task_id))
+
+
+def _said(kind: str) -> str:
+    """The kind of a source, for people."""
+    return "file" if kind == "any" else kind
 
 
 def _amount(done: dict[str, tuple[int, int | None]], sources: int) -> str:
