@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.broken_graphs_data import Broken, broken_graphs, listed
-from tests.comfy_jobs import Bench
+from tests.comfy_jobs import Bench, spec_row
 from tests.conftest_comfy import free_port
 from tests.preflight_mutants import mutants
 from tests.test_preflight_graphs import refused
@@ -64,6 +64,16 @@ def test_a_broken_graph_is_answered_by_the_same_words(real: Bench, broken: Broke
 @pytest.mark.parametrize("name", sorted(VALID))
 def test_a_good_graph_passes(real: Bench, name: str) -> None:
     real.succeeds({"workflow": copy.deepcopy(VALID[name].workflow)})
+
+
+def test_a_broken_graph_costs_no_download(real: Bench) -> None:
+    """The video that is still to come is nothing the loader's own code is asked about."""
+    row = spec_row()
+    row["workflow"]["2"]["inputs"] |= {"format": "video/nope", "frame_rate": 0}
+    real.fetched.clear()
+    failure = real.fails(row)
+    assert listed(failure.detail) == [("2", "frame_rate", "too_small"), ("2", "format", "wrong_choice")]
+    assert real.fetched == []
 
 
 def port_of(one: Bench) -> int:

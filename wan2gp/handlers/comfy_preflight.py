@@ -34,7 +34,7 @@ def preflight(graph: Graph, live: Live, replaced: Collection[Place], learn: Call
     does not know; it is called again when something seems wrong, since lists of files change.
     """
     learn()
-    if not _check(graph, live, replaced):
+    if not check_graph(graph, live.catalogue, replaced):
         return
     live.catalogue.forget({node["class_type"] for node in graph.values()})
     learn()
