@@ -316,6 +316,9 @@ def load_config(
             f"lease.renew_s = {values['renew_s']:g} is more than half of lease.duration_s = {values['lease_s']:g}: "
             "renew at least twice in a lease"
         )
+    warm = values["comfy_warmup_workflow"]
+    if warm and not Path(warm).expanduser().is_file():
+        warnings.append(f"COMFY_WARMUP_WORKFLOW = {warm} is no file now: without it ComfyUI starts cold")
     if problems:
         raise ConfigError(problems)
     return Config(data_dir=data_dir, warnings=tuple(warnings), **values)

@@ -137,6 +137,7 @@ _TABLE = (
         "Nothing at first: it is retried.",
     ),
     ("input.timeout", True, "An input's download took too long.", "A faster host, or a higher limit."),
+    ("input.unplaced", True, "There is no place on the worker's disk for an input.", "Look at the data directory."),
     ("input.courier_died", True, "The download process died again and again.", "See `wan2gp-ctl logs courier`."),
     ("input.unreachable", True, "An input's host cannot be reached.", "Check the host's name."),
     ("input.too_large", False, "An input is larger than the limit.", "A smaller file, or inputs.max_bytes."),

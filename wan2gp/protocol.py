@@ -15,6 +15,10 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Upper bound of one frame in either direction, bytes. Larger ones are refused by :func:`decode_up`."""
 
 
+MAX_DEPTH = 200
+"""Deepest nesting of free JSON (params, details) that crosses the wire: more would overflow what walks it."""
+
+
 class ProtocolError(Exception):
     """A frame that is not one of our messages: malformed, too large, or of an unknown type."""
 
@@ -214,6 +218,7 @@ _up = msgspec.json.Decoder(Up)
 
 def encode(message: Down | Up) -> bytes:
     """One frame. Raises :class:`ProtocolError` when it cannot be written or is larger than a frame may be."""
+    _check_depth(message)
     try:
         frame = _encoder.encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -232,7 +237,38 @@ def decode_down(frame: bytes) -> Down:
 def decode_up(frame: bytes) -> Up:
     """A message from a child, or :class:`ProtocolError`. The child counts as hostile."""
     message: Up = _decode(_up, frame)
+    _check_depth(message)
     return message
+
+
+def _check_depth(message: Down | Up) -> None:
+    for free in _free_json(message):
+        level, depth = [free], 0
+        while level:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ProtocolError(f"{type(message).__name__} is nested more than {MAX_DEPTH} levels deep")
+            level = [
+                inner
+                for value in level
+                for inner in (value.values() if isinstance(value, dict) else value)
+                if isinstance(inner, (dict, list))
+            ]
+
+
+def _free_json(message: Down | Up) -> list[Any]:
+    """The parts of a message whose shape is anybody's."""
+    found: list[Any] = []
+    if isinstance(message, Run):
+        found = [message.params]
+    elif isinstance(message, Event):
+        found = [message.fields]
+    elif isinstance(message, EngineState):
+        found = [message.detail]
+    elif isinstance(message, Finished):
+        outcome = message.outcome
+        found = [outcome.data, outcome.engine] if isinstance(outcome, Succeeded) else [getattr(outcome, "detail", None)]
+    return [value for value in found if isinstance(value, (dict, list))]
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], frame: bytes) -> Any:

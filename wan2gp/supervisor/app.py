@@ -191,7 +191,8 @@ class App:
         pids += [pid for desk in loop.desks if isinstance(pid := desk.engine.get("pid"), int)]
         self._ledger.write(pids)
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._look_at or loop.strays_likely:
+            loop.strays_likely = False
             self._look_at = now + LOOK_EVERY_S
             self._end_strays()
             ended = self._backend.revive()

@@ -87,14 +87,22 @@ class Child:
         boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, warm)
         command = [sys.executable, "-m", "wan2gp.handlers", self.name]
         self._channel, theirs = _spawn.Pipe()
+        try:
+            self._start(theirs, command, encode_boot(boot), str(log))
+        except OSError:
+            self._channel.close()
+            raise
+        finally:
+            theirs.close()
+
+    def _start(self, theirs: Any, command: list[str], boot: bytes, log: str) -> None:
         self._process = _spawn.Process(
             target=shim.main,
-            args=(theirs, command, encode_boot(boot), str(log), os.getpid()),
+            args=(theirs, command, boot, log, os.getpid()),
             name=f"shim-{self.name}",
             daemon=True,
         )
         self._process.start()
-        theirs.close()
         assert self._process.pid is not None
         self.shim_pid: int = self._process.pid
         self.shim_started = start_time(self.shim_pid)

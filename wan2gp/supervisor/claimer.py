@@ -19,6 +19,8 @@ from wan2gp.supervisor.registry import Registry
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 10.0
+JOIN_S = 1.5
+"""How long a stop waits for a call that hangs; repeating it later is safe, seconds."""
 
 
 class Claimer:
@@ -78,7 +80,7 @@ class Claimer:
         self._stopping.set()
         self._queue.interrupt()
         if self._thread.is_alive():
-            self._thread.join(15.0)
+            self._thread.join(JOIN_S)
 
     def _open(self) -> frozenset[str]:
         """Handlers with a slot that no claim on its way will take."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +34,21 @@ class CourierDesk(Desk):
     answered: Callable[[Running, Fetched], None] = lambda running, answer: None
     progressed: Callable[[Running], None] = lambda running: None
     errands: dict[tuple[str, str], _Errand] = field(default_factory=dict)
+    _errand_number: int = 0
 
     def fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
         """Download for a task; replaces what was asked for it before."""
-        directory = Path(running.work_dir) / "in"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True, mode=0o700)
+        self._errand_number += 1
+        # A fresh one each time: an errand that was replaced may still write into its own.
+        directory = Path(running.work_dir) / f"in-{self._errand_number}"
         running.sources = dict(sources)
+        try:
+            directory.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            code = "worker.disk_full" if error.errno == errno.ENOSPC else "input.unplaced"
+            failure = Failed(code, f"cannot make a directory for the inputs: {error.strerror}", retryable=True)
+            self.answered(running, Fetched(*running.key, failure=failure))
+            return
         request = Fetch(*running.key, dict(sources), str(directory))
         self.errands[running.key] = _Errand(running, request, self.around.clock())
         if self.life.state is State.STOPPED:
@@ -79,6 +87,10 @@ class CourierDesk(Desk):
             self.hang(str(error))
             return False
         return True
+
+    def task_ids(self) -> set[str | None]:
+        """See :meth:`Desk.task_ids`."""
+        return {task_id for task_id, _ in self.errands}
 
     def work(self, message: Up) -> None:
         """Answers and progress, of errands that somebody still waits for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import random
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from wan2gp.supervisor.router import Router, Unreachable
 
 BEATS_MISSED_S = 60.0
 """One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
+NAME_MAX = 100
+"""Longest name of a fact, characters."""
 LEAVE_S = 2.0
 """How long a child may take to leave when asked, before SIGTERM; as long again before SIGKILL, seconds."""
 
@@ -37,6 +40,10 @@ class Surroundings:
     watch: Callable[[Child, Callable[[], None]], None]
     """Call back in the loop's thread whenever the child's descriptors have news."""
     unwatch: Callable[[Child], None]
+    hear_out: Callable[[], None]
+    """Take what is still on the wire, before a sender is declared dead."""
+    strays: Callable[[], None]
+    """Processes may have fallen to the supervisor: look soon."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -87,15 +94,24 @@ class Desk(abc.ABC):
             self._carry_out(effect)
 
     def hear(self, message: Up | ProtocolError) -> None:
-        """A message from this desk's child."""
+        """A message from this desk's child. Whatever is wrong with it costs that child, and nothing else."""
         self._last_beat = self.around.clock()
+        try:
+            self._hear(message)
+        except Exception as error:
+            # The third catch-all: a message of a hostile child must not end the supervisor and everybody's tasks.
+            self.facts("handler.protocol", handler=self.name, error="".join(traceback.format_exception(error)))
+            self.hang(f"broke the protocol: {type(error).__name__}")
+
+    def _hear(self, message: Up | ProtocolError) -> None:
         if isinstance(message, Beat):
             return
         if isinstance(message, Hello):
             self._hello(message)
         elif isinstance(message, Event):
-            facts = self.facts.bind(task=message.task_id) if message.task_id else self.facts
-            facts(message.name, **message.fields)
+            ours = message.task_id is not None and message.task_id in self.task_ids()
+            facts = self.facts.bind(task=str(message.task_id)) if ours else self.facts
+            facts(message.name[:NAME_MAX], **message.fields)
         elif isinstance(message, EngineState):
             self._note_engine(message)
         elif isinstance(message, ProtocolError):
@@ -147,6 +163,10 @@ class Desk(abc.ABC):
     def work(self, message: Up) -> None:
         """A message that concerns the work."""
 
+    def task_ids(self) -> set[str | None]:
+        """The tasks for which this child may speak."""
+        return set()
+
     @abc.abstractmethod
     def ready(self) -> None:
         """The child has said hello."""
@@ -179,6 +199,9 @@ class Desk(abc.ABC):
             self.lose_work(self._code(), self.last_cause or "", self.last_death)
         elif effect is Do.HAND_BACK:
             self.hand_back()
+        elif effect is Do.FORSAKE:
+            if self.life.state is State.BROKEN:
+                self.hand_back()
         elif effect is Do.INTERRUPT:
             self.interrupt()
 
@@ -187,14 +210,21 @@ class Desk(abc.ABC):
         self.facts("handler.starting", handler=self.name)
         self.engine, self._hung = {}, None
         self.around.router.admit(child.identity)
-        child.spawn(
-            target=self.target,
-            endpoint=self.around.router.endpoint,
-            home=self.around.data_dir / "handlers" / self.name,
-            log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
-            settings=dict(self.settings),
-            warm=self.warm,
-        )
+        try:
+            child.spawn(
+                target=self.target,
+                endpoint=self.around.router.endpoint,
+                home=self.around.data_dir / "handlers" / self.name,
+                log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
+                settings=dict(self.settings),
+                warm=self.warm,
+            )
+        except OSError as error:  # no process, no descriptor or no space to be had: a death like any other
+            self.around.router.expel(child.identity)
+            self.last_cause, self.last_death = f"the system gives no process: {error}", Death(None)
+            self.facts("handler.died", handler=self.name, cause=self.last_cause)
+            self.on(On.DIED)
+            return
         self.child = child
         self._last_beat = now = self.around.clock()
         self._timers = _Timers(overdue=now + (self.warm_start_s if self.warm else self.start_s))
@@ -250,6 +280,7 @@ class Desk(abc.ABC):
             return
         death = self.child.news()
         if death is not None:
+            self.around.hear_out()  # its last message may be on the way yet
             self._died(self.child, death)
 
     def _died(self, child: Child, death: Death) -> None:
@@ -261,7 +292,10 @@ class Desk(abc.ABC):
         self.engine = {}
         asked = self.life.state in (State.STOPPING, State.RECYCLING)
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
-        self.last_cause = self._hung or death.cause() + last
+        if death.status is None:  # its shim was killed: what was below has fallen to us
+            self.around.strays()
+        if not (asked and self.life.blamed):  # else the engine's own words, heard before, say more
+            self.last_cause = self._hung or death.cause() + last
         if not asked or self._hung:
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)

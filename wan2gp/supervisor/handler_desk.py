@@ -30,8 +30,12 @@ from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running, Why
 from wan2gp.supervisor.spool import Ending
 
+SOURCES_MAX = 256
+"""How many inputs one task may have."""
 CANCEL_GRACE_S = 15.0
 """How long a cancelled run may take to end before its process is killed, seconds."""
+DANGER_GRACE_S = 2.0
+"""The same when the lease is about to end, which cannot be put off, seconds."""
 
 
 class Freeing(enum.Enum):
@@ -65,7 +69,7 @@ class HandlerDesk(Desk):
 
     def room(self) -> int:
         """How many more tasks may be claimed for it now."""
-        if not self.accepting:
+        if not self.accepting or self._hung is not None:
             return 0
         if self.life.state is State.STOPPED:
             return 1 - len(self.waiting)
@@ -78,6 +82,9 @@ class HandlerDesk(Desk):
     def take(self, running: Running) -> None:
         """A task was claimed for this handler."""
         self.waiting.append(running)
+        if self.life.state is State.BROKEN:  # it broke while the claim was on its way
+            self._all_back(self.last_cause or "the handler is broken")
+            return
         if self.current is not None or len(self.waiting) > 1:
             early = self.early_inputs(running.task.params)
             if early:
@@ -88,7 +95,7 @@ class HandlerDesk(Desk):
 
     def ready(self) -> None:
         """Send the next task when there is one and the child is free."""
-        if self.life.state is not State.IDLE or not self.waiting or self.child is None:
+        if self.life.state is not State.IDLE or not self.waiting or self.child is None or self._hung is not None:
             return
         running = self.waiting[0]
         task = running.task
@@ -180,9 +187,12 @@ class HandlerDesk(Desk):
         running.wanted = True
         if running.sources != dict(sources):
             running.inputs = None
-            foreign = [source.url for source in sources.values() if not _stands_in(running.task.params, source.url)]
-            if foreign:
-                refusal = Failed("input.bad_url", f"{foreign[0][:200]} does not stand in the task's params")
+            foreign = _foreign(running.task.params, sources)
+            if len(sources) > SOURCES_MAX:
+                too_many = Failed("input.bad_params", f"more than {SOURCES_MAX} inputs: {len(sources)}")
+                running.inputs = Inputs(*running.key, failure=too_many)
+            elif foreign is not None:
+                refusal = Failed("input.bad_url", f"{foreign[:200]} does not stand in the task's params")
                 running.inputs = Inputs(*running.key, failure=refusal)
             else:
                 self.fetch(running, sources)
@@ -272,10 +282,15 @@ class HandlerDesk(Desk):
         if running is None or self._hung is not None:
             return
         limit = self.limits_s.get(running.phase, PHASE_LIMITS_S.get(running.phase, PHASE_LIMITS_S["step"]))
-        if running.interrupted_at is not None and now - running.interrupted_at > CANCEL_GRACE_S:
-            self.hang(f"did not end its task within {CANCEL_GRACE_S:.0f}s of the cancellation")
+        grace = DANGER_GRACE_S if running.why is Why.DANGER else CANCEL_GRACE_S
+        if running.interrupted_at is not None and now - running.interrupted_at > grace:
+            self.hang(f"did not end its task within {grace:.0f}s of the cancellation")
         elif now - running.progressed_at > limit:
             self.hang(f"no progress within {limit:.0f}s in phase {running.phase}")
+
+    def task_ids(self) -> set[str | None]:
+        """See :meth:`Desk.task_ids`."""
+        return {running.task.id for running in self.tasks()}
 
     def tasks(self) -> list[Running]:
         """All tasks at this desk."""
@@ -286,12 +301,21 @@ class HandlerDesk(Desk):
         return {**super().describe(), "task": self.current.task.id if self.current else None}
 
 
-def _stands_in(params: Any, url: str) -> bool:
-    """True when ``url`` is a string somewhere in the task's own parameters: a handler may fetch nothing else."""
-    if isinstance(params, str):
-        return params == url or (url in params and params.lstrip()[:1] in ("{", "["))
-    if isinstance(params, dict):
-        return any(_stands_in(value, url) for value in params.values())
-    if isinstance(params, list):
-        return any(_stands_in(value, url) for value in params)
-    return False
+def _foreign(params: Any, sources: Mapping[str, Source]) -> str | None:
+    """The first URL that does not stand in the task's own parameters: a handler may fetch nothing else."""
+    strings, documents = set(), []
+    level = [params]
+    while level:
+        value = level.pop()
+        if isinstance(value, str):
+            strings.add(value)
+            if value.lstrip()[:1] in ("{", "["):
+                documents.append(value)  # JSON in a string: a graph, say
+        elif isinstance(value, dict):
+            level += value.values()
+        elif isinstance(value, list):
+            level += value
+    for source in sources.values():
+        if source.url not in strings and not any(source.url in document for document in documents):
+            return source.url
+    return None

@@ -1,8 +1,8 @@
 """A small write-ahead journal in one preallocated file: many records a second, on the disk when ``append`` returns.
 
 The file is filled with zeros once and then overwritten, so that a flush has data to write and nothing else (a file that
-grows makes every flush commit the file system's own journal too, measured at three times the cost). Every line carries
-the file's epoch; whatever follows the last whole line of the newest epoch, older lines or half of one, is not read.
+grows makes every flush commit the file system's own journal too). A full one is replaced by a fresh one. The last line
+may be torn by a crash: it has zeros in it, and nobody was promised anything of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ SIZE_BYTES = 1024 * 1024
 
 
 class _Line(msgspec.Struct, frozen=True, array_like=True):
-    epoch: int
     key: str
     value: msgspec.Raw = msgspec.Raw(DONE)
     """``null``: the record of this key is done with."""
@@ -35,7 +34,10 @@ class Journal:
         self._path = path
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
-        self._epoch, self._live = _read(path)
+        self._live, self.damaged = _read(path)
+        """``damaged``: a line in the middle cannot be read. The file is kept as ``.bad`` and all other lines count."""
+        if self.damaged:
+            os.replace(path, path.with_suffix(".bad"))
         self._file = -1
         self._renew()
 
@@ -71,7 +73,7 @@ class Journal:
             self._file = -1
 
     def _line(self, key: str, value: msgspec.Raw) -> bytes:
-        return self._encoder.encode(_Line(self._epoch, key, value)) + b"\n"
+        return self._encoder.encode(_Line(key, value)) + b"\n"
 
     def _write(self, data: bytes) -> None:
         if self._position + len(data) > self._size:
@@ -80,16 +82,15 @@ class Journal:
         self._position += os.pwrite(self._file, data, self._position)
 
     def _renew(self) -> None:
-        """A new file of the next epoch with the live records alone takes the old one's place."""
-        self._epoch += 1
+        """A new file with the live records alone takes the old one's place."""
         lines = b"".join(self._line(key, msgspec.Raw(value)) for key, value in self._live.items())
-        self._size = max(SIZE_BYTES, 2 * len(lines))
+        size = max(SIZE_BYTES, 2 * len(lines))
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # a crash may have left one, with whatever mode and owner
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb", closefd=False) as file:
-                file.write(lines + bytes(self._size - len(lines)))
+                file.write(lines + bytes(size - len(lines)))
             os.fsync(descriptor)
             os.rename(fresh, self._path)
             flush_folder(self._path.parent)
@@ -97,27 +98,25 @@ class Journal:
             os.close(descriptor)
             raise
         self.close()
-        self._file, self._position = descriptor, len(lines)
+        self._file, self._position, self._size = descriptor, len(lines), size
 
 
-def _read(path: Path) -> tuple[int, dict[str, bytes]]:
-    """The newest epoch in the file and its live records."""
+def _read(path: Path) -> tuple[dict[str, bytes], bool]:
+    """The live records, and whether a line that was whole once cannot be read."""
     live: dict[str, bytes] = {}
-    newest = 0
+    damaged = False
     with contextlib.suppress(FileNotFoundError):
         decoder = msgspec.json.Decoder(_Line)
         for line in path.read_bytes().split(b"\n"):
             try:
                 entry = decoder.decode(line)
             except msgspec.DecodeError:
-                break
-            if newest and entry.epoch != newest:
-                break
-            newest = entry.epoch
+                damaged |= b"\0" not in line and line != b""
+                continue
             live.pop(entry.key, None)
             if bytes(entry.value) != DONE:
                 live[entry.key] = bytes(entry.value)
-    return newest, live
+    return live, damaged
 
 
 def flush_folder(path: Path) -> None:

@@ -20,6 +20,8 @@ Key = tuple[str, str]
 
 PROGRESS_EVERY_S = 2.0
 """How often progress reaches the table at most, seconds."""
+JOIN_S = 1.5
+"""How long a stop waits for a call that hangs, seconds."""
 POKE_EVERY_S = 0.5
 """How often a hint (a notification, say) may cause a heartbeat at most, seconds."""
 
@@ -136,7 +138,7 @@ class LeaseKeeper:
             self._stopped = True
             self._change.notify()
         if self._thread.is_alive():
-            self._thread.join(15.0)
+            self._thread.join(JOIN_S)
 
     def _sooner(self, when: float) -> None:
         if when < self._next:

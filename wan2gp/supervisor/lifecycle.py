@@ -69,6 +69,8 @@ class Do(enum.Enum):
     """The task it ran was lost with it."""
     HAND_BACK = "hand_back"
     """Tasks that have not begun go back uncounted."""
+    FORSAKE = "forsake"
+    """Tasks that have not begun go back uncounted if the handler broke; a fresh start runs them otherwise."""
     INTERRUPT = "interrupt"
     """Cancel the task it runs, to be handed back uncounted."""
 
@@ -114,7 +116,7 @@ _TABLE: dict[tuple[State, On], tuple[State, tuple[Do, ...]]] = {
     (State.STOPPING, On.OVERDUE): (State.STOPPING, (Do.KILL,)),
     (State.RECYCLING, On.FINISHED): (State.RECYCLING, ()),
     (State.RECYCLING, On.WORN): (State.RECYCLING, ()),
-    (State.RECYCLING, On.DIED): (_FALL, (Do.LOSE_TASK, Do.WAIT)),
+    (State.RECYCLING, On.DIED): (_FALL, (Do.LOSE_TASK, Do.FORSAKE, Do.WAIT)),
     (State.RECYCLING, On.OVERDUE): (State.RECYCLING, (Do.KILL,)),
     (State.RECYCLING, On.STOP): (State.STOPPING, (Do.HAND_BACK,)),
     (State.BACKOFF, On.TIME_UP): (State.STARTING, (Do.SPAWN,)),

@@ -37,6 +37,9 @@ TICK_S = 1.0
 IDLE_TICK_S = 5.0
 KILL_AFTER_S = 0.5
 """How long an interrupted child may take at the end of the stop ladder, seconds."""
+HEAR_OUT_MS = 10
+"""How long the wire must be silent before a dead child has said all it had to say, milliseconds."""
+HEAR_OUT_ROUNDS = 20
 DANGER_MARGIN_S = 5.0
 UNABLE_EVERY_S = 10.0
 
@@ -89,7 +92,11 @@ class Loop:
         self._crash: BaseException | None = None
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
-        self._around = Surroundings(router, facts, config.data_dir, self._watch, self._unwatch, clock)
+        self._around = Surroundings(
+            router, facts, config.data_dir, self._watch, self._unwatch, self._hear_out, self._note_strays, clock
+        )
+        self.strays_likely = False
+        """A shim was killed: what was below it has fallen to us."""
         self.courier = self._courier_desk()
         self.handlers = {name: self._handler_desk(spec) for name, spec in registry.specs.items()}
 
@@ -146,6 +153,7 @@ class Loop:
 
     def run(self) -> None:
         """Until stopped, or drained with ``once``. Raises what made a part of the worker fail."""
+        self._see_who_is_unable(self._clock())
         self._prewarm()
         while not self._finished():
             self._offer()
@@ -175,6 +183,15 @@ class Loop:
             if desk is not None and desk.child is not None:
                 desk.hear(message)
 
+    def _hear_out(self) -> None:
+        for _ in range(HEAR_OUT_ROUNDS):
+            self._hear()
+            if not self._router.socket.poll(HEAR_OUT_MS):
+                return
+
+    def _note_strays(self) -> None:
+        self.strays_likely = True
+
     def _patience_ms(self) -> int:
         now = self._clock()
         busy = any(desk.has_process for desk in self.desks) or self.stage is Stage.STOPPING
@@ -188,13 +205,16 @@ class Loop:
 
     def _look_around(self, now: float) -> None:
         if now >= self._unable_at:
-            self._unable_at = now + UNABLE_EVERY_S
-            found = {name: spec.unable(self.config) for name, spec in self.registry.specs.items()}
-            self.unable = {name: reason for name, reason in found.items() if reason}
+            self._see_who_is_unable(now)
         for task_id, lease_id in self._leases.in_danger(self._margin_s):
             self._interrupt(task_id, Why.DANGER, lease_id)
         self._climb_down(now)
         self._every_tick()
+
+    def _see_who_is_unable(self, now: float) -> None:
+        self._unable_at = now + UNABLE_EVERY_S
+        found = {name: spec.unable(self.config) for name, spec in self.registry.specs.items()}
+        self.unable = {name: reason for name, reason in found.items() if reason}
 
     def crash(self, error: BaseException) -> None:
         """From any thread: a part of the worker failed; it must stop rather than limp."""
@@ -332,8 +352,9 @@ class Loop:
         """SIGTERM: let work end for the grace time. Called again: no more grace."""
         now = self._clock()
         if self.stage is Stage.STOPPING:
-            self.facts("worker.hurrying")
-            self._stop_at = min(self._stop_at or now, now)
+            if self._stop_at is not None:  # once interrupted, nothing is put off again
+                self.facts("worker.hurrying")
+                self._stop_at = now
             return
         self.stage = Stage.STOPPING
         running = sum(len(desk.tasks()) for desk in self.handlers.values())

@@ -18,7 +18,7 @@ PATIENCE_S = 5.0
 FREED = {
     Freeing.NOW: "handler {handler} was asked to give the GPU's memory back",
     Freeing.LATER: "handler {handler} works: it gives the GPU's memory back after its task",
-    Freeing.NOTHING: "handler {handler} has nothing to give back: its process does not run",
+    Freeing.NOTHING: "handler {handler} has nothing to give back: its process does not run, or comes or goes just now",
 }
 
 

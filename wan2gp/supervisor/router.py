@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zmq
 
-from wan2gp.protocol import Down, ProtocolError, Up, decode_up, encode
+from wan2gp.protocol import MAX_MESSAGE_BYTES, Down, ProtocolError, Up, decode_up, encode
 
 QUEUE_FRAMES = 1000
 """Frames that may wait in either direction for one peer."""
@@ -27,6 +27,7 @@ class Router:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)  # before anything of it is taken into memory
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_FRAMES)
         self._socket.setsockopt(zmq.RCVHWM, QUEUE_FRAMES)
         self._socket.bind(endpoint)

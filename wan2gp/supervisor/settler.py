@@ -29,6 +29,8 @@ _Inbox = queue.SimpleQueue[Ending | Path | None]
 BATCH = 32
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 10.0
+JOIN_S = 1.5
+"""How long a stop waits for a call that hangs; the spool keeps what it was about, seconds."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Settler:
         self._todo.put(None)
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(10.0)
+                thread.join(JOIN_S)
 
     def _count(self, change: int) -> None:
         with self._idle:
