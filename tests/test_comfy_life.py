@@ -322,6 +322,12 @@ def test_settings_that_no_server_could_use_are_found_at_start_up(name: str, valu
     assert problem.startswith(name) and words in problem
 
 
+def test_a_warm_up_file_that_is_not_there_is_told_at_start_up_and_stops_nothing(tmp_path: Path) -> None:
+    """It may lie on a volume that is mounted later."""
+    config = load_config(environ={"COMFY_WARMUP_WORKFLOW": str(tmp_path / "warm.json")})
+    assert "warm.json is no file now" in config.warnings[0]
+
+
 def test_flags_in_the_file_may_be_a_list(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('[comfy]\nargs = ["--cpu", "--extra-model-paths-config", "/a b/c.yaml"]\n')

@@ -160,7 +160,8 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     last_cause: str | None = None
     """Why it last died."""
     engine: dict[str, Any] = {}
-    """What the handler says of its engine: state, pid, port, url, version, python, torch, device, custom_nodes_failed."""
+    """What the handler says of its engine: state, and as far as known pid, port, url, version, python, torch, device,
+    custom_nodes_failed."""
     task: str | None = None
     """Id of the task it runs."""
     since_s: float | None = None
