@@ -48,6 +48,8 @@ def recoloured(**entry: Any) -> Json:
 
 def color_in(row: Json) -> Any:
     assert row["status"] == "Complete", row["error_message"]
+    # The row is first: only after it was accepted is the file moved to its place.
+    eventually("its file is there", lambda: Path(row["output_location"]).exists())
     with Image.open(row["output_location"]) as image:
         return image.convert("RGB").getpixel((4, 4))
 
