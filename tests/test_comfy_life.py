@@ -198,7 +198,7 @@ def test_an_external_server_that_died_between_two_tasks_costs_none_and_may_come_
     start_builtin: Callable[..., BuiltinServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wan2gp.handlers.comfy_engine.EXTERNAL_PATIENCE_S", 0.3)
+    monkeypatch.setattr("wan2gp.handlers.comfy_external.PATIENCE_S", 0.3)
     one = bench(url=builtin_server.url)
     one.succeeds({"workflow": picture()})
     builtin_server.process.kill()
@@ -217,7 +217,7 @@ def test_the_end_of_an_idle_external_server_is_seen_in_status(
     start_builtin: Callable[..., BuiltinServer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wan2gp.handlers.comfy_engine.EXTERNAL_LOOK_S", 0.1)
+    monkeypatch.setattr("wan2gp.handlers.comfy_external.LOOK_S", 0.1)
     one = bench(url=builtin_server.url)
     one.handler.warm()
     assert one.states[-1][0] == "ready"
@@ -335,6 +335,6 @@ def test_flags_in_the_file_may_be_a_list(tmp_path: Path) -> None:
 
 
 def test_warming_an_external_server_that_is_not_there_raises(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wan2gp.handlers.comfy_engine.EXTERNAL_PATIENCE_S", 0.2)
+    monkeypatch.setattr("wan2gp.handlers.comfy_external.PATIENCE_S", 0.2)
     with pytest.raises(TaskFailure, match="does not answer"):
         bench(url=f"http://127.0.0.1:{free_port()}").handler.warm()

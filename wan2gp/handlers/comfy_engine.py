@@ -8,34 +8,25 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wan2gp.comfy_sidecar.about import read_about
-from wan2gp.comfy_sidecar.client import ComfyClient, without_credentials
 from wan2gp.comfy_sidecar.errors import (
-    ApiError,
     NotInstalled,
     NotReady,
     SidecarError,
     StartAbandoned,
     StartFailed,
-    Unreachable,
 )
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
-from wan2gp.handlers.comfy_live import NOT_OURS, Live
+from wan2gp.handlers.comfy_external import ExternalServer
+from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
 from wan2gp.handlers.machine_memory import machine_memory
 
 LOOK_S = 0.5
 """Between two looks at an idle server."""
-EXTERNAL_LOOK_S = 10.0
-"""Between two looks at an idle external server."""
-EXTERNAL_PATIENCE_S = 10.0
-"""How long an external server may be silent before a task: somebody else's prompt may hold its interpreter."""
-EXTERNAL_LIFE_S = 300.0
-"""An external server that was found so long ago may have been started anew meanwhile, with other nodes."""
 WAIT_STEP_S = 0.1
 MEMORY_SHARE = 0.9
 """A server that holds more of the machine's memory than this between two tasks is bloated."""
@@ -57,17 +48,14 @@ class ComfyEngine:
         self._last_cause: str | None = None
         self._greeted = False
         self._swept = False
-        self._used_s = self._found_s = self._looked_s = monotonic()
+        self._used_s = monotonic()
         self._warmed: ComfyServer | None = None
         """The server that the warm-up workflow was tried on."""
         self._turn = threading.Lock()
         """Held while a task runs or the server is handled: the watcher looks only when it is free."""
         self._closing = threading.Event()
+        self._elsewhere = ExternalServer(settings.url, context, self._closing) if settings.url else None
         self._watcher: threading.Thread | None = None
-
-    @property
-    def external(self) -> bool:
-        return bool(self._settings.url)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -93,66 +81,16 @@ class ComfyEngine:
         """
         self._notice_death()
         try:
-            if self.external:
-                return self._external(abandoned)
+            if self._elsewhere is not None:
+                self._live = self._elsewhere.find(abandoned)
+                self._watch()
+                return self._live
             return self._live or self._own(event, abandoned, for_task)
         except NotInstalled as error:
             detail = {"reason": str(error)}
             raise TaskFailure("comfy.not_installed", "ComfyUI not available on this worker", detail=detail) from error
         except StartAbandoned as error:
             raise Interrupted from error
-
-    def _external(self, abandoned: Callable[[], bool]) -> Live:
-        """Looked at before each task: it may have ended, and nobody tells us."""
-        client = ComfyClient(self._settings.url, local=False) if self._live is None else self._live.client
-        try:
-            about = self._ask_external(client, abandoned)
-        except (Unreachable, ApiError) as error:
-            client.close()
-            reason = self._lose_external(self._silence(error))
-            raise TaskFailure(
-                "comfy.not_ready", f"ComfyUI failed to become ready: {reason}", engine_down=True
-            ) from error
-        except StartAbandoned:
-            if self._live is None:
-                client.close()
-            raise
-        return self._found_external(client, about)
-
-    def _ask_external(self, client: ComfyClient, abandoned: Callable[[], bool]) -> dict[str, str]:
-        end_s = monotonic() + EXTERNAL_PATIENCE_S
-        while True:
-            try:
-                return read_about(client.system_stats())
-            except Unreachable:
-                if monotonic() >= end_s:
-                    raise
-            if abandoned() or self._closing.wait(WAIT_STEP_S):
-                raise StartAbandoned
-
-    def _found_external(self, client: ComfyClient, about: dict[str, str]) -> Live:
-        now_s = monotonic()
-        if self._live is None or self._live.about != about or now_s - self._found_s > EXTERNAL_LIFE_S:
-            if self._live is not None:
-                self._live.stream.close()
-            self._live, self._found_s = Live(client, None, "comfyui", about), now_s
-            self._context.engine_state("ready", **self._external_words(), **about)
-        self._looked_s = now_s
-        self._watch()
-        return self._live
-
-    def _silence(self, error: SidecarError) -> str:
-        return f"{self._external_words()['url']} does not answer ({error})"
-
-    def _lose_external(self, cause: str) -> str:
-        """To let go of it is all that can be done. Returns the sentence."""
-        self._discard(0)
-        reason = cause + NOT_OURS
-        self._context.engine_state("failed", **self._external_words(), reason=reason)
-        return reason
-
-    def _external_words(self) -> dict[str, str]:
-        return {"url": without_credentials(self._settings.url), "whose": "external (COMFY_URL), not ours to restart"}
 
     def _own(self, event: Callable[..., None], abandoned: Callable[[], bool], for_task: bool) -> Live:
         self._installation.check()
@@ -261,8 +199,9 @@ class ComfyEngine:
 
     def lost(self, cause: str) -> None:
         """The server is gone or must go: end what is left of it; the next task starts another, after a pause."""
-        if self.external:
-            self._context.event("comfy.external_lost", cause=self._lose_external(cause))
+        if self._elsewhere is not None:
+            self._live = None
+            self._context.event("comfy.external_lost", cause=self._elsewhere.lose(cause))
             return
         lived_s = self._server.lived_s() if self._server else 0.0
         self._discard(0)
@@ -300,7 +239,9 @@ class ComfyEngine:
     def _discard(self, grace_s: float) -> None:
         live, self._live = self._live, None
         server, self._server = self._server, None
-        if live is not None:
+        if self._elsewhere is not None:
+            self._elsewhere.drop()
+        elif live is not None:
             live.close()
         if server is not None:
             server.stop(grace_s)
@@ -336,7 +277,9 @@ class ComfyEngine:
                 try:
                     self._notice_death()
                     self._stop_idle()
-                    self._look_at_external()
+                    if self._elsewhere is not None:
+                        self._elsewhere.look()
+                        self._live = self._elsewhere.live
                 finally:
                     self._turn.release()
 
@@ -348,18 +291,3 @@ class ComfyEngine:
         self._discard(1.0)
         self._context.event("comfy.idle_stopped", idle_s=limit_s)
         self._context.engine_state("stopped", cause=f"idle for {limit_s:g} s; the next task starts it")
-
-    def _look_at_external(self) -> None:
-        """So that `status` tells of its end, and of its return, while nothing runs."""
-        now_s = monotonic()
-        if not self.external or now_s - self._looked_s < EXTERNAL_LOOK_S:
-            return
-        self._looked_s = now_s
-        client = ComfyClient(self._settings.url, local=False) if self._live is None else self._live.client
-        try:
-            self._found_external(client, read_about(client.system_stats()))
-        except (Unreachable, ApiError) as error:
-            if self._live is None:
-                client.close()
-            else:
-                self._context.event("comfy.external_lost", cause=self._lose_external(self._silence(error)))
