@@ -77,7 +77,7 @@ class Worker:
         return self.sql("SELECT * FROM task_events WHERE task_id = %s ORDER BY id", task_id)
 
     def ended(self, task_id: str, patience_s: float = PATIENCE_S) -> Row:
-        """The row once its status is final."""
+        """The row once its status is final and its files are shown, which is a moment later."""
 
         def look() -> Row | None:
             assert self.process.poll() is None, f"the worker ended: {self.screen[-3000:]}"
@@ -85,9 +85,16 @@ class Worker:
             return row if row["status"] in FINAL else None
 
         try:
-            return eventually(f"task {task_id} ends", look, patience_s)  # type: ignore[no-any-return]
+            row: Row = eventually(f"task {task_id} ends", look, patience_s)
         except AssertionError as error:
             raise AssertionError(f"{error}; row {self.row(task_id)}; log: {self.log[-3000:]}") from None
+        for made in (row["result_data"] or {}).get("artifacts", ()):
+            eventually(f"{made['path']} is shown", Path(made["path"]).exists)
+        return row
+
+    def spool_is_empty(self) -> bool:
+        """True when nothing waits to be settled: all that is left is the journal's file."""
+        return [path.name for path in (self.data_dir / "spool").iterdir()] == ["journal"]
 
     def running(self, task_id: str) -> Row:
         """The row once it is under way at its handler."""
@@ -112,7 +119,7 @@ class Worker:
         def look() -> int | None:
             for process in self.family():
                 with contextlib.suppress(psutil.Error):
-                    if process.cmdline()[1:] == ["-m", "wan2gp.handlers", name]:
+                    if process.cmdline()[-3:] == ["-m", "wan2gp.handlers", name]:
                         return process.pid
             return None
 

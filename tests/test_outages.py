@@ -81,7 +81,7 @@ def test_a_full_disk_is_waited_for(small_disk: Path, start_worker: Start) -> Non
     row = finished_once(worker, large, 1)
     finished_once(worker, small, 1)
     assert Path(row["output_location"]).stat().st_size == 200_000
-    assert [path.name for path in small_disk.iterdir()] == ["journal"]
+    eventually("the spool is empty", worker.spool_is_empty)
 
 
 # -- the courier -------------------------------------------------------------------------------------------------------
