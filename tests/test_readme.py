@@ -65,8 +65,14 @@ class Terminal:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec env {line}"], cwd=self.cwd, env=self.environ, stdout=screen, stderr=screen
             )
+
+        def claims() -> bool:
+            assert process.poll() is None, (self.cwd / "screen").read_text()
+            return log.exists() and "started. Polling" in log.read_text()
+
         try:
-            eventually("the worker claims", lambda: log.exists() and "started. Polling" in log.read_text())
+            # A first start makes a database cluster and waits for the disk, which others may keep busy.
+            eventually("the worker claims", claims, patience_s=90)
             yield process
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
