@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -51,21 +52,42 @@ def test_half_a_line_is_nothing_and_costs_nothing_else(tmp_path: Path, cut: int)
     assert reread(path) == {"a": b'"first"'}
 
 
-def test_lines_of_an_older_epoch_behind_the_newest_are_not_read(tmp_path: Path) -> None:
+def test_a_damaged_line_is_told_and_costs_no_other(tmp_path: Path) -> None:
     path = tmp_path / "j"
     journal = Journal(path)
-    journal.append({"old": 1, "gone": 2})
-    old = path.read_bytes()[: journal._position]
+    for key in "abc":
+        journal.append({key: 1})
     journal.close()
-    Journal(path).close()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"b") - 2] = ord("x")  # a flipped byte in the second line
+    path.write_bytes(data)
+    again = Journal(path)
+    again.close()
+    assert again.damaged
+    assert again.live == {"a": b"1", "c": b"1"}
+    assert path.with_suffix(".bad").read_bytes() == data
+    intact = Journal(path)
+    intact.close()
+    assert not intact.damaged
+
+
+def test_a_renewal_that_fails_promises_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
     journal = Journal(path)
-    journal.append({"new": 3})
-    end = journal._position
+    journal.append({"first": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.append({"large": "x" * SIZE_BYTES})
+    journal.append({"small": 2})
+    assert set(reread(path)) >= {"first", "small"}  # as after a kill: nothing was closed before
     journal.close()
-    with path.open("r+b") as file:
-        file.seek(end)
-        file.write(old)
-    assert reread(path) == {"old": b"1", "gone": b"2", "new": b"3"}
 
 
 def test_a_full_file_is_replaced_by_one_with_the_live_records_only(tmp_path: Path) -> None:

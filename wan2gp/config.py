@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import socket
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
 
 
@@ -79,6 +81,16 @@ def _seconds(value: str) -> float:
     if not 0 <= number < 1e7:
         raise ValueError("give seconds, 0 or more")
     return number
+
+
+def _at_least(lowest: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        number = _seconds(value)
+        if number < lowest:
+            raise ValueError(f"give {lowest:g} seconds or more")
+        return number
+
+    return parse
 
 
 def _port(value: str) -> int:
@@ -153,9 +165,11 @@ OPTIONS: dict[str, Option] = {
         "supabase_access_token", "SUPABASE_SERVICE_ROLE_KEY", Secret(""), _secret, "service role key"
     ),
     "run_dir": Option("run_dir", "WAN2GP_RUN_DIR", "", _text, "where the sockets are"),
-    "poll_interval_s": Option("poll_interval_s", None, 10.0, _seconds, "seconds between polls of an idle queue"),
-    "lease_s": Option("lease.duration_s", "WAN2GP_LEASE_S", 90.0, _seconds, "how long a claim holds, seconds"),
-    "renew_s": Option("lease.renew_s", "WAN2GP_RENEW_S", 20.0, _seconds, "seconds between renewals of the leases"),
+    "poll_interval_s": Option("poll_interval_s", None, 10.0, _at_least(0.05), "seconds between polls of an idle queue"),
+    "lease_s": Option("lease.duration_s", "WAN2GP_LEASE_S", 90.0, _at_least(2.0), "how long a claim holds, seconds"),
+    "renew_s": Option(
+        "lease.renew_s", "WAN2GP_RENEW_S", 20.0, _at_least(0.2), "seconds between renewals of the leases"
+    ),
     "stop_grace_s": Option(
         "stop.grace_s", "WAN2GP_STOP_GRACE_S", 8.0, _seconds, "seconds work may go on after SIGTERM"
     ),
@@ -304,6 +318,10 @@ def load_config(
     values: dict[str, Any] = {}
     for name, option in OPTIONS.items():
         raw, origin = _pick(name, option, given, env, secrets or {}, table)
+        if raw == "" and (name in given or name in (secrets or {})):
+            # An unset variable in a command line must not turn a production worker into one on an empty database.
+            problems.append(f"{origin} was given without a value: give one, or leave the option out")
+            raw = None
         if raw is None:
             values[name] = option.default
             continue
@@ -324,6 +342,11 @@ def load_config(
     return Config(data_dir=data_dir, warnings=tuple(warnings), **values)
 
 
+def _flag_of(name: str) -> str:
+    known = {"worker_id": "--worker", "poll_interval_s": "--poll-interval", "supabase_key": "--supabase-access-token"}
+    return known.get(name) or "--" + name.replace("_", "-")
+
+
 def _pick(
     name: str,
     option: Option,
@@ -333,9 +356,9 @@ def _pick(
     table: Mapping[str, Any],
 ) -> tuple[Any, str]:
     if name in flags:
-        return flags[name], "--" + name.replace("_", "-")
+        return flags[name], _flag_of(name)
     if name in secrets:
-        return secrets[name], option.env or option.key
+        return secrets[name], _flag_of(name)
     if option.env and env.get(option.env):
         return env[option.env], option.env
     if option.key in table:
@@ -403,4 +426,5 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(config: Config) -> dict[str, str]:
     """The configuration as shown to a person; secrets are ``***`` when set."""
-    return {field.name: str(getattr(config, field.name)) for field in fields(config) if field.name != "warnings"}
+    shown = {field.name: str(getattr(config, field.name)) for field in fields(config) if field.name != "warnings"}
+    return {name: _PASSWORD.sub(r"\1***@", value) for name, value in shown.items()}

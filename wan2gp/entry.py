@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-from wan2gp.environment import for_children
+from wan2gp.environment import SAFE_PATH, for_children
 
 SEALED_FD_ENV = "WAN2GP_SEALED_FD"
 """Names the descriptor of the anonymous file; holds nothing secret itself."""
@@ -31,7 +31,7 @@ def main() -> int:
     environment = {**for_children(os.environ), SEALED_FD_ENV: str(descriptor)}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "wan2gp.supervisor", *shown], environment)
+    os.execve(sys.executable, [sys.executable, *SAFE_PATH, "-m", "wan2gp.supervisor", *shown], environment)
 
 
 def split_secrets(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

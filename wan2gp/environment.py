@@ -7,6 +7,7 @@ and no more. A list of what is secret could never be complete.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 
 _EXACT = frozenset(
@@ -23,6 +24,10 @@ _PREFIXES = (
 )
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|(?:^|_)(?:API)?_?KEY(?:S|$|_)|AUTH", re.IGNORECASE)
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+
+
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
+"""Flags of an interpreter that imports nothing from its working directory, where handlers may write (from 3.11 on)."""
 
 
 def for_children(environ: Mapping[str, str]) -> dict[str, str]:

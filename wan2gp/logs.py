@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LOG_MAX_BYTES = 20 * 1024 * 1024
 """Size at which ``worker.log`` is set aside, bytes; three old ones are kept."""
+NAME_MAX = 100
+FIELDS_MAX = 30
+"""Longest name and most fields of a fact that nobody has worded."""
 FIELD_MAX = 4000
 """Longest value of one field in a line, characters."""
 
@@ -102,25 +105,36 @@ class _Lenient(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         try:
             return str(super().format_field(value, format_spec))[:FIELD_MAX]
-        except (ValueError, TypeError, OverflowError):
-            return str(value)[:FIELD_MAX]
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            return _text(value)
 
 
 _formatter = _Lenient()
+_ESCAPES = {"\n": "\\n", "\t": " ", "\r": ""}
 
 
 def word(name: str, fields: dict[str, Any]) -> tuple[str, str]:
     """The level and the line of a fact, on one line. An unknown name is said as it is, with its fields."""
     known = FACTS.get(name)
     if known is None:
-        said = " ".join(f"{key}={str(value)[:FIELD_MAX]}" for key, value in fields.items())
-        return "INFO", _one_line(f"{name} {said}".rstrip())
+        said = " ".join(f"{key[:NAME_MAX]}={_text(value)}" for key, value in list(fields.items())[:FIELDS_MAX])
+        return "INFO", _one_line(f"{name[:NAME_MAX]} {said}".rstrip())
     level, template = known
     return level, _one_line(_formatter.vformat(template, (), fields))
 
 
 def _one_line(text: str) -> str:
-    return text.replace("\r", "").replace("\n", "\\n")
+    """No line breaks, and no control characters that a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _ESCAPES.get(char, "?") for char in text)
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)[:FIELD_MAX]
+    except (ValueError, RecursionError):  # an integer of too many digits, a structure too deep
+        return "?"
 
 
 class Log:
@@ -167,7 +181,7 @@ class Log:
         if self._logger is None:
             return
         level, line = word(name, fields)
-        speaker = " ".join(f"{key}={value}" for key, value in who.items())
+        speaker = _one_line(" ".join(f"{key}={value[:NAME_MAX]}" for key, value in who.items()))
         self._logger.bind(who=f"[{speaker}] " if speaker else "").log(level, "{}", self.mask(line))
 
 

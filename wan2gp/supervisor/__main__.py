@@ -71,7 +71,7 @@ def _check(config: Any, shown: dict[str, str]) -> int:
 
     kind = chosen_kind(config)
     try:
-        registry = load_registry()
+        registry = load_registry(config)
     except RegistryError as error:
         return _say(error, USAGE)
     for key, value in shown.items():

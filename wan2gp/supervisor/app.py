@@ -68,6 +68,7 @@ class App:
         self._facts: Facts = self._log.facts()
         self._look_at = 0.0
         self._stopped = False
+        self._said_of_database: str | None = None
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -75,7 +76,7 @@ class App:
         _on_signals(_leave)
         with contextlib.ExitStack() as opened:
             # Nothing is bound, and nothing of an earlier life touched, before the data directory is ours.
-            kind, registry = chosen_kind(config), load_registry()
+            kind, registry = chosen_kind(config), load_registry(config)
             lock = DataDirLock.take(config.data_dir)
             opened.callback(lock.release)
             self._log.open(config.data_dir / "logs")
@@ -89,6 +90,7 @@ class App:
             opened.callback(run_dir.remove)
             self._backend = open_backend(config, kind, run_dir.path)
             opened.callback(self._backend.close)
+            self._instance = instance_of(config.data_dir)
             self._check_worker_id()
             self._serve(registry, run_dir, opened)
 
@@ -150,7 +152,12 @@ class App:
     def _recover(self, settler: Settler) -> None:
         """First what the last life finished, which its leases still cover; then what it left running goes back."""
         settler.start()
-        if not settler.flush(SPOOL_AT_START_S):
+        before = settler.depth + 1
+        while not settler.flush(SPOOL_AT_START_S) and settler.depth < before:
+            before = settler.depth  # large files take their time; only standing still is a failure
+        if settler.error is not None:
+            raise settler.error
+        if settler.depth:
             raise QueueUnavailable("the outcomes of the last run cannot be delivered")
         taken = self._backend.queue.reclaim_own(self._config.worker_id)
         if taken:
@@ -195,9 +202,10 @@ class App:
             loop.strays_likely = False
             self._look_at = now + LOOK_EVERY_S
             self._end_strays()
-            ended = self._backend.revive()
-            if ended is not None:
-                self._facts("worker.warning", text=f"The embedded Postgres ended ({ended}) and was started again")
+            said = self._backend.revive()
+            if said is not None and said != self._said_of_database:
+                self._facts("worker.warning", text=said)
+            self._said_of_database = said
 
     def _end_strays(self) -> None:
         owned = {desk.child.shim_pid for desk in self._loop.desks if desk.child is not None}
@@ -211,19 +219,10 @@ class App:
         """Our row in `workers`; from the lease keeper's thread, so only plain reads."""
         return {
             "version": __version__,
-            "instance": self._instance(),
+            "instance": self._instance,
             "state": STOPPED if self._stopped else self._loop.stage.value,
             "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
         }
-
-    def _instance(self) -> str:
-        """Names the data directory, whichever process serves it."""
-        path = self._config.data_dir / "instance"
-        try:
-            return path.read_text().strip()
-        except FileNotFoundError:
-            path.write_text(str(uuid.uuid4()))
-            return path.read_text().strip()
 
     def _check_worker_id(self) -> None:
         """Two workers of one id would take back each other's tasks."""
@@ -232,7 +231,7 @@ class App:
             said = row.get("metadata") or {}
             theirs, age = said.get("instance"), row.get("silent_s")
             fresh = age is not None and age < self._config.lease_s and said.get("state") != STOPPED
-            if row.get("id") == worker_id and theirs and theirs != self._instance() and fresh:
+            if row.get("id") == worker_id and theirs and theirs != self._instance and fresh:
                 if self._order.takeover:
                     self._facts("worker.warning", text=f"Taking the worker id {worker_id} over")
                     return
@@ -268,6 +267,18 @@ class App:
                 shutil.rmtree(work_dir, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     work_dir.parent.rmdir()
+
+
+def instance_of(data_dir: Path) -> str:
+    """Names the data directory, whichever process serves it."""
+    path = data_dir / "instance"
+    with contextlib.suppress(FileNotFoundError):
+        if known := path.read_text().strip():
+            return known
+    made, fresh = str(uuid.uuid4()), path.with_suffix(".new")
+    fresh.write_text(made)
+    fresh.rename(path)
+    return made
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wan2gp.config import Config, ConfigError
-from wan2gp.supervisor.embedded import EmbeddedPostgres
+from wan2gp.supervisor.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from wan2gp.supervisor.queue import TaskQueue
+
+REVIVE_S = 5.0
+"""How long the loop may wait for the embedded server to start again, seconds."""
 
 
 @dataclass
@@ -18,16 +21,28 @@ class Backend:
     kind: str
     """embedded or postgres."""
     embedded: EmbeddedPostgres | None = None
-    revivals: int = 0
+    _ended: str | None = None
+    """How the embedded server ended, until it runs again."""
 
     def revive(self) -> str | None:
-        """Start the embedded server again when it has ended by itself; returns how it ended. Main thread only."""
-        if self.embedded is None or (code := self.embedded.poll()) is None:
+        """Start the embedded server again when it has ended by itself; returns what there is to say. Main thread only.
+
+        When it cannot start (a full disk, say) the next call tries again: to the rest of the worker that is an outage.
+        """
+        if self.embedded is None:
             return None
-        self.embedded.stop()
-        self.embedded.start()
-        self.revivals += 1
-        return f"exit status {code}" if code >= 0 else f"signal {-code}"
+        if self._ended is None:
+            code = self.embedded.poll()
+            if code is None:
+                return None
+            self._ended = f"exit status {code}" if code >= 0 else f"signal {-code}"
+            self.embedded.stop()
+        try:
+            self.embedded.start(REVIVE_S)
+        except EmbeddedUnavailable as error:
+            return f"The embedded Postgres ended ({self._ended}) and cannot start: {error}"
+        how, self._ended = self._ended, None
+        return f"The embedded Postgres ended ({how}) and was started again"
 
     def close(self) -> None:
         """In reverse order of opening."""

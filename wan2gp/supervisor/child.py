@@ -21,6 +21,7 @@ import multiprocess
 
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
+from wan2gp.environment import SAFE_PATH
 from wan2gp.processes import kill, start_time
 
 KILL_S = 3.0
@@ -85,7 +86,7 @@ class Child:
         """Start the processes; returns at once. Raises :class:`OSError` when the system has no process to give."""
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, warm)
-        command = [sys.executable, "-m", "wan2gp.handlers", self.name]
+        command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.handlers", self.name]
         self._channel, theirs = _spawn.Pipe()
         try:
             self._start(theirs, command, encode_boot(boot), str(log))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from wan2gp.logs import Facts
 from wan2gp.supervisor.leases import boot_clock
-from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue
+from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue, fact_of
 from wan2gp.supervisor.registry import Registry
 
 RETRY_FIRST_S = 0.25
@@ -113,14 +113,14 @@ class Claimer:
     def _claim(self, types: list[str]) -> ClaimReply | None:
         """Claim one task, repeating with the same id until there is an answer. None when the worker stops first."""
         claim_id, pause, since = str(uuid.uuid4()), RETRY_FIRST_S, 0.0
+        sent = boot_clock()  # of the first try: the lease may have begun with it, whichever try is answered
         while True:
-            sent = boot_clock()
             try:
                 reply = self._queue.claim(claim_id, self._worker_id, types, 1, self._lease_s)
             except QueueError as error:
                 if pause == RETRY_FIRST_S:
                     since = sent
-                    self._facts("queue.unavailable", error=error)
+                    self._facts(fact_of(error), error=error)
             else:
                 if since:
                     self._facts("queue.back", seconds=boot_clock() - since)

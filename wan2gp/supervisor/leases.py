@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wan2gp.logs import Facts
-from wan2gp.supervisor.queue import LeaseBeat, QueueError, QueueUnavailable, TaskQueue
+from wan2gp.supervisor.queue import LeaseBeat, QueueError, QueueUnavailable, TaskQueue, fact_of
 
 Key = tuple[str, str]
 """A lease: (task id, lease id)."""
@@ -199,4 +199,4 @@ class LeaseKeeper:
             self._server_down = isinstance(error, QueueUnavailable) and error.server_down
             self._next = boot_clock() + min(2.0, self._renew_s / 4)
         if first:
-            self._facts("queue.unavailable", error=error)
+            self._facts(fact_of(error), error=error)

@@ -38,6 +38,11 @@ class QueueRefused(QueueError):
         self.code = code
 
 
+def fact_of(error: QueueError) -> str:
+    """Which fact of :mod:`wan2gp.logs` an error is: a refusal is not an outage."""
+    return "queue.unavailable" if isinstance(error, QueueUnavailable) else "queue.refused"
+
+
 class Verb(enum.Enum):
     """How a lease ends; the database knows these strings."""
 

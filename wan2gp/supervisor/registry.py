@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp.comfy_sources import sources_of
-from wan2gp.config import Config
+from wan2gp.config import Config, ConfigError
 from wan2gp.protocol import Source
 
 GROUP = "wan2gp.handlers"
@@ -87,9 +87,15 @@ class Registry:
         return self._by_type.get(task_type)
 
 
-def load_registry() -> Registry:
-    """The built-in handlers and those of installed packages. Raises :class:`RegistryError`."""
-    return Registry([comfy_spec(), *_plugins()])
+def load_registry(config: Config) -> Registry:
+    """The built-in handlers and those of installed packages. Raises :class:`RegistryError`, and
+    :class:`~wan2gp.config.ConfigError` when `prewarm` names none of them."""
+    registry = Registry([comfy_spec(), *_plugins()])
+    unknown = [name for name in config.prewarm if name not in registry.specs]
+    if unknown:
+        known = ", ".join(registry.specs)
+        raise ConfigError([f"prewarm names {name}, which is no handler: there are {known}" for name in unknown])
+    return registry
 
 
 def _plugins() -> Iterable[HandlerSpec]:

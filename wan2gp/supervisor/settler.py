@@ -21,11 +21,13 @@ import msgspec
 from wan2gp.errors import error_message
 from wan2gp.logs import Facts
 from wan2gp.supervisor.publish import LocalStore, Refused, Staged, describe, primary
-from wan2gp.supervisor.queue import FinishReply, QueueError, TaskQueue, Verb
+from wan2gp.supervisor.queue import FinishReply, QueueError, QueueRefused, Settlement, TaskQueue, Verb, fact_of
 from wan2gp.supervisor.spool import Ending, Spool
 
 _Inbox = queue.SimpleQueue[Ending | Path | None]
 
+UNSPEAKABLE = (RecursionError, ValueError, TypeError)
+"""What an outcome that is no JSON raises on its way to the database."""
 BATCH = 32
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 10.0
@@ -62,6 +64,8 @@ class Settler:
         self._todo: _Inbox = queue.SimpleQueue()
         self._spooled: _Inbox = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self.error: BaseException | None = None
+        """What ended one of the threads, if that has happened: nothing is settled any more."""
         self._pending = 0
         self._pending_lock = threading.Lock()
         self._idle = threading.Condition(self._pending_lock)
@@ -95,7 +99,8 @@ class Settler:
     def flush(self, timeout_s: float) -> bool:
         """Wait until all is settled. False when ``timeout_s`` seconds did not suffice: the spool keeps the rest."""
         with self._idle:
-            return self._idle.wait_for(lambda: self._pending == 0, timeout_s)
+            self._idle.wait_for(lambda: self._pending == 0 or self.error is not None, timeout_s)
+            return self._pending == 0
 
     def stop(self) -> None:
         """End the threads; what is not settled stays in the spool for the next life."""
@@ -114,6 +119,9 @@ class Settler:
         try:
             serve()
         except BaseException as error:  # the worker must stop rather than limp without its settler
+            with self._idle:
+                self.error = error
+                self._idle.notify_all()
             self._failed(error)
 
     def _keep(self) -> None:
@@ -132,7 +140,11 @@ class Settler:
         last = False
         while not last and not self._stopping.is_set():
             batch, last = _batch(self._spooled)
-            self._settle([_Work(found) for found in batch if isinstance(found, Ending)])
+            endings = [_Work(found) for found in batch if isinstance(found, Ending)]
+            self._settle([work for work in endings if not work.ending.artifacts])
+            for work in endings:  # one by one: hashing a large file must not hold up the end of another task
+                if work.ending.artifacts:
+                    self._settle([work])
             for found in batch:
                 if isinstance(found, Path):
                     clear(found)
@@ -170,29 +182,45 @@ class Settler:
             self._spool.add([work.ending])
 
     def _finish(self, batch: list[_Work]) -> tuple[FinishReply, ...]:
-        """Tell the database, however long it is away. Empty when the worker stops first, or has nothing to tell."""
-        if not batch:
-            return ()
-        settlements = []
+        """Tell the database, however long it is away. Fewer replies when the worker stops first."""
+        if len(batch) > 1:
+            # What is wrong with one, or with their size together, must not hold up all of them for ever.
+            with contextlib.suppress(QueueError, *UNSPEAKABLE):
+                return self._queue.finish_many([_settlement(work) for work in batch])
+        replies = []
         for work in batch:
-            location = primary(work.staged)
-            data = {**work.ending.result_data}
-            if work.staged:
-                data["artifacts"] = describe(work.staged)
-            settlements.append(work.ending.settlement(None if location is None else str(location), data or None))
+            reply = self._finish_one(work)
+            if reply is None:
+                break
+            replies.append(reply)
+        return tuple(replies)
+
+    def _finish_one(self, work: _Work) -> FinishReply | None:
         pause, since = RETRY_FIRST_S, time.monotonic()
         while True:
             try:
-                replies = self._queue.finish_many(settlements)
+                (reply,) = self._queue.finish_many([_settlement(work)])
                 if pause > RETRY_FIRST_S:
                     self._facts("queue.back", seconds=time.monotonic() - since)
-                return replies
+                return reply
+            except (QueueRefused, *UNSPEAKABLE) as error:
+                self._give_up_on(work, error)
             except QueueError as error:
                 if pause == RETRY_FIRST_S:
-                    self._facts("queue.unavailable", error=error)
+                    self._facts(fact_of(error), error=error)
             if self._stopping.wait(pause):
-                return ()
+                return None
             pause = min(RETRY_MAX_S, pause * 2)
+
+    def _give_up_on(self, work: _Work, error: Exception) -> None:
+        """The database will not have this outcome, ever: the task fails, with that reason and nothing else of it."""
+        self._facts("queue.refused", error=error)
+        sentence = f"the outcome cannot be stored: {type(error).__name__}: {error}"
+        message = error_message("queue.refused", sentence)
+        work.staged = ()
+        work.ending = msgspec.structs.replace(
+            work.ending, verb=Verb.FAIL, error_message=message, artifacts=(), result_data={}, cause=None
+        )
 
     def _conclude(self, work: _Work, reply: FinishReply) -> None:
         ending = work.ending
@@ -223,6 +251,14 @@ _SAID = {
     Verb.RELEASE: "task.released",
     Verb.CANCEL: "task.cancelled",
 }
+
+
+def _settlement(work: _Work) -> Settlement:
+    location = primary(work.staged)
+    data = {**work.ending.result_data}
+    if work.staged:
+        data["artifacts"] = describe(work.staged)
+    return work.ending.settlement(None if location is None else str(location), data or None)
 
 
 def _batch(inbox: _Inbox) -> tuple[list[Ending | Path], bool]:

@@ -64,7 +64,9 @@ class Spool:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._journal = Journal(directory / "journal")
-        for folder in directory.iterdir():
+        self.damaged = self._journal.damaged
+        """Something of it could not be read: the file is kept as ``journal.bad``, and no artifact is removed."""
+        for folder in () if self.damaged else directory.iterdir():
             if folder.is_dir() and folder.name not in self._journal.live:
                 shutil.rmtree(folder, ignore_errors=True)  # settled; its removal was cut short
 
