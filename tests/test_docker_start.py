@@ -109,7 +109,7 @@ def machine() -> Iterator[Machine]:
         script(path / "bin" / name, f'PYTHONPATH={ROOT}:{site} exec {python} -m {module} "$@"\n')
     script(path / "bin" / "ssh-keygen", f"touch {path}/ssh/ssh_host_ed25519_key\n")
     script(
-        path / "sshd", f"env >{path}/sshd-environment\nsetsid sleep 300 >/dev/null 2>&1 &\necho $! >{path}/sshd-pid\n"
+        path / "sshd", f"env >{path}/sshd-environment\nsetsid sleep 300 >/dev/null 2>&1 &\necho $! >>{path}/sshd-pid\n"
     )
     yield one
     for process in one.started:
@@ -119,8 +119,10 @@ def machine() -> Iterator[Machine]:
                 process.wait(15)
             process.kill()
             process.wait()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        os.kill(int((path / "sshd-pid").read_text()), signal.SIGKILL)
+    daemons = path / "sshd-pid"
+    for pid in daemons.read_text().split() if daemons.exists() else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     shutil.rmtree(path, ignore_errors=True)
 
 
