@@ -23,6 +23,7 @@ NAMES = (
     "fetcher",
     "witness",
     "stamp",
+    "forger",
     "tardy",
     "late",
     "diarist",

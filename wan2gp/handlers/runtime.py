@@ -75,7 +75,7 @@ def _run(handler: Handler, link: Link, run: Run) -> None:
     try:
         link.send(Finished(run.task_id, run.lease_id, outcome))
     except ProtocolError as error:
-        failure = Failed("handler.protocol", f"cannot report the outcome: {error}", recycle=True, retryable=True)
+        failure = Failed("handler.protocol", f"cannot report the outcome: {error}")
         link.send(Finished(run.task_id, run.lease_id, failure))
     link.forget(run.task_id, run.lease_id)
 

@@ -1,0 +1,67 @@
+"""What a hostile handler may say costs at most its own task: the supervisor, its log and other processes stay whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest_db import PgServer
+from tests.conftest_worker import Worker
+from tests.shared_worker import shared_worker
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
+    with shared_worker(tmp_path_factory.mktemp("lasting"), _pg_session) as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("how", ["numbers", "lines", "progress", "hello", "want", "deep"])
+def test_it_says_odd_things_and_its_task_completes_all_the_same(lasting: Worker, how: str) -> None:
+    row = lasting.ended(lasting.insert("forger", {"how": how}))
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+def test_an_outcome_too_deep_to_be_stored_is_one_clear_failure(lasting: Worker) -> None:
+    row = lasting.ended(lasting.insert("forger", {"how": "deeper"}, max_attempts=1))
+    assert row["status"] == "Failed"
+    assert "nested more than" in row["error_message"]
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+def test_no_line_of_the_log_is_forged(lasting: Worker) -> None:
+    lasting.ended(lasting.insert("forger", {"how": "lines"}))
+    lines = lasting.log.splitlines()
+    assert any("forged" in line for line in lines)
+    assert not [line for line in lines if line.startswith("2026-01-01") or line.startswith("2026 CRITICAL")]
+    assert "\x1b" not in lasting.log
+
+
+def test_a_process_that_it_names_as_its_engine_is_not_killed_by_the_next_life(lasting: Worker) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        lasting.ended(lasting.insert("forger", {"how": "pid", "pid": stranger.pid}))
+        noted = (lasting.data_dir / "children.json").read_text()
+        assert str(stranger.pid) not in noted
+    finally:
+        stranger.communicate(b"\n")
+
+
+@pytest.mark.parametrize("depth", [150, 600])
+def test_deep_params_of_a_stranger_reach_the_handler_or_fail_alone(lasting: Worker, depth: int) -> None:
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = [deep]
+    import json
+
+    statement = "INSERT INTO tasks (task_type, params, status) VALUES ('fetcher', %s, 'queued') RETURNING id"
+    params = json.dumps({"deep": deep, "url": "http://127.0.0.1:1/x"})
+    row = lasting.ended(str(lasting.sql(statement, params)[0]["id"]))
+    assert row["status"] == "Failed"
+    assert row["error_message"].split(":")[0] in ("input.forbidden_address", "input.too_large", "input.bad_params")
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
