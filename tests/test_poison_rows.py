@@ -27,6 +27,7 @@ LARGE = "input.too_large: the task's params are too large"
 UNREADABLE = "input.bad_params: the task's params cannot be read"
 POISON = {
     "larger than a message may be": ('{"image": "' + "x" * MAX_MESSAGE_BYTES + '"}', LARGE),
+    "nested three hundred deep": (nested(300), LARGE),
     "an integer of 5000 digits": ('{"seed": ' + "9" * 5000 + "}", UNREADABLE),
     "nested three thousand deep": (nested(3000), UNREADABLE),
     "nested three thousand deep in a string": ('"' + nested(3000) + '"', UNREADABLE),
@@ -41,7 +42,7 @@ HARMLESS = {
     "a string with an object in it": '"{\\"a\\": [1]}"',
     "an object of an object in a string": '"\\"{}\\""',
     "a lone surrogate escaped twice": '{"x": "\\\\ud800"}',
-    "nested three hundred deep": nested(300),
+    "nested a hundred deep": nested(100),
     "ten thousand keys": "{" + ",".join(f'"{number}": {number}' for number in range(10_000)) + "}",
 }
 
