@@ -25,7 +25,6 @@ FIELD_MAX = 4000
 
 FACTS: dict[str, tuple[str, str]] = {
     "worker.started": ("INFO", "Worker {worker} started. Polling every {poll_s:g}s."),
-    "worker.note": ("INFO", "{text}"),
     "worker.warning": ("WARNING", "{text}"),
     "worker.stopping": ("INFO", "Stopping: no new tasks, {running} running, {grace_s:g}s of grace"),
     "worker.hurrying": ("INFO", "Second signal: stopping now"),

@@ -26,6 +26,7 @@ LOG_MAX_BYTES = 8 * 1024 * 1024
 TAIL_LINES = 30
 """How many last lines go into a cause of death."""
 TAIL_LINE_BYTES = 2000
+READS_AT_ONCE = 16
 
 KILL = b"kill"
 TERM = b"term"
@@ -128,10 +129,17 @@ class CappedLog:
         self._lines.extend(line[-TAIL_LINE_BYTES:] for line in lines if line.strip())
 
     def _turn_over(self) -> None:
-        with contextlib.suppress(OSError):
+        """Set the full file aside. On a disk that allows nothing the old one goes on, from its beginning."""
+        old = self._file
+        try:
             os.replace(self._path, self._path + ".1")
-        os.close(self._file)
-        self._open()
+            self._open()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(old, 0)
+            self._size = 0
+            return
+        os.close(old)
         _to_log(self)
 
     def tail(self) -> list[str]:
@@ -177,7 +185,7 @@ class _Watch:
 
     def _pump(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(READS_AT_ONCE):  # so that a flood of output cannot keep an order to kill waiting
                 data = os.read(self._output, 65536)
                 if not data:
                     with contextlib.suppress(KeyError):

@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wan2gp.errors import retryable
 from wan2gp.handlers.api import Handler, Interrupted, Job, TaskFailure
 from wan2gp.handlers.classify import classify
 from wan2gp.handlers.link import Link
 from wan2gp.protocol import (
     Cancel,
-    Cancelled,
     Event,
     Failed,
     Fetch,
@@ -83,14 +81,10 @@ def _run(handler: Handler, link: Link, run: Run) -> None:
 def _outcome(handler: Handler, wire: _Wire) -> Outcome:
     try:
         return handler.run(wire.job())
-    except Interrupted:
-        return Cancelled()
-    except TaskFailure as failure:
-        may = retryable(failure.code) if failure.retryable is None else failure.retryable
-        return Failed(failure.code, failure.message, may, failure.detail, failure.recycle, failure.engine_down)
     except Exception as error:
         # One of two catch-alls (the other is around main): whatever the engine raised is this task's outcome.
-        traceback.print_exc(file=sys.stderr)
+        if not isinstance(error, (Interrupted, TaskFailure)):
+            traceback.print_exc(file=sys.stderr)
         return classify(error)
 
 

@@ -69,6 +69,7 @@ class App:
         self._look_at = 0.0
         self._stopped = False
         self._said_of_database: str | None = None
+        self._said_deaf = False
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -147,6 +148,7 @@ class App:
             loop.run()
         except BaseException as error:
             facts("worker.crashed", error=repr(error))
+            loop.abandon()
             raise
 
     def _recover(self, settler: Settler) -> None:
@@ -202,6 +204,10 @@ class App:
             loop.strays_likely = False
             self._look_at = now + LOOK_EVERY_S
             self._end_strays()
+            deaf = getattr(self._backend.queue, "swallowed", False)
+            if deaf and not self._said_deaf:
+                self._facts("queue.deaf")
+            self._said_deaf = deaf
             said = self._backend.revive()
             if said is not None and said != self._said_of_database:
                 self._facts("worker.warning", text=said)

@@ -22,7 +22,7 @@ import multiprocess
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
 from wan2gp.environment import SAFE_PATH
-from wan2gp.processes import kill, start_time
+from wan2gp.processes import kill
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
@@ -106,7 +106,6 @@ class Child:
         self._process.start()
         assert self._process.pid is not None
         self.shim_pid: int = self._process.pid
-        self.shim_started = start_time(self.shim_pid)
 
     def descriptors(self) -> tuple[int, int]:
         """What becomes readable when there is news (the channel) or the shim has died (its sentinel)."""

@@ -342,6 +342,13 @@ class Loop:
         for desk in self.handlers.values():
             desk.accepting = yes
 
+    def abandon(self) -> None:
+        """After a failure of the supervisor's own: what it holds goes back uncounted, since no task is to blame."""
+        for desk in self.handlers.values():
+            for running in desk.tasks():
+                running.why = running.why or Why.STOP
+                self._settler.submit(running.lost("worker.stopping", "", {}, self._clock()))
+
     def refuse_all(self) -> None:
         """At the end: a task that still comes goes back at once."""
         self._accept(False)

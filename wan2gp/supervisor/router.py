@@ -33,8 +33,6 @@ class Router:
         self._socket.bind(endpoint)
         self._peers: set[bytes] = set()
         self.endpoint = endpoint
-        self.strangers = 0
-        """Frames dropped because nobody admitted their sender."""
         if endpoint.startswith("ipc://"):
             Path(endpoint.removeprefix("ipc://")).chmod(0o600)
 
@@ -64,8 +62,8 @@ class Router:
             for _ in range(BURST):
                 identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
                 if identity not in self._peers:
-                    self.strangers += 1
-                elif len(frames) != 1:
+                    continue
+                if len(frames) != 1:
                     yield identity, ProtocolError(f"a message of {len(frames)} frames")
                 else:
                     yield identity, _decoded(frames[0])
