@@ -118,6 +118,7 @@ def test_a_stranger_makes_a_row_and_finds_the_file(tmp_path: Path, clip: tuple[V
         (task,) = (row["id"] for row in json.loads(terminal.types("wan2gp-ctl tasks --json"))["tasks"])
         row = ended(url, task)
         assert row["status"] == "Complete"
+        eventually("its file is shown", Path(row["output_location"]).exists)
         eventually("the log's last line", lambda: f"Task {task} completed" in terminal.types("cat logs/worker.log"))
         printed = {line: terminal.types(line) for line in looks}
     assert read_video(Path(row["output_location"])).frames == clip[0].frames
