@@ -173,7 +173,7 @@ def test_what_a_frozen_supervisor_made_too_late_is_deleted(start_worker: Start) 
 def test_a_database_that_is_away_for_longer_than_a_lease_robs_nobody(
     start_worker: Start, pg_server: PgServer, tmp_path: Path
 ) -> None:
-    short = {"WAN2GP_LEASE_S": "1.5", "WAN2GP_RENEW_S": "0.4"}
+    short = {"WAN2GP_LEASE_S": "2.5", "WAN2GP_RENEW_S": "0.5"}
     workers = [start_worker(*OFTEN, name=name, environ=short) for name in ("w1", "w2")]
     gate = tmp_path / "gate"
     held = {"gate": str(gate), "files": {"a.txt": "x"}}
@@ -197,9 +197,9 @@ def test_a_database_that_is_away_for_longer_than_a_lease_robs_nobody(
 
 
 def eventually_false(bad: Callable[[], bool], leases: int) -> bool:
-    """Looks on for some lease times of 1.5 s; True as soon as it is bad."""
+    """Looks on for some lease times of 2.5 s; True as soon as it is bad."""
     try:
-        return bool(eventually("something bad", bad, 1.5 * leases))
+        return bool(eventually("something bad", bad, 2.5 * leases))
     except AssertionError:
         return False
 
@@ -233,7 +233,7 @@ def test_what_ended_while_the_database_was_away_outlives_the_worker_too(
 
 
 def test_a_killed_worker_is_replaced_by_another_after_its_lease(start_worker: Start) -> None:
-    short = {"WAN2GP_LEASE_S": "1.5", "WAN2GP_RENEW_S": "0.4"}
+    short = {"WAN2GP_LEASE_S": "2", "WAN2GP_RENEW_S": "0.5"}
     first, second = (start_worker(*OFTEN, name=name, environ=short) for name in ("w1", "w2"))
     second.ctl("drain")
     task = first.insert("sleeper", {"seconds": 0.5})
