@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -142,6 +143,7 @@ class Log:
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets = [secret for secret in secrets if len(secret) >= 4]
         self._logger: loguru.Logger | None = None
+        self._second = (0, "")
 
     def open(self, directory: Path, *, screen: bool = True) -> None:
         """Begin to write ``directory/worker.log`` and, with ``screen``, standard error."""
@@ -149,8 +151,8 @@ class Log:
 
         directory.mkdir(parents=True, exist_ok=True)
         logger.remove()
-        shape = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <8} {extra[who]}{message}"
-        options: dict[str, Any] = {"format": shape, "level": "INFO", "backtrace": False, "diagnose": False}
+        # The whole line is made by us, once, and not by each sink: thousands of short tasks are mostly log lines.
+        options: dict[str, Any] = {"format": "{message}", "level": "INFO", "backtrace": False, "diagnose": False}
         logger.add(
             directory / "worker.log", rotation=LOG_MAX_BYTES, retention=3, encoding="utf-8", catch=True, **options
         )
@@ -181,7 +183,16 @@ class Log:
             return
         level, line = word(name, fields)
         speaker = _one_line(" ".join(f"{key}={value[:NAME_MAX]}" for key, value in who.items()))
-        self._logger.bind(who=f"[{speaker}] " if speaker else "").log(level, "{}", self.mask(line))
+        who_said = f"[{speaker}] " if speaker else ""
+        self._logger.log(level, self.mask(f"{self._stamp()} {level:<8} {who_said}{line}"))
+
+    def _stamp(self) -> str:
+        """Local time to the millisecond; the second's part is made once a second."""
+        now = time.time()
+        second = int(now)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))
+        return f"{self._second[1]}.{int((now - second) * 1000):03}"
 
 
 class _Bound:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 REPLACEMENT = "\ufffd"
 
 
@@ -17,6 +19,14 @@ def to_json(value: Any) -> str:
     except ValueError:
         return json.dumps(clean(value), default=_plain)
     return json.dumps(clean(value), default=_plain) if "\\u0000" in text or "\\ud" in text else text
+
+
+def from_json(data: bytes | str) -> Any:
+    """What Postgres sent as JSON. Raises :class:`ValueError` or :class:`RecursionError` where Python cannot hold it."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return json.loads(data)  # slower, and lets more pass; what it says of the rest is what callers know
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,14 @@ The thread of this module owns the session; the queue's user only waits for its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import threading
 import time
 import uuid
+import weakref
 
 import psycopg
 from psycopg import sql
@@ -20,6 +22,7 @@ from psycopg import sql
 from wan2gp.supervisor.postgres_sessions import Session, Sessions
 
 CHANNEL = "wan2gp_tasks"
+_CHANNEL_NAME = CHANNEL.encode()
 
 _TEST_S = 2.0
 """How long the test's notification may take before it counts as swallowed."""
@@ -41,9 +44,12 @@ class Listener:
         self._sessions = sessions
         self._probe_interval_s = probe_interval_s
         self._probe_deadline_s = probe_deadline_s
-        self._state = threading.Condition()
+        self._state = threading.Lock()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._bell)  # not at close: a late interrupt must not ring somebody else's
+        self._ear: int | None = None
+        """Descriptor of the session while it listens."""
         self._woken = False
-        self._interrupted = False
         self._closed = False
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
@@ -53,23 +59,30 @@ class Listener:
 
     def wait(self, timeout_s: float) -> bool:
         """True as soon as something may be claimable: also when that was said since the last wait."""
+        self._start()
+        poller = select.poll()
+        poller.register(self._bell, select.POLLIN)
+        ear = self._ear
+        if ear is not None:
+            # Looked at beside the listener's own thread, which reads it: one change of threads less on the way of every
+            # task. Whoever wakes by it may be woken for the same notification once more.
+            poller.register(ear, select.POLLIN)
+        rung = [descriptor for descriptor, _ in poller.poll(timeout_s * 1000)]
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
         with self._state:
-            self._start()
-            self._state.wait_for(lambda: self._woken or self._interrupted or self._closed, timeout_s)
-            woken, self._woken, self._interrupted = self._woken, False, False
+            woken, self._woken = self._woken or ear in rung, False
             return woken and not self._closed
 
     def interrupt(self) -> None:
         """Ends the wait that is going on, or the next one, at once."""
-        with self._state:
-            self._interrupted = True
-            self._state.notify_all()
+        os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
         """Ends wait and thread; returns when the session is closed."""
         with self._state:
             first, self._closed = not self._closed, True
-            self._state.notify_all()
+        self.interrupt()
         if not first:
             return
         os.write(self._stop_write, b".")
@@ -85,14 +98,15 @@ class Listener:
         os.close(self._stop_write)
 
     def _start(self) -> None:
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._run, name="queue-listen", daemon=True)
-            self._thread.start()
+        with self._state:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="queue-listen", daemon=True)
+                self._thread.start()
 
     def _wake(self) -> None:
         with self._state:
             self._woken = True
-            self._state.notify_all()
+        os.eventfd_write(self._bell, 1)
 
     def _run(self) -> None:
         """Listens until closed; each loss of the session is followed by a new one, after a growing pause."""
@@ -127,9 +141,11 @@ class Listener:
             session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
             self._test(session)
             self.listening, self.swallowed = True, False
-            self._wake()  # what was said while nobody listened
+            self._ear = session.fileno()
+            self._wake()  # what was said while nobody listened; and the wait that goes on has no ear yet
             self._follow(session)
         finally:
+            self._ear = None
             self._session = None
             session.close()
 
@@ -150,11 +166,20 @@ class Listener:
     def _follow(self, session: Session) -> None:
         probed = time.monotonic()
         while not self._stopped(max(0.0, probed + self._probe_interval_s - time.monotonic()), session):
-            if any(notice.channel == CHANNEL for notice in session.notifies(timeout=0)):
+            if self._heard(session):
                 self._wake()
             if time.monotonic() - probed >= self._probe_interval_s:
                 self._probe(session)
                 probed = time.monotonic()
+
+    @staticmethod
+    def _heard(session: Session) -> bool:
+        """Whether our channel was notified. Straight from libpq: this is on the way of every task to its worker."""
+        connection, heard = session.pgconn, False
+        connection.consume_input()
+        while (notice := connection.notifies()) is not None:
+            heard |= notice.relname == _CHANNEL_NAME
+        return heard
 
     @staticmethod
     def _probe(session: Session) -> None:

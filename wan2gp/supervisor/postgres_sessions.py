@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.types.json import set_json_loads
 from psycopg.waiting import Ready, Wait
 
 from wan2gp.supervisor.postgres_errors import DeadlinePassed, startup_options_refused
+from wan2gp.supervisor.postgres_json import from_json
 
 _RV = TypeVar("_RV")
 
@@ -37,7 +39,7 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
         try:
             want = next(gen)
             while True:
-                poller.register(self.pgconn.socket, _mask(want))
+                poller.register(self.pgconn.socket, _MASKS[want])
                 events = poller.poll(max(0.0, ends - time.monotonic()) * 1000)
                 if not events and timeout is not None:
                     raise psycopg.errors._WaitTimeout
@@ -49,14 +51,20 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
             return value
 
 
-def _mask(want: Wait) -> int:
-    return (select.POLLIN if want & Wait.R else 0) | (select.POLLOUT if want & Wait.W else 0)
+# A table, since arithmetic with enum members costs as much as the call that it is for.
+_MASKS = {
+    want: (select.POLLIN if want & Wait.R else 0) | (select.POLLOUT if want & Wait.W else 0)
+    for want in (Wait.R, Wait.W, Wait.RW)
+}
+_READY = {
+    event: Ready((Ready.R if event & select.POLLIN else 0) | (Ready.W if event & select.POLLOUT else 0))
+    for event in (select.POLLIN, select.POLLOUT, select.POLLIN | select.POLLOUT)
+}
 
 
 def _ready(event: int, want: Wait) -> Ready:
-    if event & ~(select.POLLIN | select.POLLOUT):  # an error or the end: whoever waits shall meet it
-        return Ready(int(want))
-    return Ready((Ready.R if event & select.POLLIN else 0) | (Ready.W if event & select.POLLOUT else 0))
+    known = _READY.get(event)
+    return Ready(int(want)) if known is None else known  # an error or the end: whoever waits shall meet it
 
 
 class Sessions:
@@ -136,6 +144,7 @@ class Sessions:
             )
         session = Session.connect(self._url, autocommit=True, prepare_threshold=self._prepare, **settings | more)
         session.deadline_s = self._call_timeout_s
+        set_json_loads(from_json, session)
         return session
 
     def _take(self) -> Session | None:

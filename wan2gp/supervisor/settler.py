@@ -113,7 +113,8 @@ class Settler:
     def _count(self, change: int) -> None:
         with self._idle:
             self._pending += change
-            self._idle.notify_all()
+            if self._pending == 0:
+                self._idle.notify_all()
 
     def _guarded(self, serve: Callable[[], None]) -> None:
         try:
@@ -151,7 +152,7 @@ class Settler:
 
     def _settle(self, batch: list[_Work]) -> None:
         for work in batch:
-            if not self._insist(lambda work=work: self._stage(work)):  # type: ignore[misc]
+            if work.ending.artifacts and not self._insist(lambda work=work: self._stage(work)):  # type: ignore[misc]
                 return
         replies = self._finish(batch)
         for work, reply in zip(batch, replies, strict=False):
@@ -172,8 +173,6 @@ class Settler:
             pause = min(RETRY_MAX_S, pause * 2)
 
     def _stage(self, work: _Work) -> None:
-        if not work.ending.artifacts:
-            return
         try:
             work.staged = self._store.stage(work.ending, self._spool.folder(work.ending))
         except Refused as refusal:
