@@ -37,6 +37,8 @@ from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.spool import Spool
 
+NOTE_EVERY_S = 0.1
+"""Time between two notes of our processes for the next life, seconds."""
 LOOK_EVERY_S = 2.0
 """Time between two looks for strays and at the embedded database, seconds."""
 STOPPED = "stopped"
@@ -66,7 +68,7 @@ class App:
         self._order = order
         self._log = Log(_secrets(config))
         self._facts: Facts = self._log.facts()
-        self._look_at = 0.0
+        self._look_at = self._note_at = 0.0
         self._stopped = False
         self._said_of_database: str | None = None
         self._said_deaf = False
@@ -194,12 +196,14 @@ class App:
 
     def _tick(self) -> None:
         """Called by the loop at every turn: cheap unless something is due."""
-        loop = self._loop
+        loop, now = self._loop, time.monotonic()
+        if now < self._note_at:
+            return
+        self._note_at = now + NOTE_EVERY_S
         children = [desk.child for desk in loop.desks if desk.child is not None]
         pids = [pid for child in children for pid in (child.shim_pid, child.pid) if pid is not None]
         pids += [pid for desk in loop.desks if isinstance(pid := desk.engine.get("pid"), int)]
         self._ledger.write(pids)
-        now = time.monotonic()
         if now >= self._look_at or loop.strays_likely:
             loop.strays_likely = False
             self._look_at = now + LOOK_EVERY_S

@@ -171,6 +171,7 @@ class Loop:
             look = self._watched.get(descriptor)  # a look may unwatch the next one
             if look is not None:
                 look()
+        self._offer()  # what has become free is claimed for before anything that may wait
         now = self._clock()
         for desk in self.desks:
             desk.tick(now)
