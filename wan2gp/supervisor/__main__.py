@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from wan2gp.entry import SEALED_FD_ENV, unseal
 from wan2gp.entry import main as seal_and_execute
@@ -106,5 +106,13 @@ def _say(what: object, code: int = 0) -> int:
     return code
 
 
+def _end(code: int) -> NoReturn:
+    """Everything is closed by now. Not by way of the interpreter's own end, which gives signals their default meaning
+    back while it goes on: one that comes then would turn a clean exit into a death."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -305,9 +305,12 @@ def _leave() -> None:
 
 
 def _off_signals() -> None:
-    """The end has begun and every wait in it is bounded: another signal changes nothing."""
+    """The end has begun and every wait in it is bounded: another signal changes nothing.
+
+    Not SIG_IGN: Python complains of a signal that it has noted and whose handler is ignored by the time it looks.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
 
 
 def _secrets(config: Config) -> list[str]:

@@ -43,11 +43,13 @@ class Inbox:
             future.cancel()
 
     def drain(self) -> None:
-        """Called by the loop: do all that was posted."""
+        """Called by the loop: do all that was posted, but not what is posted meanwhile: a storm of signals, say, must
+        not keep the loop from its other duties."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
+        # Whoever posts later writes to the descriptor later, too: nothing is forgotten.
         with contextlib.suppress(queue.Empty):
-            while True:
+            for _ in range(self._posted.qsize()):
                 self._posted.get_nowait()()
 
     def close(self) -> None:

@@ -360,7 +360,7 @@ class Loop:
         """SIGTERM: let work end for the grace time. Called again: no more grace."""
         now = self._clock()
         if self.stage is Stage.STOPPING:
-            if self._stop_at is not None:  # once interrupted, nothing is put off again
+            if self._stop_at is not None and self._stop_at > now:  # said once; and nothing is ever put off again
                 self.facts("worker.hurrying")
                 self._stop_at = now
             return
