@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from wan2gp.control import ControlRefused
-from wan2gp.rundir import DataDirLock, RunInfo, control_endpoint, create_token, start_ticks, write_run
+from wan2gp.processes import start_time
+from wan2gp.rundir import DataDirLock, RunInfo, control_endpoint, create_token, write_run
 from wan2gp.supervisor.control_server import ControlServer
 from wan2gp.supervisor.queue import QueueUnavailable, TaskQueue
 
@@ -192,7 +193,7 @@ class PaperSupervisor:
             fault=self.faults.append,
         )
         self.server.start()
-        ticks = start_ticks(os.getpid()) or 0
+        ticks = start_time(os.getpid()) or 0
         write_run(data_dir, RunInfo(os.getpid(), ticks, str(run_dir), "w1", NOW, "0.1.0", "paper"))
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from wan2gp.config import ConfigError, load_config
+from wan2gp.processes import start_time
 from wan2gp.rundir import (
     DataDirBusy,
     DataDirError,
@@ -24,7 +25,6 @@ from wan2gp.rundir import (
     read_run,
     read_token,
     remove_run,
-    start_ticks,
     write_run,
 )
 
@@ -156,7 +156,7 @@ def test_wan2gp_run_dir_set_to_a_shared_folder_does_not_lock_others_out_of_it(tm
 
 
 def test_run_json_comes_back_as_it_was_and_half_of_one_is_none(tmp_path: Path) -> None:
-    ticks = start_ticks(os.getpid())
+    ticks = start_time(os.getpid())
     assert ticks is not None and ticks > 0
     info = RunInfo(os.getpid(), ticks, "/run/x", "w1", "2026-01-01T00:00:00Z", "0.1.0", "embedded")
     write_run(tmp_path, info)
@@ -171,7 +171,7 @@ def test_run_json_comes_back_as_it_was_and_half_of_one_is_none(tmp_path: Path) -
 def test_a_process_that_is_gone_has_no_start_time() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
-    assert start_ticks(process.pid) is None
+    assert start_time(process.pid) is None
 
 
 def test_only_its_owner_can_read_the_token_and_each_life_has_its_own(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ FACTS: dict[str, tuple[str, str]] = {
     ),
     "handler.hung": ("WARNING", "Handler {handler} hangs: {reason}. Killing it"),
     "handler.protocol": ("ERROR", "Handler {handler} broke the protocol: {error}. Killing it"),
+    "handler.survivors": ("ERROR", "Processes of handler {handler} cannot be killed: {pids}"),
     "handler.strays": ("WARNING", "Ended {count} process(es) left behind"),
     "input.downloading": ("INFO", "Downloading {kind} from {url}"),
     "input.downloaded": ("INFO", "Downloaded {bytes} bytes in {seconds:.1f}s"),

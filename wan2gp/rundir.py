@@ -194,15 +194,6 @@ def control_endpoint(run_dir: Path | str) -> str:
     return f"ipc://{run_dir}/control"
 
 
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[19])
-
-
 def write_run(data_dir: Path, info: RunInfo) -> None:
     """Replace ``run.json`` whole: a reader sees the old or the new one."""
     _replace(data_dir / RUN_NAME, msgspec.json.format(msgspec.json.encode(info)) + b"\n", 0o644)

@@ -28,10 +28,6 @@ class Brake:
             for stop in self._stoppers:
                 stop()
 
-    @property
-    def pulled(self) -> bool:
-        return self._reason is not None
-
     def check(self) -> None:
         """Raise the reason if the brake was pulled."""
         if self._reason is not None:

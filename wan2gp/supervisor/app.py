@@ -20,8 +20,8 @@ import zmq
 from wan2gp import __version__
 from wan2gp.config import Config
 from wan2gp.logs import Facts, Log
-from wan2gp.processes import adopt_orphans
-from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run, start_ticks, write_run
+from wan2gp.processes import adopt_orphans, start_time
+from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run, write_run
 from wan2gp.supervisor.backends import chosen_kind, open_backend
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.control_server import ControlServer
@@ -183,7 +183,7 @@ class App:
         opened.callback(remove_run, config.data_dir)
         info = RunInfo(
             pid=os.getpid(),
-            start_ticks=start_ticks(os.getpid()) or 0,
+            start_ticks=start_time(os.getpid()) or 0,
             run_dir=str(run_dir.path),
             worker=config.worker_id,
             started_at=datetime.datetime.now(datetime.timezone.utc).isoformat(),

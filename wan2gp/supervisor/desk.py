@@ -292,6 +292,8 @@ class Desk(abc.ABC):
         self.engine = {}
         asked = self.life.state in (State.STOPPING, State.RECYCLING)
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
+        if death.survivors:
+            self.facts("handler.survivors", handler=self.name, pids=", ".join(map(str, death.survivors)))
         if death.status is None:  # its shim was killed: what was below has fallen to us
             self.around.strays()
         if not (asked and self.life.blamed):  # else the engine's own words, heard before, say more
