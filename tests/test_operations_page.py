@@ -10,7 +10,7 @@ import pytest
 from tests.conftest_db import PgServer
 from tests.conftest_worker import ROOT, Worker
 from tests.shared_worker import shared_worker
-from wan2gp.config import OPTIONS
+from wan2gp.config_options import OPTIONS
 from wan2gp.errors import REGISTRY
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()

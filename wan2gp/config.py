@@ -12,40 +12,14 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from wan2gp.config_options import OPTIONS, Option, Secret, command_flags
 
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
-
-
-class Secret:
-    """A string that prints as ``***``; :meth:`reveal` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
 
 
 class ConfigError(Exception):
@@ -54,200 +28,6 @@ class ConfigError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class Option:
-    """Where one value of the configuration may come from."""
-
-    key: str
-    """Dotted name in the TOML file."""
-    env: str | None
-    default: Any
-    parse: Callable[[str], Any]
-    about: str
-
-
-def _text(value: str) -> str:
-    return value
-
-
-def _secret(value: str) -> Secret:
-    return Secret(value)
-
-
-def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 <= number < 1e7:
-        raise ValueError("give seconds, 0 or more")
-    return number
-
-
-def _at_least(lowest: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        number = _seconds(value)
-        if number < lowest:
-            raise ValueError(f"give {lowest:g} seconds or more")
-        return number
-
-    return parse
-
-
-def _port(value: str) -> int:
-    number = int(value)
-    if not 1 <= number <= 65535:
-        raise ValueError("give a port from 1 to 65535")
-    return number
-
-
-def _count(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise ValueError("give a whole number, 0 or more")
-    return number
-
-
-def _flag(value: str) -> bool:
-    if value.lower() in ("1", "true", "yes", "on"):
-        return True
-    if value.lower() in ("0", "false", "no", "off", ""):
-        return False
-    raise ValueError("give 1 or 0")
-
-
-def _names(value: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def _directories(value: str) -> tuple[str, ...]:
-    found = _names(value)
-    if not all(name.startswith("/") for name in found):
-        raise ValueError("give absolute paths")
-    return found
-
-
-def _flags(value: str) -> str:
-    """A command line's worth of flags; they are split where they are used."""
-    try:
-        shlex.split(value)
-    except ValueError as error:
-        raise ValueError(f"it cannot be split into flags ({error}): mend its quotes") from error
-    return value
-
-
-def _server(value: str) -> str:
-    """A base URL, or nothing."""
-    if not value:
-        return value
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("give the server's address, as in http://10.0.0.7:8188")
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in choices:
-            raise ValueError("give one of " + ", ".join(choices))
-        return value
-
-    return parse
-
-
-OPTIONS: dict[str, Option] = {
-    "worker_id": Option(
-        "worker", "WORKER_ID", "", _text, "name of this worker; else RUNPOD_POD_ID, else the host name"
-    ),
-    "queue": Option("queue", "WAN2GP_QUEUE", "auto", _one_of(*QUEUES), "where the tasks are"),
-    "database_url": Option("database_url", "DATABASE_URL", Secret(""), _secret, "libpq URL of the Postgres"),
-    "supabase_url": Option("supabase_url", "SUPABASE_URL", "", _text, "URL of the Supabase project"),
-    "supabase_key": Option(
-        "supabase_access_token", "SUPABASE_SERVICE_ROLE_KEY", Secret(""), _secret, "service role key"
-    ),
-    "run_dir": Option("run_dir", "WAN2GP_RUN_DIR", "", _text, "where the sockets are"),
-    "poll_interval_s": Option("poll_interval_s", None, 10.0, _at_least(0.05), "seconds between polls of an idle queue"),
-    "lease_s": Option("lease.duration_s", "WAN2GP_LEASE_S", 90.0, _at_least(2.0), "how long a claim holds, seconds"),
-    "renew_s": Option(
-        "lease.renew_s", "WAN2GP_RENEW_S", 20.0, _at_least(0.2), "seconds between renewals of the leases"
-    ),
-    "stop_grace_s": Option(
-        "stop.grace_s", "WAN2GP_STOP_GRACE_S", 8.0, _seconds, "seconds work may go on after SIGTERM"
-    ),
-    "prefetch": Option("prefetch", "WAN2GP_PREFETCH", 0, _count, "tasks claimed ahead per handler"),
-    "prewarm": Option("prewarm", "WAN2GP_PREWARM", (), _names, "handlers started at boot"),
-    "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),
-    "comfy_port": Option("comfy.port", "COMFY_PORT", 8188, _port, "ComfyUI's port, if it is free"),
-    "comfy_python": Option("comfy.python", "COMFY_PYTHON", "", _text, "interpreter for ComfyUI"),
-    "comfy_args": Option("comfy.args", "COMFY_ARGS", "", _flags, "more flags for ComfyUI"),
-    "comfy_url": Option("comfy.url", "COMFY_URL", "", _server, "an external ComfyUI server, not ours to restart"),
-    "comfy_warmup_workflow": Option(
-        "comfy.warmup_workflow",
-        "COMFY_WARMUP_WORKFLOW",
-        "",
-        _text,
-        "file with a graph (API format) that is run once after each start of ComfyUI",
-    ),
-    "comfy_start_timeout_s": Option(
-        "comfy.start_timeout_s",
-        "COMFY_START_TIMEOUT_S",
-        600.0,
-        _seconds,
-        "limit for ComfyUI's start, seconds",
-    ),
-    "comfy_run_timeout_s": Option(
-        "comfy.run_timeout_s", "COMFY_RUN_TIMEOUT_S", 0.0, _seconds, "limit for one prompt, seconds; 0: none"
-    ),
-    "comfy_stuck_s": Option(
-        "comfy.stuck_s", "COMFY_STUCK_S", 1800.0, _seconds, "limit without any progress of a prompt, seconds"
-    ),
-    "comfy_idle_stop_s": Option(
-        "comfy.idle_stop_s",
-        "COMFY_IDLE_STOP_S",
-        0.0,
-        _seconds,
-        "stop ComfyUI after so long without work; 0: never",
-    ),
-    "comfy_when_missing": Option(
-        "comfy.when_missing",
-        "COMFY_WHEN_MISSING",
-        "fail",
-        _one_of("fail", "leave"),
-        "comfy tasks without a ComfyUI",
-    ),
-    "wan2gp_path": Option("wan2gp.path", "WAN2GP_PATH", "", _text, "Wan2GP's checkout"),
-    "wan2gp_python": Option("wan2gp.python", "WAN2GP_PYTHON", "", _text, "interpreter for Wan2GP"),
-    "allow_private_urls": Option(
-        "inputs.allow_private_urls",
-        "WAN2GP_ALLOW_PRIVATE_URLS",
-        False,
-        _flag,
-        "inputs may come from private addresses",
-    ),
-    "allow_private_hosts": Option(
-        "inputs.allow_private_hosts", None, (), _names, "hosts that may have a private address"
-    ),
-    "input_max_bytes": Option(
-        "inputs.max_bytes", "WAN2GP_INPUT_MAX_BYTES", 4 * 1024**3, _count, "largest input, bytes"
-    ),
-    "input_total_s": Option("inputs.total_s", "WAN2GP_INPUT_TOTAL_S", 1800.0, _seconds, "longest download, seconds"),
-    "input_idle_s": Option(
-        "inputs.idle_s", "WAN2GP_INPUT_IDLE_S", 30.0, _seconds, "longest silence in a download, seconds"
-    ),
-    "input_cache_bytes": Option(
-        "inputs.cache_bytes",
-        "WAN2GP_INPUT_CACHE_BYTES",
-        10 * 1024**3,
-        _count,
-        "disk for downloads that are kept, bytes; 0: none are",
-    ),
-    "input_allow_paths": Option(
-        "inputs.allow_paths",
-        "WAN2GP_INPUT_ALLOW_PATHS",
-        (),
-        _directories,
-        "directories whose files tasks may name",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -260,6 +40,15 @@ class Config:
     database_url: Secret
     supabase_url: str
     supabase_key: Secret
+    supabase_key_file: str
+    finish_via: str
+    publish_to: str
+    storage_bucket: str
+    storage_path: str
+    storage_url: str
+    storage_signed_url_s: float
+    uploads: int
+    ship_logs: bool
     run_dir: str
     poll_interval_s: float
     lease_s: float
@@ -288,6 +77,12 @@ class Config:
     input_cache_bytes: int
     input_allow_paths: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def publishes_to_storage(self) -> bool:
+        """True when results go to Supabase Storage, False when they stay on this machine."""
+        given = bool(self.supabase_url and self.supabase_key)
+        return self.publish_to == "storage" or (self.publish_to == "auto" and given and self.queue != "embedded")
 
     def run_directory(self) -> Path:
         """Where the sockets are: short, since a socket's path has at most 107 bytes."""
@@ -328,18 +123,35 @@ def load_config(
         values[name] = _parsed(name, option, raw, origin, env, problems, warnings)
     unknown = sorted(set(table) - {option.key for option in OPTIONS.values()})
     problems += [f"{key} in the configuration file is not a setting: remove it or mend its spelling" for key in unknown]
+    _read_key_file(values, problems)
     values["worker_id"] = values["worker_id"] or env.get("RUNPOD_POD_ID") or socket.gethostname()
     if values["renew_s"] * 2 > values["lease_s"]:
         problems.append(
             f"lease.renew_s = {values['renew_s']:g} is more than half of lease.duration_s = {values['lease_s']:g}: "
             "renew at least twice in a lease"
         )
+    if values["publish_to"] == "storage" and not (values["supabase_url"] and values["supabase_key"]):
+        problems.append("publish.to = storage needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY")
     warm = values["comfy_warmup_workflow"]
     if warm and not Path(warm).expanduser().is_file():
         warnings.append(f"COMFY_WARMUP_WORKFLOW = {warm} is no file now: without it ComfyUI starts cold")
     if problems:
         raise ConfigError(problems)
     return Config(data_dir=data_dir, warnings=tuple(warnings), **values)
+
+
+def _read_key_file(values: dict[str, Any], problems: list[str]) -> None:
+    """The key itself, where only the file that holds it is named (a mounted secret, say)."""
+    if values["supabase_key"] or not values["supabase_key_file"]:
+        return
+    path = Path(values["supabase_key_file"]).expanduser()
+    try:
+        values["supabase_key"] = Secret(path.read_text(encoding="utf-8").strip())
+    except (OSError, ValueError) as error:
+        problems.append(f"SUPABASE_SERVICE_ROLE_KEY_FILE = {path} cannot be read: {getattr(error, 'strerror', error)}")
+        return
+    if not values["supabase_key"]:
+        problems.append(f"SUPABASE_SERVICE_ROLE_KEY_FILE = {path} is empty: put the key into it")
 
 
 def _flag_of(name: str) -> str:
@@ -396,7 +208,7 @@ def _as_text(raw: Any, option: Option) -> str:
     if not isinstance(raw, (list, tuple)):
         return str(raw)
     parts = [str(part) for part in raw]
-    return shlex.join(parts) if option.parse is _flags else ",".join(parts)
+    return shlex.join(parts) if option.parse is command_flags else ",".join(parts)
 
 
 def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:

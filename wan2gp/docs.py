@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp import control_docs
-from wan2gp.config import OPTIONS, Option, Secret
+from wan2gp.config_options import OPTIONS, Option, Secret
 from wan2gp.errors import REGISTRY, ErrorCode
 from wan2gp.handlers.comfy_fields import FieldDoc
 from wan2gp.handlers.comfy_params import input_documentation, task_documentation

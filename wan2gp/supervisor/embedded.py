@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from wan2gp.config import Secret
+from wan2gp.config_options import Secret
 from wan2gp.supervisor.embedded_cluster import (
     DATABASE,
     MARK,

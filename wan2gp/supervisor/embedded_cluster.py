@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from wan2gp.config import Secret
+from wan2gp.config_options import Secret
 from wan2gp.supervisor.embedded_identity import EmbeddedUnavailable, Identity, clean_environment
 
 MAJOR = "18"

@@ -57,6 +57,8 @@ class Verb(enum.Enum):
     """Handed back untouched or interrupted by a stop: free."""
     CANCEL = "cancel"
     """Ended because its user cancelled it."""
+    WITHHOLD = "withhold"
+    """The work is done and cannot be published: Failed, until COMPLETE comes under the same token."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,12 @@ class Settlement:
     """What is recorded of this attempt in ``result_data.attempts`` and ``task_events``."""
     retry_in_s: float | None = None
     """For RETRY and LOSS: seconds before it may be claimed again."""
+    project_id: str | None = None
+    """The row's own. This and the two below are for a backend that completes by an Edge Function; no SQL sees them."""
+    storage_path: str | None = None
+    """Where the primary artifact is in the bucket, if it is in one."""
+    thumbnail_path: str | None = None
+    """Where its poster frame is in the bucket."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,17 @@ class FinishReply:
     """True when this very settlement had been accepted before (its answer was lost)."""
     error: str | None = None
     """Why the database would not store it (a trigger or a constraint of its own): the task failed with that."""
+
+
+@dataclass(frozen=True)
+class Completing:
+    """What is known just before, or after, somebody else's function completes a row under our lease."""
+
+    held: bool
+    """The lease is ours: it was renewed, and the row may become Complete by another hand than ours."""
+    status: str | None
+    made: bool = False
+    """The app's own record of this result exists already: to call its function again would make a second one."""
 
 
 class TaskQueue(Protocol):
@@ -208,6 +227,17 @@ class TaskQueue(Protocol):
 
     def stats(self) -> Mapping[str, Any]:
         """``{"counts": [{task_type, status, count}], "oldest_queued_s": {task_type: seconds}, "workers": [...]}``."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What else this database is: ``predecessor`` (the predecessor's app works on it), ``system_logs`` (it keeps
+        workers' logs)."""
+
+    def log(self, worker_id: str, lines: Sequence[Mapping[str, Any]]) -> int:
+        """Store lines (``at``, ``level``, ``message``, ``task_id``, ``metadata``) where the database keeps workers'
+        logs; returns how many it took."""
+
+    def completing(self, task_id: str, token: str, lease_s: float) -> Completing:
+        """Before somebody else's function completes this row: renew the lease for ``lease_s`` seconds and allow it."""
 
     def event(self, task_id: str, name: str, detail: Mapping[str, Any]) -> None:
         """Append to the task's history."""

@@ -33,6 +33,12 @@ class Ending(msgspec.Struct, frozen=True):
     retry_in_s: float | None = None
     artifacts: tuple[Artifact, ...] = ()
     result_data: dict[str, Any] = {}
+    user_id: str | None = None
+    project_id: str | None = None
+    put_url: str | None = None
+    """A signed URL that the task gave for its primary artifact; itself a secret."""
+    withheld: str | None = None
+    """Why it could not be published (``code: sentence``): the row is Failed until that is mended."""
 
     @property
     def key(self) -> str:
@@ -42,7 +48,13 @@ class Ending(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:  # the token stays out of tracebacks
         return f"Ending({self.key}, {self.verb.value})"
 
-    def settlement(self, output_location: str | None, result_data: dict[str, Any] | None) -> Settlement:
+    def settlement(
+        self,
+        output_location: str | None,
+        result_data: dict[str, Any] | None,
+        storage_path: str | None = None,
+        thumbnail_path: str | None = None,
+    ) -> Settlement:
         """What the database is told."""
         return Settlement(
             task_id=self.task_id,
@@ -53,6 +65,9 @@ class Ending(msgspec.Struct, frozen=True):
             result_data=result_data,
             cause=self.cause,
             retry_in_s=self.retry_in_s,
+            project_id=self.project_id,
+            storage_path=storage_path,
+            thumbnail_path=thumbnail_path,
         )
 
 

@@ -1,0 +1,294 @@
+"""Every setting: where it may come from, what it is without that, and how its text becomes a value.
+
+:mod:`wan2gp.config` reads them; ``docs/configuration.md`` is made from the table.
+"""
+
+from __future__ import annotations
+
+import shlex
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
+PATH_FIELDS = frozenset({"task_id", "attempt", "lease", "filename", "task_type", "user_id", "project_id", "worker"})
+"""What the template of a result's path in the bucket may name."""
+
+
+class Secret:
+    """A string that prints as ``***``; :meth:`reveal` gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Where one value of the configuration may come from."""
+
+    key: str
+    """Dotted name in the TOML file."""
+    env: str | None
+    default: Any
+    parse: Callable[[str], Any]
+    about: str
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _secret(value: str) -> Secret:
+    return Secret(value)
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < 1e7:
+        raise ValueError("give seconds, 0 or more")
+    return number
+
+
+def _at_least(lowest: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        number = _seconds(value)
+        if number < lowest:
+            raise ValueError(f"give {lowest:g} seconds or more")
+        return number
+
+    return parse
+
+
+def _port(value: str) -> int:
+    number = int(value)
+    if not 1 <= number <= 65535:
+        raise ValueError("give a port from 1 to 65535")
+    return number
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError("give a whole number, 0 or more")
+    return number
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError("give a whole number, 1 or more")
+    return number
+
+
+def _flag(value: str) -> bool:
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if value.lower() in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("give 1 or 0")
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _directories(value: str) -> tuple[str, ...]:
+    found = _names(value)
+    if not all(name.startswith("/") for name in found):
+        raise ValueError("give absolute paths")
+    return found
+
+
+def command_flags(value: str) -> str:
+    """A command line's worth of flags; they are split where they are used."""
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"it cannot be split into flags ({error}): mend its quotes") from error
+    return value
+
+
+def _server(value: str) -> str:
+    """A base URL, or nothing."""
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("give the server's address, as in http://10.0.0.7:8188")
+    return value
+
+
+def _bucket_path(value: str) -> str:
+    """A template of an object's path, or nothing."""
+    if not value:
+        return value
+    try:
+        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"it is no template ({error}): mend its braces") from error
+    if unknown := sorted(used - PATH_FIELDS):
+        raise ValueError(f"{{{unknown[0]}}} is unknown: use {', '.join(sorted(PATH_FIELDS))}")
+    if missing := sorted({"task_id", "attempt", "lease", "filename"} - used):
+        raise ValueError(f"{{{missing[0]}}} must be in it, or one attempt could overwrite another's file")
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError("give a path below the bucket, without a leading slash")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError("give one of " + ", ".join(choices))
+        return value
+
+    return parse
+
+
+OPTIONS: dict[str, Option] = {
+    "worker_id": Option(
+        "worker", "WORKER_ID", "", _text, "name of this worker; else RUNPOD_POD_ID, else the host name"
+    ),
+    "queue": Option("queue", "WAN2GP_QUEUE", "auto", _one_of(*QUEUES), "where the tasks are"),
+    "database_url": Option("database_url", "DATABASE_URL", Secret(""), _secret, "libpq URL of the Postgres"),
+    "supabase_url": Option("supabase_url", "SUPABASE_URL", "", _server, "URL of the Supabase project"),
+    "supabase_key": Option(
+        "supabase_access_token", "SUPABASE_SERVICE_ROLE_KEY", Secret(""), _secret, "service role key"
+    ),
+    "supabase_key_file": Option(
+        "supabase_access_token_file", "SUPABASE_SERVICE_ROLE_KEY_FILE", "", _text, "file with that key"
+    ),
+    "finish_via": Option(
+        "finish_via",
+        "WAN2GP_FINISH_VIA",
+        "auto",
+        _one_of("auto", "sql", "complete_task"),
+        "who completes a row: our SQL, or the predecessor's Edge Function (auto: where a row has a project)",
+    ),
+    "publish_to": Option(
+        "publish.to",
+        "WAN2GP_PUBLISH_TO",
+        "auto",
+        _one_of("auto", "local", "storage"),
+        "where results go (auto: to Supabase Storage where a project and its key are given)",
+    ),
+    "storage_bucket": Option(
+        "storage.bucket", "SUPABASE_VIDEO_BUCKET", "image_uploads", _text, "the bucket for results"
+    ),
+    "storage_path": Option(
+        "storage.path", "WAN2GP_STORAGE_PATH", "", _bucket_path, "template of a result's path in the bucket"
+    ),
+    "storage_url": Option(
+        "storage.url", "WAN2GP_STORAGE_URL", "public", _one_of("public", "signed"), "the kind of URL a row gets"
+    ),
+    "storage_signed_url_s": Option(
+        "storage.signed_url_s", "WAN2GP_SIGNED_URL_S", 604800.0, _at_least(1.0), "how long a signed URL holds, seconds"
+    ),
+    "uploads": Option("publish.parallel", "WAN2GP_UPLOADS", 3, _positive, "uploads at once"),
+    "ship_logs": Option(
+        "logs.ship", "WAN2GP_SHIP_LOGS", True, _flag, "copy the worker's log to the table system_logs, if there is one"
+    ),
+    "run_dir": Option("run_dir", "WAN2GP_RUN_DIR", "", _text, "where the sockets are"),
+    "poll_interval_s": Option("poll_interval_s", None, 10.0, _at_least(0.05), "seconds between polls of an idle queue"),
+    "lease_s": Option("lease.duration_s", "WAN2GP_LEASE_S", 90.0, _at_least(2.0), "how long a claim holds, seconds"),
+    "renew_s": Option(
+        "lease.renew_s", "WAN2GP_RENEW_S", 20.0, _at_least(0.2), "seconds between renewals of the leases"
+    ),
+    "stop_grace_s": Option(
+        "stop.grace_s", "WAN2GP_STOP_GRACE_S", 8.0, _seconds, "seconds work may go on after SIGTERM"
+    ),
+    "prefetch": Option("prefetch", "WAN2GP_PREFETCH", 0, _count, "tasks claimed ahead per handler"),
+    "prewarm": Option("prewarm", "WAN2GP_PREWARM", (), _names, "handlers started at boot"),
+    "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),
+    "comfy_port": Option("comfy.port", "COMFY_PORT", 8188, _port, "ComfyUI's port, if it is free"),
+    "comfy_python": Option("comfy.python", "COMFY_PYTHON", "", _text, "interpreter for ComfyUI"),
+    "comfy_args": Option("comfy.args", "COMFY_ARGS", "", command_flags, "more flags for ComfyUI"),
+    "comfy_url": Option("comfy.url", "COMFY_URL", "", _server, "an external ComfyUI server, not ours to restart"),
+    "comfy_warmup_workflow": Option(
+        "comfy.warmup_workflow",
+        "COMFY_WARMUP_WORKFLOW",
+        "",
+        _text,
+        "file with a graph (API format) that is run once after each start of ComfyUI",
+    ),
+    "comfy_start_timeout_s": Option(
+        "comfy.start_timeout_s",
+        "COMFY_START_TIMEOUT_S",
+        600.0,
+        _seconds,
+        "limit for ComfyUI's start, seconds",
+    ),
+    "comfy_run_timeout_s": Option(
+        "comfy.run_timeout_s", "COMFY_RUN_TIMEOUT_S", 0.0, _seconds, "limit for one prompt, seconds; 0: none"
+    ),
+    "comfy_stuck_s": Option(
+        "comfy.stuck_s", "COMFY_STUCK_S", 1800.0, _seconds, "limit without any progress of a prompt, seconds"
+    ),
+    "comfy_idle_stop_s": Option(
+        "comfy.idle_stop_s",
+        "COMFY_IDLE_STOP_S",
+        0.0,
+        _seconds,
+        "stop ComfyUI after so long without work; 0: never",
+    ),
+    "comfy_when_missing": Option(
+        "comfy.when_missing",
+        "COMFY_WHEN_MISSING",
+        "fail",
+        _one_of("fail", "leave"),
+        "comfy tasks without a ComfyUI",
+    ),
+    "wan2gp_path": Option("wan2gp.path", "WAN2GP_PATH", "", _text, "Wan2GP's checkout"),
+    "wan2gp_python": Option("wan2gp.python", "WAN2GP_PYTHON", "", _text, "interpreter for Wan2GP"),
+    "allow_private_urls": Option(
+        "inputs.allow_private_urls",
+        "WAN2GP_ALLOW_PRIVATE_URLS",
+        False,
+        _flag,
+        "inputs may come from private addresses",
+    ),
+    "allow_private_hosts": Option(
+        "inputs.allow_private_hosts", None, (), _names, "hosts that may have a private address"
+    ),
+    "input_max_bytes": Option(
+        "inputs.max_bytes", "WAN2GP_INPUT_MAX_BYTES", 4 * 1024**3, _count, "largest input, bytes"
+    ),
+    "input_total_s": Option("inputs.total_s", "WAN2GP_INPUT_TOTAL_S", 1800.0, _seconds, "longest download, seconds"),
+    "input_idle_s": Option(
+        "inputs.idle_s", "WAN2GP_INPUT_IDLE_S", 30.0, _seconds, "longest silence in a download, seconds"
+    ),
+    "input_cache_bytes": Option(
+        "inputs.cache_bytes",
+        "WAN2GP_INPUT_CACHE_BYTES",
+        10 * 1024**3,
+        _count,
+        "disk for downloads that are kept, bytes; 0: none are",
+    ),
+    "input_allow_paths": Option(
+        "inputs.allow_paths",
+        "WAN2GP_INPUT_ALLOW_PATHS",
+        (),
+        _directories,
+        "directories whose files tasks may name",
+    ),
+}
