@@ -10,7 +10,7 @@ from typing import Any
 
 from wan2gp.protocol import Artifact
 from wan2gp.supervisor.postgres import PostgresQueue
-from wan2gp.supervisor.publish import LocalStore
+from wan2gp.supervisor.publish import LocalStore, Store
 from wan2gp.supervisor.queue import ClaimedTask, FinishReply, Verb
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.spool import Ending, Spool
@@ -83,7 +83,7 @@ class Bench:
         given = {"verb": Verb.COMPLETE, "artifacts": tuple(made), **fields}
         return Ending(task.id, task.task_type, task.attempt, task.lease_id, task.token, work_dir=str(work_dir), **given)
 
-    def life(self, queue: Any = None, store: LocalStore | None = None) -> Life:
+    def life(self, queue: Any = None, store: Store | None = None) -> Life:
         return Life(self, queue or self.queue, store or LocalStore(self.outputs))
 
     def row(self, task: ClaimedTask) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Bench:
 class Life:
     """A context: the settler runs inside, and ends without its last words when left (`crash` says how brutally)."""
 
-    def __init__(self, bench: Bench, queue: Any, store: LocalStore) -> None:
+    def __init__(self, bench: Bench, queue: Any, store: Store) -> None:
         self.spool = Spool(bench.spool_dir)
         self.settler = Settler(queue, self.spool, store, bench.facts, bench.settled.append, bench.failures.append)
 
@@ -135,8 +135,8 @@ class CutStore(LocalStore):
         super().__init__(outputs)
         self._moves = moves
 
-    def commit(self, staged: Any) -> list[Path]:
-        super().commit(staged[: self._moves])
+    def commit(self, ending: Ending, staged: Any) -> None:
+        super().commit(ending, staged[: self._moves])
         raise Power
 
 

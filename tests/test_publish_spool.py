@@ -23,11 +23,12 @@ from tests.publish_bench import (
     Power,
     artifact,
 )
-from wan2gp.supervisor import publish
+from wan2gp.supervisor import staging
 from wan2gp.supervisor.postgres import PostgresQueue
-from wan2gp.supervisor.publish import LocalStore, Refused, safe_name
+from wan2gp.supervisor.publish import LocalStore
 from wan2gp.supervisor.queue import Verb
 from wan2gp.supervisor.spool import Spool
+from wan2gp.supervisor.staging import Refused, safe_name
 
 FILES = {"a.txt": "eins", "x/a.txt": "zwei", "b.txt": "drei"}
 SHOWN = {"a.txt": "eins", "1_a.txt": "zwei", "b.txt": "drei"}
@@ -223,7 +224,7 @@ def test_a_disk_that_is_broken_for_a_while_is_waited_for(bench: Bench, monkeypat
         real_rename(*given, **more)
 
     with bench.life() as settler:
-        monkeypatch.setattr(publish.os, "rename", broken)
+        monkeypatch.setattr(staging.os, "rename", broken)
         settler.submit(ending)
         eventually("it is told of", lambda: "worker.warning" in bench.facts.names())
         mended.set()
@@ -246,7 +247,7 @@ def test_a_spool_on_another_file_system_gets_a_copy(
     if kind is not None:
         special(Path(ending.work_dir) / "f0", kind)
     with bench.life() as settler:
-        monkeypatch.setattr(publish.os, "rename", rename_within)
+        monkeypatch.setattr(staging.os, "rename", rename_within)
         settler.submit(ending)
         assert settler.flush(PATIENCE_S)
     assert bench.shown() == ({} if kind else {"a.txt": "x"})
@@ -300,8 +301,8 @@ def test_names_become_harmless(name: str, safe: str) -> None:
 
 def test_long_names_keep_their_suffix_and_are_cut_between_characters() -> None:
     cut_name = safe_name("ü" * 500 + ".webm")
-    assert cut_name.endswith("ü.webm") and len(cut_name.encode()) <= publish.NAME_MAX_BYTES
-    assert len(safe_name("x." + "y" * 500).encode()) <= publish.NAME_MAX_BYTES
+    assert cut_name.endswith("ü.webm") and len(cut_name.encode()) <= staging.NAME_MAX_BYTES
+    assert len(safe_name("x." + "y" * 500).encode()) <= staging.NAME_MAX_BYTES
 
 
 def test_a_place_outside_the_directory_is_refused(tmp_path: Path, bench: Bench) -> None:

@@ -122,6 +122,12 @@ class LogsRequest(Request, frozen=True, tag="logs"):
     """Where the log files are."""
 
 
+class PublishRequest(Request, frozen=True, tag="publish"):
+    """Send results that could not be published, now: of one task, or (null) all."""
+
+    task_id: str | None = None
+
+
 AnyRequest = Union[
     StatusRequest,
     StatsRequest,
@@ -136,6 +142,7 @@ AnyRequest = Union[
     DrainRequest,
     ResumeRequest,
     LogsRequest,
+    PublishRequest,
 ]
 
 
@@ -211,6 +218,20 @@ class Gpu(msgspec.Struct, frozen=True):
     load_percent: int | None = None
 
 
+class Publishing(msgspec.Struct, frozen=True):
+    """One result that is on this machine's disk and not with its user yet."""
+
+    task_id: str
+    state: str
+    """queued, uploading, waiting (it is tried again by itself) or withheld (a person must mend what is wrong)."""
+    bytes: int = 0
+    """Its files, together."""
+    tries: int = 0
+    """How often it failed."""
+    error: str | None = None
+    """``code: sentence``."""
+
+
 class TypeCount(msgspec.Struct, frozen=True):
     """How many rows of one type have one status."""
 
@@ -253,6 +274,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     unclaimable: tuple[Unclaimable, ...] = ()
     spool_depth: int = 0
     """Outcomes on disk that the database has not confirmed yet."""
+    publishing: tuple[Publishing, ...] = ()
+    """Results on disk that are not with their users yet."""
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -381,7 +404,7 @@ class ChangeReply(Reply, frozen=True, tag="change"):
 
 
 class DoneReply(Reply, frozen=True, tag="done"):
-    """The answer of ``restart``, ``free``, ``drain`` and ``resume``."""
+    """The answer of ``restart``, ``free``, ``drain``, ``resume`` and ``publish retry``."""
 
     message: str
 

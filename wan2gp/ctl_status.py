@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wan2gp.control import Gpu, HandlerStatus, QueueStats, RunningTask, StatusReply, StatusRequest, WorkerStatus
+from wan2gp.control import (
+    Gpu,
+    HandlerStatus,
+    Publishing,
+    QueueStats,
+    RunningTask,
+    StatusReply,
+    StatusRequest,
+    WorkerStatus,
+)
 from wan2gp.ctl_exit import Exit
 from wan2gp.ctl_link import connect
 from wan2gp.ctl_output import bar, grid, plain, screen, span, styled, table, write_json
@@ -32,6 +41,7 @@ def show(console: Console, reply: StatusReply) -> None:
     tables = [
         _handlers(console, reply.worker.handlers),
         _running(console, reply.worker.running),
+        _publishing(console, reply.worker.publishing),
         _counts(console, reply.queue),
         _unable(console, reply.worker.unable),
         _unclaimable(console, reply.worker),
@@ -105,6 +115,14 @@ def _running(console: Console, running: tuple[RunningTask, ...]) -> Table:
             plain(task.phase if task.step is None else f"{task.phase} {task.step} of {task.steps or '?'}"),
             plain(task.detail),
         )
+    return shape
+
+
+def _publishing(console: Console, results: tuple[Publishing, ...]) -> Table:
+    shape = table(console, ("task", "state", "bytes>", "tries>", "why"), "results that are not published yet")
+    for result in results:
+        size = f"{result.bytes:,}"
+        shape.add_row(plain(result.task_id), styled(result.state), size, str(result.tries), plain(result.error))
     return shape
 
 

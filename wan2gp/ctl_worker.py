@@ -1,4 +1,4 @@
-"""`wan2gp-ctl restart | free | drain | resume`."""
+"""`wan2gp-ctl restart | free | drain | resume | publish`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wan2gp.control import (
     DoneReply,
     DrainRequest,
     FreeRequest,
+    PublishRequest,
     RestartRequest,
     ResumeRequest,
     StatusReply,
@@ -41,6 +42,13 @@ def resume(args: argparse.Namespace) -> int:
     """Claim again."""
     with connect(args) as link:
         write_line(link.ask(ResumeRequest(), DoneReply).message)
+    return Exit.OK
+
+
+def publish(args: argparse.Namespace) -> int:
+    """Send results that could not be published."""
+    with connect(args) as link:
+        write_line(link.ask(PublishRequest(args.task_id), DoneReply).message)
     return Exit.OK
 
 

@@ -117,7 +117,24 @@ _TABLE = (
         "`params` are not what this task type takes.",
         "Mend the field that is named.",
     ),
-    ("input.bad_url", False, "An input's URL is not http(s) or is malformed.", "Give an http or https URL."),
+    (
+        "input.bad_url",
+        False,
+        "An input's URL is neither http(s) nor `storage://bucket/path`, or is malformed.",
+        "Give an http or https URL.",
+    ),
+    (
+        "input.no_storage",
+        False,
+        "An input is in Storage, and the worker has no Supabase project.",
+        "Set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, or give an https URL.",
+    ),
+    (
+        "input.storage_denied",
+        False,
+        "Storage refuses the worker's key an input.",
+        "Check the key, and which buckets it may read.",
+    ),
     (
         "input.forbidden_address",
         False,
@@ -127,8 +144,8 @@ _TABLE = (
     (
         "input.not_found",
         False,
-        "An input's URL answered that there is nothing.",
-        "Check the URL, and that it is signed.",
+        "An input's URL answered that there is nothing, or Storage has no such file.",
+        "Check the URL, and that it is signed; of `storage://`, bucket and path.",
     ),
     (
         "input.http_error",
@@ -154,6 +171,12 @@ _TABLE = (
         False,
         "A result's file is not a regular file inside the task's directory.",
         "Report it.",
+    ),
+    (
+        "publish.bad_put_url",
+        False,
+        "`put_url` is not a URL that a result can be sent to.",
+        "Give an https URL that is signed for PUT.",
     ),
     ("task.cancelled", False, "Its user cancelled the task.", "`wan2gp-ctl retry ID` queues it again."),
     (

@@ -48,6 +48,13 @@ FACTS: dict[str, tuple[str, str]] = {
     "task.cancelled": ("INFO", "Task {task_id} cancelled"),
     "task.lost": ("WARNING", "Task {task_id} is not ours any more: its work is dropped"),
     "task.refused": ("WARNING", "The end of task {task_id} was refused, its row is {status}: its files are deleted"),
+    "publish.waiting": ("WARNING", "The result of task {task_id} cannot be published now: {error}. Trying again"),
+    "publish.withheld": (
+        "ERROR",
+        "The result of task {task_id} cannot be published: {error}. Its files stay in the spool: mend that, then "
+        "`wan2gp-ctl publish retry {task_id}`",
+    ),
+    "publish.left": ("WARNING", "Files of task {task_id} that nobody needs could not be deleted ({error}): {places}"),
     "handler.starting": ("INFO", "Starting handler {handler}"),
     "handler.ready": ("INFO", "Handler {handler} is ready (pid {pid}, {seconds:.2f}s)"),
     "handler.died": ("WARNING", "Handler {handler} ended: {cause}"),

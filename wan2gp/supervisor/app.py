@@ -119,7 +119,16 @@ class App:
         opened.callback(spool.close)
         self._clear_work(spool)
         (config.data_dir / "logs" / "handlers").mkdir(parents=True, exist_ok=True)
-        settler = Settler(queue, spool, LocalStore(config.data_dir / "outputs"), facts, loop.settled, loop.crash)
+        settler = Settler(
+            queue,
+            spool,
+            LocalStore(config.data_dir / "outputs"),
+            facts,
+            loop.settled,
+            loop.crash,
+            uploads=config.uploads,
+            progressed=loop.publishing,
+        )
         leases = LeaseKeeper(
             queue, config.worker_id, config.lease_s, config.renew_s, facts, self._metadata, loop.heard, loop.crash
         )

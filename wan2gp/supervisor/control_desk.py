@@ -48,6 +48,9 @@ class Operations(Protocol):
         """Ask the handler to give the GPU back; a sentence that says when it does. Raises
         ``ControlRefused("unknown_handler", …)``."""
 
+    def publish_again(self, task_id: str | None) -> int:
+        """Send what could not be published now; how many results that are."""
+
     def drain(self) -> None:
         """Claim nothing more."""
 
@@ -107,6 +110,8 @@ class ControlDesk:
                 return control.DoneReply("claiming tasks")
             case control.LogsRequest():
                 return log_places(self.data_dir)
+            case control.PublishRequest():
+                return self._publish(request.task_id)
 
     def _status(self) -> control.StatusReply:
         worker = self._worker()
@@ -150,6 +155,13 @@ class ControlDesk:
             request.task_type, request.params, priority=request.priority, max_attempts=request.max_attempts
         )
         return control.SubmitReply(task_id)
+
+    def _publish(self, task_id: str | None) -> control.DoneReply:
+        count = self.operations.publish_again(None if task_id is None else checked_id(task_id))
+        if count == 0 and task_id is not None:
+            raise ControlRefused("wrong_status", f"no result of the task {task_id} waits here to be published")
+        results = f"{count} result{'' if count == 1 else 's'}"
+        return control.DoneReply(f"{results} sent again: see `wan2gp-ctl status`" if count else "nothing waits")
 
     def _tasks(self, request: control.TasksRequest) -> control.TasksReply:
         limit = max(1, min(request.limit, TASKS_MAX))

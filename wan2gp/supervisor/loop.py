@@ -28,7 +28,7 @@ from wan2gp.supervisor.lifecycle import On, State
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
 from wan2gp.supervisor.router import Router
-from wan2gp.supervisor.running import Running, Why
+from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.spool import Ending
 
@@ -244,8 +244,8 @@ class Loop:
         work_dir = f"{self._work}/{task.id}/{task.lease_id[:16]}"
         running = Running(task, spec.name, work_dir, self._clock())
         desk = self.handlers[spec.name]
-        if task.unreadable is not None:
-            failed = Failed("input.bad_params", f"the task's params cannot be read: {task.unreadable}")
+        failed = _unfit(running)
+        if failed is not None:
             self._settle(running, running.ended(failed, self._clock()))
         elif desk.accepting:
             desk.take(running)
@@ -277,6 +277,10 @@ class Loop:
         self._leases.drop(ending.task_id, ending.lease_id)
         if ending.verb in (Verb.RETRY, Verb.LOSS, Verb.RELEASE) or self._once:
             self.inbox.post(self._look_again)
+
+    def publishing(self, ending: Ending, detail: str) -> None:
+        """From a publisher's thread: what is being done about a result whose lease we still hold."""
+        self._leases.progress(ending.task_id, ending.lease_id, None, "publish", detail)
 
     def _look_again(self) -> None:
         self._drained = frozenset()
@@ -323,6 +327,10 @@ class Loop:
         """Let a handler give the GPU back. None when there is no such handler."""
         desk = self.handlers.get(name)
         return None if desk is None else desk.free()
+
+    def publish_again(self, task_id: str | None) -> int:
+        """Send what could not be published now; how many results that are."""
+        return self._settler.retry_publishing(task_id)
 
     def drain(self) -> None:
         """Claim nothing more; what runs goes on."""
@@ -423,5 +431,17 @@ class Loop:
             + [{**self.courier.describe(), "types": ()}],
             "running": [running.describe(now) for desk in self.handlers.values() for running in desk.tasks()],
             "spool_depth": self._settler.depth,
+            "publishing": self._settler.publishing(),
             "unable": dict(self.unable),
         }
+
+
+def _unfit(running: Running) -> Failed | None:
+    """Why no handler can have this task, whatever its type."""
+    if running.task.unreadable is not None:
+        return Failed("input.bad_params", f"the task's params cannot be read: {running.task.unreadable}")
+    try:
+        running.task, running.put_url = without_put_url(running.task)
+    except ValueError as error:
+        return Failed("publish.bad_put_url", f"the result could not be sent: {error}")
+    return None

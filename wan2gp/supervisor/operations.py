@@ -59,6 +59,10 @@ class LoopOperations:
             raise self._unknown(handler, list(self._loop.handlers))
         return FREED[when].format(handler=handler)
 
+    def publish_again(self, task_id: str | None) -> int:
+        """Send what could not be published now."""
+        return self._ask(lambda: self._loop.publish_again(task_id))
+
     @staticmethod
     def _unknown(handler: str, known: list[str]) -> ControlRefused:
         return ControlRefused("unknown_handler", f"no handler is named {handler}: there are {', '.join(known)}")

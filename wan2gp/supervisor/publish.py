@@ -1,53 +1,76 @@
-"""From a handler's work directory to the user: every file is distrusted, checked, and shown only after the fence.
+"""Where results go. A store takes an ending's files into the spool, makes them public, and takes back what was refused.
 
-A handler may be hostile: its artifact may be a link, a device, a name with ``..``, a file that is not what it said.
-Files are first taken into the spool (no component is followed as a link), then checked there by size and sha256, and
-renamed into ``outputs/`` only once the database has accepted the end of the task.
+The order is the settler's: stage, upload, tell the database, then commit or withdraw. On this machine a file is shown
+only after the fence, by a rename; what is uploaded before the fence lies under a path of its own attempt.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import re
-import shutil
-import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
 from wan2gp.protocol import Artifact
 from wan2gp.supervisor.journal import flush_folder
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.staging import check, holds, move, places, safe_name, take, umask
 
-CHUNK_BYTES = 1024 * 1024
-NAME_MAX_BYTES = 180
-SUFFIX_MAX_BYTES = 20
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_HANDLERS_FAULT = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EACCES, errno.EPERM}
-)
-"""What the place that a handler named can do wrong; any other error is the disk's."""
-_DISKS_FAULT = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
-"""Why a file that was taken may not open, without being at fault itself."""
+POSTER = "poster"
+"""The kind of an artifact that is the still picture of another one."""
 
 
-class Refused(Exception):
-    """An artifact is not a regular file of the promised content inside the task's directory."""
+class PublishFailed(Exception):
+    """A file could not be sent. ``permanent``: only a person can mend it, so the file waits for one in the spool.
+
+    ``retry_after_s``: what the other side asked for, seconds.
+    """
+
+    def __init__(self, code: str, message: str, *, permanent: bool, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.permanent = permanent
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A checked file in the spool, and where it will be shown."""
+    """A checked file in the spool, and where it is, or will be, for its user."""
 
     artifact: Artifact
     path: Path
-    target: Path
+    target: Path | None = None
+    """Where it will be shown on this machine."""
+    url: str | None = None
+    """Where it was uploaded to."""
+    storage_path: str | None = None
+    """Its path in the bucket."""
+
+    @property
+    def place(self) -> str:
+        """What the row says."""
+        return self.url or str(self.target)
+
+
+class Store(Protocol):
+    """Every method is safe to repeat, also by another life of the worker, and is called from several threads."""
+
+    def stage(self, ending: Ending, folder: Path) -> list[Staged]:
+        """Take the artifacts into ``folder`` and check them. Raises :class:`~wan2gp.supervisor.staging.Refused`."""
+
+    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
+        """Send what must be sent before the row may say so. Raises :class:`PublishFailed`; ends soon after ``stop``."""
+
+    def commit(self, ending: Ending, staged: Sequence[Staged]) -> None:
+        """The end was accepted: show the files."""
+
+    def withdraw(self, ending: Ending, staged: Sequence[Staged]) -> None:
+        """The end was refused: what was sent is deleted. Raises :class:`PublishFailed`."""
 
 
 class LocalStore:
@@ -55,42 +78,20 @@ class LocalStore:
 
     def __init__(self, outputs: Path) -> None:
         self._outputs = outputs
-        self._mode = 0o666 & ~_umask()
+        self._mode = 0o666 & ~umask()
 
     def stage(self, ending: Ending, folder: Path) -> list[Staged]:
-        """Take the artifacts into ``folder`` and check them. Raises :class:`Refused`; safe to repeat.
-
-        After a crash some are in ``folder`` already, and after one in the middle of :meth:`commit` some are shown.
-        """
+        """After a crash some are in ``folder`` already, and after one in :meth:`commit` some are shown."""
         staged: list[Staged] = []
-        for number, artifact in enumerate(ending.artifacts):
-            path = folder / f"{number}-{safe_name(artifact.name)}"
+        for artifact, path in zip(ending.artifacts, places(ending, folder), strict=True):
             target = self._target(ending, artifact, [other.target for other in staged])
-            if not os.path.lexists(path) and not _holds(target, artifact):
-                _take(Path(ending.work_dir), artifact.path, path)
-            self._check(path if os.path.lexists(path) else target, artifact)
+            if not holds(target, artifact):
+                take(ending, artifact, path)
+            check(path if os.path.lexists(path) else target, artifact, self._mode)
             staged.append(Staged(artifact, path, target))
         return staged
 
-    def _check(self, path: Path, artifact: Artifact) -> None:
-        try:
-            descriptor = os.open(path, _FILE)
-        except OSError as error:  # ELOOP: a link; ENXIO: a socket
-            if error.errno in _DISKS_FAULT:
-                raise
-            raise Refused(f"{artifact.name} is not a plain file: {error.strerror}") from error
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise Refused(f"{artifact.name} is not a plain file of its own")
-            if found.st_size != artifact.bytes or _digest(descriptor) != artifact.sha256:
-                raise Refused(f"{artifact.name} is not the file that its handler checked")
-            os.fchmod(descriptor, self._mode)
-            os.fsync(descriptor)  # the row may say Complete only of what survives a power cut
-        finally:
-            os.close(descriptor)
-
-    def _target(self, ending: Ending, artifact: Artifact, taken: Sequence[Path]) -> Path:
+    def _target(self, ending: Ending, artifact: Artifact, taken: Sequence[Path | None]) -> Path:
         """``{task_id}_{filename}``; on a clash the node's id, then the attempt goes between.
 
         A file of the very same content is no clash: it is what an earlier try has shown.
@@ -100,19 +101,26 @@ class LocalStore:
         node = f"{safe_name(artifact.node_id)}_" if artifact.node_id else ""
         for middle in ("", node, f"{node}{ending.attempt}_", f"{node}{ending.attempt}_{len(taken)}_"):
             target = folder / f"{ending.task_id}_{middle}{name}"
-            if target not in taken and (not os.path.lexists(target) or _holds(target, artifact)):
+            if target not in taken and (not os.path.lexists(target) or holds(target, artifact)):
                 break
         return target
 
-    def commit(self, staged: Sequence[Staged]) -> list[Path]:
-        """The end was accepted: show the files. Returns where they are; safe to repeat."""
-        for item in staged:
-            item.target.parent.mkdir(parents=True, exist_ok=True)
-            if item.path.exists():  # else an earlier try has shown it
-                move(item.path, item.target)
-        for folder in {item.target.parent for item in staged}:
+    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
+        """Nothing leaves this machine."""
+        return list(staged)
+
+    def commit(self, ending: Ending, staged: Sequence[Staged]) -> None:
+        """Rename the files into their places; one that was sent elsewhere has none here."""
+        targets = [(item.path, item.target) for item in staged if item.target is not None and item.url is None]
+        for path, target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():  # else an earlier try has shown it
+                move(path, target)
+        for folder in {target.parent for _, target in targets}:
             flush_folder(folder)
-        return [item.target for item in staged]
+
+    def withdraw(self, ending: Ending, staged: Sequence[Staged]) -> None:
+        """Nothing was shown yet."""
 
 
 def describe(staged: Sequence[Staged]) -> list[dict[str, Any]]:
@@ -120,126 +128,36 @@ def describe(staged: Sequence[Staged]) -> list[dict[str, Any]]:
     described = []
     for item in staged:
         fields = msgspec.to_builtins(item.artifact)
-        fields["path"] = str(item.target)
-        described.append({key: value for key, value in fields.items() if value is not None})
+        del fields["path"]
+        where = {"url": item.url} if item.url else {"path": str(item.target)}
+        described.append({key: value for key, value in {**fields, **where}.items() if value is not None})
     return described
 
 
-def primary(staged: Sequence[Staged]) -> Path | None:
+def primary(staged: Sequence[Staged]) -> Staged | None:
     """What ``output_location`` names: the primary artifact, else the first."""
     chosen = [item for item in staged if item.artifact.primary] or staged
-    return chosen[0].target if chosen else None
+    return chosen[0] if chosen else None
 
 
-def safe_name(name: str) -> str:
-    """One harmless path component, at most 180 bytes, with its suffix kept."""
-    last = re.sub(r"[^\w.\- ()\[\]+=@,]", "_", PurePosixPath(name.replace("\\", "/")).name).strip(" .") or "output"
-    stem, suffix = os.path.splitext(last)
-    suffix = suffix if len(suffix.encode()) <= SUFFIX_MAX_BYTES else ""
-    return stem.encode()[: NAME_MAX_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
+def poster(staged: Sequence[Staged]) -> Staged | None:
+    """The still picture of the primary artifact, if there is one."""
+    main = primary(staged)
+    if main is None:
+        return None
+    posters = [item for item in staged if item.artifact.kind == POSTER]
+    return next((item for item in posters if item.artifact.node_id == main.artifact.node_id), None)
 
 
-def move(source: Path, target: Path) -> None:
-    """Rename, or copy durably and delete where the two are on different file systems."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        fresh = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, fresh, follow_symlinks=False)
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.rename(target)
-        source.unlink()
-
-
-def _take(root: Path, relative: str, target: Path) -> None:
-    """Move ``root/relative`` to ``target`` without following a link in any component."""
-    parts = PurePosixPath(relative).parts
-    if not parts or ".." in parts or PurePosixPath(relative).is_absolute() or not _speakable(relative):
-        raise Refused(f"{relative!r} is not a place inside the task's directory")
-    try:
-        folder = _open_folder(root, parts[:-1])
-    except OSError as error:
-        raise _judged(relative, error) from error
-    try:
-        _carry(folder, parts[-1], target)
-    except OSError as error:
-        raise _judged(relative, error) from error
-    finally:
-        os.close(folder)
-
-
-def _carry(folder: int, name: str, target: Path) -> None:
-    """Rename out of an open folder; where that leads to another file system, copy and delete."""
-    try:
-        os.rename(name, target, src_dir_fd=folder)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    descriptor = os.open(name, _FILE, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Refused(f"{name} is not a plain file")
-    fresh = target.with_name(f".{target.name}.part")
-    with open(descriptor, "rb") as source, fresh.open("wb") as sink:
-        shutil.copyfileobj(source, sink, CHUNK_BYTES)
-    fresh.rename(target)
-    os.unlink(name, dir_fd=folder)
-
-
-def _open_folder(root: Path, parts: Sequence[str]) -> int:
-    """The descriptor of a folder below ``root``; no component may be a link."""
-    folder = os.open(root, _FOLDER)
-    for part in parts:
-        try:
-            inner = os.open(part, _FOLDER, dir_fd=folder)
-        finally:
-            os.close(folder)
-        folder = inner
-    return folder
-
-
-def _speakable(name: str) -> bool:
-    """True when the kernel can be asked for it."""
-    try:
-        return b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-
-
-def _judged(relative: str, error: OSError) -> Exception:
-    """The handler's fault, or the disk's, which may pass."""
-    if error.errno in _HANDLERS_FAULT:
-        return Refused(f"{relative!r} cannot be taken: {error.strerror}")
-    return error
-
-
-def _holds(path: Path, artifact: Artifact) -> bool:
-    """True when ``path`` is the very file that the artifact describes."""
-    try:
-        descriptor = os.open(path, _FILE)
-    except OSError:
-        return False
-    try:
-        found = os.fstat(descriptor)
-        same = stat.S_ISREG(found.st_mode) and found.st_size == artifact.bytes
-        return same and _digest(descriptor) == artifact.sha256
-    finally:
-        os.close(descriptor)
-
-
-def _digest(descriptor: int) -> str:
-    digest = hashlib.sha256()
-    while chunk := os.read(descriptor, CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _umask() -> int:
-    """The operator's umask: it decides who may read the outputs."""
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
+def outcome_of(ending: Ending, staged: Sequence[Staged]) -> Mapping[str, Any]:
+    """The arguments of :meth:`Ending.settlement` for these files."""
+    main, still = primary(staged), poster(staged)
+    data = {**ending.result_data}
+    if staged:
+        data["artifacts"] = describe(staged)
+    return {
+        "output_location": None if main is None else main.place,
+        "result_data": data or None,
+        "storage_path": None if main is None else main.storage_path,
+        "thumbnail_path": None if still is None else still.storage_path,
+    }

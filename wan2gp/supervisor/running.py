@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from wan2gp.errors import error_message
 from wan2gp.protocol import Failed, Inputs, Outcome, Progress, Source, Succeeded
@@ -17,6 +18,7 @@ RETRY_FIRST_S = 2.0
 RETRY_MAX_S = 300.0
 LONGEST_ETA_S = 30 * 24 * 3600.0
 """An estimate beyond a month is none."""
+LONGEST_URL = 8192
 PREVIEW_NAME = re.compile(r"[\w-]{1,40}\.(?:jpg|png|webp)")
 ENGINE_DOWN_RETRY_S = 5.0
 """How long a task that an engine could not start for is left to other workers, seconds."""
@@ -63,6 +65,8 @@ class Running:
     wanted: bool = False
     """The handler waits for its inputs."""
     fetched_s: float | None = None
+    put_url: str | None = field(default=None, repr=False)
+    """Where the task wants its primary artifact sent; signed, so a secret."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -179,6 +183,9 @@ class Running:
             retry_in_s=retry_in_s,
             artifacts=artifacts,
             result_data=data,
+            user_id=self.task.user_id,
+            project_id=self.task.project_id,
+            put_url=self.put_url if artifacts else None,
         )
 
 
@@ -198,3 +205,24 @@ def _detail(outcome: Failed) -> dict[str, Any]:
 def backoff_s(before: int) -> float:
     """The pause before another attempt after ``before`` earlier ones of the same kind, with jitter, seconds."""
     return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(before, 10)) * random.uniform(0.8, 1.2))
+
+
+PUT_URL = "put_url"
+"""The key in ``params`` for a signed URL that the primary artifact is sent to, whatever the task's type."""
+
+
+def without_put_url(task: ClaimedTask) -> tuple[ClaimedTask, str | None]:
+    """The task as its handler may see it, and the URL. Raises :class:`ValueError` for what is no https URL.
+
+    The URL is signed: whoever has it can write there, so no handler gets it.
+    """
+    if not isinstance(task.params, dict) or task.params.get(PUT_URL) is None:
+        return task, None
+    url = task.params[PUT_URL]
+    params = {key: value for key, value in task.params.items() if key != PUT_URL}
+    if not isinstance(url, str) or len(url) > LONGEST_URL or not url.isprintable():
+        raise ValueError(f"{PUT_URL} must be a URL that is signed for PUT")
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username:
+        raise ValueError(f"{PUT_URL} must be an https URL without user and password, signed for PUT")
+    return replace(task, params=params), url

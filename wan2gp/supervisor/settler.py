@@ -1,65 +1,52 @@
-"""The threads that end tasks for good: spool, check, tell the database, show the files. In that order, always.
+"""The threads that end tasks for good: spool, publish, tell the database, show the files. In that order, always.
 
-One spools and another does the rest, so that what ends during an outage is on the disk at once, not behind it. Whatever
-fails on the way (database, disk) is tried again with a growing pause; the handlers go on meanwhile. Settling is safe to
-repeat from any point, so a crash between two steps costs nothing.
+One thread spools, so that what ends during an outage is on the disk at once, not behind it. Endings without files are
+told in batches by a second; those with files go to the :mod:`publishers <wan2gp.supervisor.publisher>`. Whatever fails
+on the way (database, disk, storage) is tried again with a growing pause; the handlers go on meanwhile. Settling is safe
+to repeat from any point, so a crash between two steps costs nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from wan2gp.errors import error_message
 from wan2gp.logs import Facts
-from wan2gp.supervisor.publish import LocalStore, Refused, Staged, describe, primary
-from wan2gp.supervisor.queue import FinishReply, QueueError, QueueRefused, Settlement, TaskQueue, Verb, fact_of
+from wan2gp.supervisor.finisher import RETRY_FIRST_S, RETRY_MAX_S, Finisher, Work, clear
+from wan2gp.supervisor.publish import Store
+from wan2gp.supervisor.publisher import Publisher
+from wan2gp.supervisor.queue import TaskQueue
 from wan2gp.supervisor.spool import Ending, Spool
 
 _Inbox = queue.SimpleQueue[Ending | Path | None]
 
-UNSPEAKABLE = (RecursionError, ValueError, TypeError)
-"""What an outcome that is no JSON raises on its way to the database."""
 BATCH = 32
-RETRY_FIRST_S = 0.25
-RETRY_MAX_S = 10.0
 JOIN_S = 1.5
 """How long a stop waits for a call that hangs; the spool keeps what it was about, seconds."""
 
 
-@dataclass
-class _Work:
-    """An ending on its way, with what has been checked of it."""
-
-    ending: Ending
-    staged: Sequence[Staged] = ()
-
-
 class Settler:
-    """Give it endings with :meth:`submit`; it calls ``settled(ending)`` from its own thread for each."""
+    """Give it endings with :meth:`submit`; it calls ``settled(ending)`` from a thread of its own for each."""
 
     def __init__(
         self,
         queue_: TaskQueue,
         spool: Spool,
-        store: LocalStore,
+        store: Store,
         facts: Facts,
         settled: Callable[[Ending], None],
         failed: Callable[[BaseException], None],
+        *,
+        uploads: int = 3,
+        progressed: Callable[[Ending, str], None] = lambda ending, detail: None,
     ) -> None:
-        self._queue = queue_
+        """``uploads``: endings published at once."""
         self._spool = spool
-        self._store = store
         self._facts = facts
-        self._settled = settled
         self._failed = failed
         self._todo: _Inbox = queue.SimpleQueue()
         self._spooled: _Inbox = queue.SimpleQueue()
@@ -69,6 +56,18 @@ class Settler:
         self._pending = 0
         self._pending_lock = threading.Lock()
         self._idle = threading.Condition(self._pending_lock)
+        self._finisher = Finisher(queue_, spool, store, facts, settled, self._stopping)
+        self._publisher = Publisher(
+            spool,
+            store,
+            self._finisher,
+            facts,
+            threads=uploads,
+            stopping=self._stopping,
+            done=lambda: self._count(-1),
+            failed=self._fail,
+            progressed=progressed,
+        )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._keep,), name="spooler", daemon=True),
             threading.Thread(target=self._guarded, args=(self._serve,), name="settler", daemon=True),
@@ -79,6 +78,7 @@ class Settler:
         for ending in self._spool.leftovers():
             self._count(+1)
             self._spooled.put(ending)
+        self._publisher.start()
         for thread in self._threads:
             thread.start()
 
@@ -91,9 +91,17 @@ class Settler:
         """Remove the directory of a task that is not ours any more; returns at once."""
         self._todo.put(work_dir)
 
+    def retry_publishing(self, task_id: str | None = None) -> int:
+        """Send what is withheld, or waits, now: of one task, or all. Returns how many results that are."""
+        return self._publisher.retry(task_id, before=lambda count: self._count(count))
+
+    def publishing(self) -> list[Mapping[str, Any]]:
+        """Results that are not published yet, for `status`."""
+        return list(self._publisher.describe())
+
     @property
     def depth(self) -> int:
-        """Endings that are not settled yet."""
+        """Endings that are not settled yet; those that wait for a person do not count."""
         return self._pending
 
     def flush(self, timeout_s: float) -> bool:
@@ -106,6 +114,7 @@ class Settler:
         """End the threads; what is not settled stays in the spool for the next life."""
         self._stopping.set()
         self._todo.put(None)
+        self._publisher.stop()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(JOIN_S)
@@ -120,10 +129,13 @@ class Settler:
         try:
             serve()
         except BaseException as error:  # the worker must stop rather than limp without its settler
-            with self._idle:
-                self.error = error
-                self._idle.notify_all()
-            self._failed(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._idle:
+            self.error = error
+            self._idle.notify_all()
+        self._failed(error)
 
     def _keep(self) -> None:
         """Spool what comes, then pass it on; at the end also what has come till then."""
@@ -141,23 +153,22 @@ class Settler:
         last = False
         while not last and not self._stopping.is_set():
             batch, last = _batch(self._spooled)
-            endings = [_Work(found) for found in batch if isinstance(found, Ending)]
-            self._settle([work for work in endings if not work.ending.artifacts])
-            for work in endings:  # one by one: hashing a large file must not hold up the end of another task
-                if work.ending.artifacts:
-                    self._settle([work])
+            plain: list[Work] = []
             for found in batch:
                 if isinstance(found, Path):
                     clear(found)
+                elif found.artifacts:  # hashing and sending a file must not hold up the end of another task
+                    self._publisher.put(found)
+                else:
+                    plain.append(Work(found))
+            self._settle(plain)
 
-    def _settle(self, batch: list[_Work]) -> None:
-        for work in batch:
-            if work.ending.artifacts and not self._insist(lambda work=work: self._stage(work)):  # type: ignore[misc]
-                return
-        replies = self._finish(batch)
+    def _settle(self, batch: list[Work]) -> None:
+        replies = self._finisher.tell(batch) if batch else ()
         for work, reply in zip(batch, replies, strict=False):
-            if not self._insist(lambda work=work, reply=reply: self._conclude(work, reply)):  # type: ignore[misc]
+            if not self._insist(lambda work=work, reply=reply: self._finisher.conclude(work, reply)):  # type: ignore[misc]
                 return
+            self._count(-1)
 
     def _insist(self, action: Callable[[], None]) -> bool:
         """Do it until the disk lets it be done. False when the worker stops first."""
@@ -172,93 +183,6 @@ class Settler:
                 return False
             pause = min(RETRY_MAX_S, pause * 2)
 
-    def _stage(self, work: _Work) -> None:
-        try:
-            work.staged = self._store.stage(work.ending, self._spool.folder(work.ending))
-        except Refused as refusal:
-            message = error_message("output.refused", f"cannot publish the result: {refusal}")
-            work.ending = msgspec.structs.replace(work.ending, verb=Verb.FAIL, error_message=message, artifacts=())
-            self._spool.add([work.ending])
-
-    def _finish(self, batch: list[_Work]) -> tuple[FinishReply, ...]:
-        """Tell the database, however long it is away. Fewer replies when the worker stops first."""
-        if len(batch) > 1:
-            # What is wrong with one, or with their size together, must not hold up all of them for ever.
-            with contextlib.suppress(QueueError, *UNSPEAKABLE):
-                return self._queue.finish_many([_settlement(work) for work in batch])
-        replies = []
-        for work in batch:
-            reply = self._finish_one(work)
-            if reply is None:
-                break
-            replies.append(reply)
-        return tuple(replies)
-
-    def _finish_one(self, work: _Work) -> FinishReply | None:
-        pause, since = RETRY_FIRST_S, time.monotonic()
-        while True:
-            try:
-                (reply,) = self._queue.finish_many([_settlement(work)])
-                if pause > RETRY_FIRST_S:
-                    self._facts("queue.back", seconds=time.monotonic() - since)
-                return reply
-            except (QueueRefused, *UNSPEAKABLE) as error:
-                self._give_up_on(work, error)
-            except QueueError as error:
-                if pause == RETRY_FIRST_S:
-                    self._facts(fact_of(error), error=error)
-            if self._stopping.wait(pause):
-                return None
-            pause = min(RETRY_MAX_S, pause * 2)
-
-    def _give_up_on(self, work: _Work, error: Exception) -> None:
-        """The database will not have this outcome, ever: the task fails, with that reason and nothing else of it."""
-        self._facts("queue.refused", error=error)
-        sentence = f"the outcome cannot be stored: {type(error).__name__}: {error}"
-        message = error_message("queue.refused", sentence)
-        work.staged = ()
-        work.ending = msgspec.structs.replace(
-            work.ending, verb=Verb.FAIL, error_message=message, artifacts=(), result_data={}, cause=None
-        )
-
-    def _conclude(self, work: _Work, reply: FinishReply) -> None:
-        ending = work.ending
-        facts = self._facts.bind(task=ending.task_id)
-        if reply.accepted:
-            for path in self._store.commit(work.staged):
-                facts("task.saved", path=path)
-            self._say(ending, reply, facts)
-        elif ending.verb is Verb.COMPLETE or reply.status is not None:
-            facts("task.refused", task_id=ending.task_id, status=reply.status)
-        self._spool.remove(ending)
-        clear(Path(ending.work_dir))
-        self._settled(ending)
-        self._count(-1)
-
-    def _say(self, ending: Ending, reply: FinishReply, facts: Facts) -> None:
-        name = _SAID[ending.verb]
-        if reply.status == "Failed":
-            name = "task.failed"
-        facts(name, task_id=ending.task_id, error=ending.error_message or "the worker stops")
-
-
-_SAID = {
-    Verb.COMPLETE: "task.completed",
-    Verb.FAIL: "task.failed",
-    Verb.RETRY: "task.retried",
-    Verb.LOSS: "task.retried",
-    Verb.RELEASE: "task.released",
-    Verb.CANCEL: "task.cancelled",
-}
-
-
-def _settlement(work: _Work) -> Settlement:
-    location = primary(work.staged)
-    data = {**work.ending.result_data}
-    if work.staged:
-        data["artifacts"] = describe(work.staged)
-    return work.ending.settlement(None if location is None else str(location), data or None)
-
 
 def _batch(inbox: _Inbox) -> tuple[list[Ending | Path], bool]:
     """At least one, and whatever else is waiting; and whether that was the last."""
@@ -269,12 +193,3 @@ def _batch(inbox: _Inbox) -> tuple[list[Ending | Path], bool]:
             taken.append(found)
             found = inbox.get_nowait() if len(taken) < BATCH else found
     return taken, found is None
-
-
-def clear(work_dir: Path) -> None:
-    """Remove the attempt's directory, and the task's when it was the last."""
-    if not work_dir.parent.exists():  # many tasks need none
-        return
-    shutil.rmtree(work_dir, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        work_dir.parent.rmdir()

@@ -1,0 +1,174 @@
+"""Telling the database how a task ended, however long it is away, and what follows from its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from wan2gp.errors import error_message
+from wan2gp.logs import Facts
+from wan2gp.supervisor.publish import Staged, Store, outcome_of
+from wan2gp.supervisor.queue import FinishReply, QueueError, QueueRefused, Settlement, TaskQueue, Verb, fact_of
+from wan2gp.supervisor.spool import Ending, Spool
+
+UNSPEAKABLE = (RecursionError, ValueError, TypeError)
+"""What an outcome that is no JSON raises on its way to the database."""
+RETRY_FIRST_S = 0.25
+RETRY_MAX_S = 10.0
+
+
+@dataclass
+class Work:
+    """An ending on its way, with what has been done about it."""
+
+    ending: Ending
+    staged: Sequence[Staged] = ()
+    sent: bool = False
+    """Its files are uploaded."""
+    left: Sequence[Staged] = ()
+    """What was uploaded for an outcome that is no more."""
+    reply: FinishReply | None = None
+    tries: int = 0
+    failing_since: float | None = None
+    """When publishing it first failed, monotonic seconds."""
+    error: str | None = None
+    """Why it is not published yet (``code: sentence``)."""
+
+    def settlement(self) -> Settlement:
+        """What the database is told."""
+        return self.ending.settlement(**outcome_of(self.ending, self.staged))
+
+    def becomes(self, verb: Verb, message: str) -> None:
+        """It ends otherwise, without files."""
+        self.left, self.staged = self.staged, ()
+        self.ending = msgspec.structs.replace(self.ending, verb=verb, error_message=message, artifacts=())
+
+
+class Finisher:
+    """Safe from several threads; each work is in one thread's hands at a time."""
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        spool: Spool,
+        store: Store,
+        facts: Facts,
+        settled: Callable[[Ending], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._queue = queue
+        self._spool = spool
+        self._store = store
+        self._facts = facts
+        self._settled = settled
+        self._stopping = stopping
+
+    def tell(self, batch: Sequence[Work]) -> tuple[FinishReply, ...]:
+        """Tell the database of several. Fewer replies when the worker stops first."""
+        if len(batch) > 1:
+            # What is wrong with one, or with their size together, must not hold up all of them for ever.
+            with contextlib.suppress(QueueError, *UNSPEAKABLE):
+                return self._queue.finish_many([work.settlement() for work in batch])
+        replies = []
+        for work in batch:
+            reply = self.tell_one(work)
+            if reply is None:
+                break
+            replies.append(reply)
+        return tuple(replies)
+
+    def tell_one(self, work: Work) -> FinishReply | None:
+        """None when the worker stops first. Raises :class:`~wan2gp.supervisor.publish.PublishFailed` where completing
+        means more than our own table."""
+        pause, since = RETRY_FIRST_S, time.monotonic()
+        while True:
+            try:
+                (reply,) = self._queue.finish_many([work.settlement()])
+                if pause > RETRY_FIRST_S:
+                    self._facts("queue.back", seconds=time.monotonic() - since)
+                return reply
+            except (QueueRefused, *UNSPEAKABLE) as error:
+                self._give_up_on(work, error)
+            except QueueError as error:
+                if pause == RETRY_FIRST_S:
+                    self._facts(fact_of(error), error=error)
+            if self._stopping.wait(pause):
+                return None
+            pause = min(RETRY_MAX_S, pause * 2)
+
+    def _give_up_on(self, work: Work, error: Exception) -> None:
+        """The database will not have this outcome, ever: the task fails, with that reason and nothing else of it."""
+        self._facts("queue.refused", error=error)
+        sentence = f"the outcome cannot be stored: {type(error).__name__}: {error}"
+        work.becomes(Verb.FAIL, error_message("queue.refused", sentence))
+        work.ending = msgspec.structs.replace(work.ending, result_data={}, cause=None)
+
+    def conclude(self, work: Work, reply: FinishReply) -> None:
+        """Show the files or take them back, and forget the ending. Raises :class:`OSError` and
+        :class:`~wan2gp.supervisor.publish.PublishFailed`; safe to repeat."""
+        ending = work.ending
+        facts = self._facts.bind(task=ending.task_id)
+        if reply.accepted:
+            self._store.commit(ending, work.staged)
+            self._store.withdraw(ending, work.left)
+            for item in work.staged:
+                facts("task.saved", path=item.place.partition("?")[0])  # a signed URL's query opens the file
+            self._say(ending, reply, facts)
+        else:
+            self._store.withdraw(ending, [*work.staged, *work.left])
+            if ending.verb is Verb.COMPLETE or reply.status is not None:
+                facts("task.refused", task_id=ending.task_id, status=reply.status)
+        self._spool.remove(ending)
+        clear(Path(ending.work_dir))
+        self._settled(ending)
+
+    def withhold(self, work: Work, message: str) -> bool:
+        """The row fails for now, and the files wait in the spool for a person. False when the worker stops first, or
+        when nobody waits for them: the lease is somebody else's."""
+        ending = work.ending
+        told = Work(msgspec.structs.replace(ending, verb=Verb.WITHHOLD, error_message=message, artifacts=()))
+        reply = self.tell_one(told)
+        if reply is None:
+            return False
+        if not reply.accepted:
+            work.reply = reply
+            return False
+        work.ending = msgspec.structs.replace(ending, withheld=message)
+        self._spool.add([work.ending])
+        clear(Path(ending.work_dir))
+        self._facts.bind(task=ending.task_id)("publish.withheld", task_id=ending.task_id, error=message)
+        self._settled(told.ending)
+        return True
+
+    def _say(self, ending: Ending, reply: FinishReply, facts: Facts) -> None:
+        name = _SAID[ending.verb]
+        if reply.status == "Failed":
+            name = "task.failed"
+        facts(name, task_id=ending.task_id, error=ending.error_message or "the worker stops")
+
+
+_SAID = {
+    Verb.COMPLETE: "task.completed",
+    Verb.FAIL: "task.failed",
+    Verb.WITHHOLD: "task.failed",
+    Verb.RETRY: "task.retried",
+    Verb.LOSS: "task.retried",
+    Verb.RELEASE: "task.released",
+    Verb.CANCEL: "task.cancelled",
+}
+
+
+def clear(work_dir: Path) -> None:
+    """Remove the attempt's directory, and the task's when it was the last."""
+    if not work_dir.parent.exists():  # many tasks need none
+        return
+    shutil.rmtree(work_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work_dir.parent.rmdir()
