@@ -10,7 +10,7 @@ from importlib import resources
 
 import psycopg
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """What ``wan2gp_version()`` of the database must answer at least."""
 
 # Whoever waited here has stale ideas of which tables exist, until it locks a relation anew: so it looks at one.

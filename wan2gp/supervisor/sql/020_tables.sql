@@ -72,6 +72,9 @@ CREATE TABLE IF NOT EXISTS public.task_leases (
     last_token text,
     last_verb text
 );
+ALTER TABLE public.task_leases ADD COLUMN IF NOT EXISTS completing boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN public.task_leases.completing IS
+    'Under this lease the predecessor''s function complete_task may make the row Complete, and that is no foreign hand.';
 COMMENT ON COLUMN public.task_leases.parked_lease IS
     'The lease under which this task brought forth the children that it waits for; null when it waits for none.';
 CREATE INDEX IF NOT EXISTS task_leases_claim ON public.task_leases (claim_id);

@@ -90,8 +90,9 @@ BEGIN
         PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Queued' THEN 'requeued' ELSE 'resumed' END,
             jsonb_build_object('from', OLD.status::text));
         UPDATE public.task_leases l
-           SET token = NULL, last_token = coalesce(l.token, l.last_token), parked_lease = NULL,
-               last_verb = CASE WHEN l.token IS NULL THEN l.last_verb ELSE 'taken' END,
+           SET token = NULL, last_token = coalesce(l.token, l.last_token), parked_lease = NULL, completing = false,
+               last_verb = CASE WHEN l.token IS NULL AND coalesce(l.last_verb, '') NOT IN ('withhold', 'completing')
+                                THEN l.last_verb ELSE 'taken' END,
                failures = CASE WHEN v_again THEN 0 ELSE l.failures END,
                losses = CASE WHEN v_again THEN 0 ELSE l.losses END,
                interruptions = CASE WHEN v_again THEN 0 ELSE l.interruptions END

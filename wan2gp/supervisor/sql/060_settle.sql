@@ -22,8 +22,25 @@ BEGIN
     -- No lock on the lease: whoever changes its token holds the task's row, as we do now.
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
     IF v_lease.token IS NULL OR p_token IS NULL OR v_lease.token <> p_token THEN
+        IF v_lease.token IS NULL AND v_lease.last_token = p_token AND p_verb = 'complete'
+           AND (v_lease.last_verb, v_old::text) IN (('withhold', 'Failed'), ('completing', 'Complete')) THEN
+            RETURN wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
+        END IF;
         v_final := coalesce(v_lease.last_token = p_token AND v_lease.last_verb = p_verb, false);
         RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', v_final);
+    END IF;
+    IF v_lease.completing AND v_old = 'Complete' THEN
+        IF p_verb = 'complete' THEN
+            RETURN wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
+        END IF;
+        -- Its worker is not heard of, or says otherwise: the row is Complete all the same, and what it still owes stays
+        -- welcome.
+        UPDATE public.task_leases l
+           SET token = NULL, last_token = p_token, last_verb = 'completing', completing = false
+         WHERE l.task_id = p_task;
+        PERFORM wan2gp_note(p_task, 'completed', jsonb_build_object('verb', p_verb, 'cause', p_cause),
+            v_lease.worker_id, v_lease.attempt);
+        RETURN jsonb_build_object('accepted', false, 'status', v_old, 'repeated', false);
     END IF;
     v_history := v_lease.history;
     IF p_verb <> 'complete' OR p_cause IS NOT NULL THEN
@@ -38,7 +55,7 @@ BEGIN
         v_final := v_old = 'Cancelled' AND p_verb = 'cancel';
         UPDATE public.task_leases l
            SET token = NULL, last_token = p_token, last_verb = CASE WHEN v_final THEN p_verb ELSE 'refused' END,
-               history = v_history
+               history = v_history, completing = false
          WHERE l.task_id = p_task;
         PERFORM wan2gp_note(p_task, CASE WHEN v_final THEN 'stopped' ELSE 'refused' END,
             jsonb_build_object('verb', p_verb, 'cause', p_cause), v_lease.worker_id, v_lease.attempt);
@@ -54,6 +71,9 @@ BEGIN
         v_new := 'Failed';
         v_name := 'failed';
         v_lease.failures := v_lease.failures + 1;
+    ELSIF p_verb = 'withhold' THEN
+        v_new := 'Failed';  -- no failure of the task's own: its work is done
+        v_name := 'withheld';
     ELSIF p_verb = 'cancel' THEN
         v_new := 'Cancelled';  -- its trigger writes the event
     ELSIF p_verb = 'retry' THEN
@@ -76,7 +96,7 @@ BEGIN
         v_lease.interruptions := v_lease.interruptions + 1;
         v_name := 'released';
     ELSE
-        RAISE EXCEPTION 'cannot end a lease with the verb %: it is not one of complete, fail, retry, loss, release, cancel',
+        RAISE EXCEPTION 'cannot end a lease with the verb %: it is not one of complete, fail, withhold, retry, loss, release, cancel',
             coalesce(quote_literal(p_verb), 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     v_final := v_new <> 'Queued';
@@ -87,7 +107,7 @@ BEGIN
     -- The lease first: the triggers of the row then see that it has ended by our own hand.
     UPDATE public.task_leases l
        SET token = NULL, last_token = p_token, last_verb = p_verb, history = v_history, failures = v_lease.failures,
-           losses = v_lease.losses, interruptions = v_lease.interruptions
+           losses = v_lease.losses, interruptions = v_lease.interruptions, completing = false
      WHERE l.task_id = p_task;
     UPDATE public.tasks t
        SET status = v_new,
@@ -109,6 +129,43 @@ BEGIN
             'error_message', v_error, 'cause', p_cause, 'retry_in_s', p_retry_in_s)));
     END IF;
     RETURN jsonb_build_object('accepted', true, 'status', v_new, 'repeated', false);
+END
+$fn$;
+
+-- The completion of a row that has ended already: Failed because its files could not be published and now are, or
+-- Complete by the predecessor's function under a lease that was marked for it. What that function wrote (where the result
+-- is, when it was done) stays; what only we know is added.
+CREATE OR REPLACE FUNCTION public.wan2gp_settle_late(
+    p_lease public.task_leases, p_was text, p_output text, p_result jsonb, p_cause jsonb
+) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_known jsonb := coalesce(p_result, '{}')
+        || CASE WHEN p_lease.history = '[]' THEN '{}' ELSE jsonb_build_object('attempts', p_lease.history) END;
+    v_bereaved uuid[] := CASE WHEN p_was = 'Failed' THEN wan2gp_bereaved(p_lease.task_id) ELSE '{}' END;
+BEGIN
+    UPDATE public.task_leases l
+       SET token = NULL, last_token = coalesce(p_lease.token, p_lease.last_token), last_verb = 'complete', completing = false
+     WHERE l.task_id = p_lease.task_id;
+    IF p_was = 'Failed' THEN
+        UPDATE public.tasks t
+           SET status = 'Complete', error_message = NULL, output_location = p_output, result_data = v_known,
+               generation_processed_at = coalesce(t.generation_processed_at, now()), updated_at = now()
+         WHERE t.id = p_lease.task_id;
+        PERFORM wan2gp_requeue(v_bereaved);
+    ELSE
+        -- Not a word of the status: foreign triggers on it have seen this row complete once.
+        UPDATE public.tasks t
+           SET output_location = coalesce(t.output_location, p_output), error_message = NULL, updated_at = now(),
+               result_data = CASE WHEN jsonb_typeof(t.result_data) = 'object' THEN t.result_data ELSE '{}' END || v_known,
+               generation_processed_at = coalesce(t.generation_processed_at, now())
+         WHERE t.id = p_lease.task_id;
+        PERFORM wan2gp_hand_up(p_lease.task_id, coalesce(p_result, '{}'));
+    END IF;
+    IF p_lease.last_verb IS DISTINCT FROM 'completing' OR p_lease.token IS NOT NULL THEN  -- else it was said already
+        PERFORM wan2gp_note(p_lease.task_id, 'completed', jsonb_build_object('from', p_was, 'cause', p_cause),
+            p_lease.worker_id, p_lease.attempt);
+    END IF;
+    RETURN jsonb_build_object('accepted', true, 'status', 'Complete', 'repeated', false);
 END
 $fn$;
 

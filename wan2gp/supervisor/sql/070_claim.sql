@@ -46,7 +46,7 @@ BEGIN
        SET worker_id = excluded.worker_id, token = excluded.token, lease_id = excluded.lease_id,
            claim_id = excluded.claim_id, attempt = excluded.attempt, lease_s = excluded.lease_s,
            claimed_at = excluded.claimed_at, expires_at = excluded.expires_at,
-           progress = NULL, phase = NULL, detail = NULL, parked_lease = NULL;
+           progress = NULL, phase = NULL, detail = NULL, parked_lease = NULL, completing = false;
     RETURN FOUND;
 END
 $fn$;
@@ -121,6 +121,38 @@ BEGIN
 END
 $fn$;
 
+-- The same claim for a caller that cannot hold what some row has in its params: they are left out of the answer.
+CREATE OR REPLACE FUNCTION public.wan2gp_claim_bare(
+    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8
+) RETURNS jsonb LANGUAGE sql VOLATILE AS $fn$
+    SELECT jsonb_set(claim.reply, '{tasks}', coalesce(
+               (SELECT jsonb_agg(t.value - 'params' ORDER BY t.n)
+                  FROM jsonb_array_elements(claim.reply -> 'tasks') WITH ORDINALITY AS t(value, n)), '[]'))
+      FROM wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s) AS claim(reply)
+$fn$;
+
+-- The worker's row, as a pod scaler reads it: the time, and metadata of which only our own keys change. A worker that was
+-- being born is active now; whoever is 'terminating', 'error' or 'terminated' stays so, since that is the scaler's word.
+-- Whatever a foreign trigger thinks of that row, the leases are renewed all the same.
+CREATE OR REPLACE FUNCTION public.wan2gp_be_seen(p_worker text, p_metadata jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_said jsonb := CASE WHEN jsonb_typeof(p_metadata) = 'object' THEN p_metadata ELSE '{}' END;
+BEGIN
+    UPDATE public.workers w
+       SET last_heartbeat = now(), updated_at = now(),
+           metadata = CASE WHEN jsonb_typeof(w.metadata) = 'object' THEN w.metadata || v_said ELSE v_said END,
+           status = CASE WHEN w.status IS NULL OR w.status::text IN ('inactive', 'spawning', 'crashed') THEN 'active'
+                         ELSE w.status END
+     WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED);
+    IF NOT FOUND AND NOT EXISTS (SELECT FROM public.workers w WHERE w.id = p_worker) THEN
+        INSERT INTO public.workers (id, instance_type, status, last_heartbeat, metadata)
+            VALUES (p_worker, 'external', 'active', now(), v_said) ON CONFLICT DO NOTHING;
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'cannot write the row of the worker %: %', p_worker, SQLERRM;
+END
+$fn$;
+
 -- Renews leases, stores progress, writes the worker's row; waits for no lock. Answers {cancelled: [...], lost: [...]}.
 CREATE OR REPLACE FUNCTION public.wan2gp_heartbeat(
     p_worker text, p_leases jsonb, p_lease_s float8, p_metadata jsonb DEFAULT '{}'
@@ -130,14 +162,7 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     PERFORM wan2gp_contact(p_worker, p_lease_s, false);
-    UPDATE public.workers w
-       SET last_heartbeat = now(), metadata = coalesce(w.metadata, '{}') || coalesce(p_metadata, '{}'),
-           status = CASE WHEN w.status IS NULL OR w.status IN ('inactive', 'spawning') THEN 'active' ELSE w.status END
-     WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED);
-    IF NOT FOUND AND NOT EXISTS (SELECT FROM public.workers w WHERE w.id = p_worker) THEN
-        INSERT INTO public.workers (id, instance_type, status, last_heartbeat, metadata)
-            VALUES (p_worker, 'external', 'active', now(), coalesce(p_metadata, '{}')) ON CONFLICT DO NOTHING;
-    END IF;
+    PERFORM wan2gp_be_seen(p_worker, p_metadata);
 
     -- A lease that is locked is being ended at this moment: the next beat tells. Waiting here would let all the others expire.
     WITH beats AS (
@@ -170,7 +195,8 @@ BEGIN
         SELECT jsonb_build_object(
             'cancelled', coalesce(jsonb_agg(b.task_id) FILTER (WHERE l.task_id IS NOT NULL AND t.status = 'Cancelled'), '[]'),
             'lost', coalesce(jsonb_agg(b.task_id) FILTER (
-                WHERE l.task_id IS NULL OR t.id IS NULL OR t.status NOT IN ('In Progress', 'Cancelled')), '[]'))
+                WHERE l.task_id IS NULL OR t.id IS NULL
+                   OR t.status NOT IN ('In Progress', 'Cancelled') AND NOT (t.status = 'Complete' AND l.completing)), '[]'))
           FROM jsonb_to_recordset(p_leases) AS b(task_id text, token text)
           LEFT JOIN public.task_leases l ON l.task_id = wan2gp_uuid(b.task_id) AND l.token = b.token
           LEFT JOIN public.tasks t ON t.id = l.task_id);

@@ -171,4 +171,4 @@ LANGUAGE sql VOLATILE AS $fn$
 $fn$;
 
 -- Raised whenever a function's parameters or answers change.
-CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 1 $fn$;
+CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 2 $fn$;

@@ -2,8 +2,9 @@
 -- login role alone: make one with CREATE ROLE wan2gp_worker LOGIN PASSWORD '…' and migrate again.
 DO $step$
 DECLARE
-    v_verbs text[] := ARRAY['claim', 'heartbeat', 'finish', 'finish_many', 'spawn', 'enqueue', 'cancel', 'retry',
-                            'reclaim_own', 'rescue', 'task', 'tasks', 'stats', 'event', 'version'];
+    v_verbs text[] := ARRAY['claim', 'claim_bare', 'heartbeat', 'finish', 'finish_many', 'spawn', 'enqueue', 'cancel', 'retry',
+                            'reclaim_own', 'rescue', 'task', 'tasks', 'stats', 'event', 'version', 'completing', 'facts',
+                            'log'];
     v_roles text[] := ARRAY(SELECT r.rolname FROM pg_roles r WHERE r.rolname IN ('service_role', 'wan2gp_worker'));
     v_closed text[] := ARRAY(SELECT r.rolname FROM pg_roles r WHERE r.rolname IN ('anon', 'authenticated'));
     v_fn record;
