@@ -39,7 +39,7 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     name: str
     kind: str
-    """``video``, ``image``, ``audio``, ``text`` or ``file``."""
+    """``video``, ``image``, ``audio``, ``text`` or ``file``; ``poster``: the still picture of a video among them."""
     mime: str
     bytes: int
     sha256: str
@@ -49,6 +49,8 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration_s: float | None = None
     node_id: str | None = None
     primary: bool = False
+    poster: str | None = None
+    """Of a video: the name of the artifact that is its poster."""
 
 
 class Succeeded(Message, frozen=True):
@@ -102,6 +104,15 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str = "any"
 
 
+class Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A URL that opens one file of the project's Storage, for a while, to whoever has it: it is shown nowhere."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return "Signed(***)"
+
+
 class Inputs(Message, frozen=True):
     """The answer to a :class:`Want`: absolute paths by input name, or why there are none."""
 
@@ -118,6 +129,9 @@ class Fetch(Message, frozen=True):
     lease_id: str
     sources: dict[str, Source]
     directory: str
+    signed: dict[str, Signed] = {}
+    """Of the sources that begin with ``storage:``, by name. Only the supervisor makes these, for the operator's own
+    project, so their host may have a private address."""
 
 
 class Cancel(Message, frozen=True):
@@ -190,6 +204,10 @@ class Want(Message, frozen=True):
     task_id: str
     lease_id: str
     sources: dict[str, Source]
+
+
+SIGNATURE = "signature"
+"""In the detail of a courier's failure: Storage did not take the signature. Another one may do."""
 
 
 class Fetched(Message, frozen=True):

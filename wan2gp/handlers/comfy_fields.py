@@ -31,7 +31,11 @@ class InputFields(msgspec.Struct, frozen=True, kw_only=True):
 
     url: Annotated[
         Union[str, None],
-        _as("String", "http or https URL to download, or a `data:` URL. Exactly one of `url`, `path`, `base64`."),
+        _as(
+            "String",
+            "http or https URL to download, `storage://bucket/path` in the worker's own Supabase project, or a `data:` "
+            "URL. Exactly one of `url`, `path`, `base64`.",
+        ),
     ] = None
     path: Annotated[
         Union[str, None],
@@ -64,7 +68,9 @@ class TaskFields(msgspec.Struct, frozen=True, kw_only=True):
     """The ``params`` of a ``comfy`` task."""
 
     workflow: Annotated[Any, _as("Object", "ComfyUI workflow JSON, in the API format; also as a string.")]
-    video_url: Annotated[Union[str, None], _as("String", "URL to download input video.")] = None
+    video_url: Annotated[
+        Union[str, None], _as("String", "URL to download input video; also `storage://bucket/path`.")
+    ] = None
     video_node_id: Annotated[
         Name, _as("String", "Node ID to inject video filename. Default: the only node that loads a video.")
     ] = None

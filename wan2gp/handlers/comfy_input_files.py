@@ -22,6 +22,7 @@ from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.media_probe import Unreadable
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
+from wan2gp.storage_address import NO_STORAGE, is_storage, parse_address
 
 GIVEN = "given"
 """Below the task's directory: files that stood in its row."""
@@ -58,6 +59,9 @@ class InputFiles:
     def take_local(self) -> None:
         """Files of the row and of this machine; quick, so that a mistake costs neither a start nor a download."""
         for wanted in self._wanted:
+            if wanted.url is not None and is_storage(wanted.url) and not self._settings.storage:
+                shown = parse_address(wanted.url).shown
+                raise TaskFailure("input.no_storage", f"`{wanted.label}`: {shown} {NO_STORAGE}")
             if wanted.base64 is not None:
                 self._local[wanted.label] = self._checked(wanted, self._decode(wanted, wanted.base64), "")
             elif wanted.path is not None:
@@ -176,6 +180,8 @@ def decoded(text: str, label: str) -> bytes:
 
 def called(url: str) -> str:
     """What a URL's last part calls the file: not yet safe as a name."""
+    if is_storage(url):
+        return parse_address(url).file_name
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 

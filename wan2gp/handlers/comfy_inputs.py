@@ -22,6 +22,7 @@ from wan2gp.comfy_sources import (
 )
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import BASE64_BYTES, InputFields, TaskFields, bad, check_entry, close, value
+from wan2gp.storage_address import BadAddress, is_storage, parse_address
 
 ORIGINS = ("url", "path", "base64")
 FINDERS = ("node_id", "title", "class_type")
@@ -84,17 +85,27 @@ def _video(graph: Graph, params: Mapping[str, Any]) -> Wanted | None:
 
 
 def check_url(url: Any, name: str) -> str:
-    """``url`` if it is an http(s) URL. Raises :class:`TaskFailure` with ``input.bad_url``."""
+    """``url`` if it is an http(s) URL or one in Storage. Raises :class:`TaskFailure` with ``input.bad_url``."""
     if not isinstance(url, str):
         raise TaskFailure("input.bad_url", f"`{name}` must be a string: give an http or https URL")
     if len(url) > LONGEST_URL:
         raise TaskFailure("input.bad_url", f"`{name}` has {len(url)} characters, the limit is {LONGEST_URL}")
+    if is_storage(url):
+        return _check_address(url, name)
     try:
         parts = urlsplit(url.strip())
     except ValueError as error:
         raise TaskFailure("input.bad_url", f"`{name}` is malformed: {error}") from error
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise TaskFailure("input.bad_url", f"`{name}` is no http or https URL")
+        raise TaskFailure("input.bad_url", f"`{name}` is no http or https URL, nor storage://bucket/path")
+    return url
+
+
+def _check_address(url: str, name: str) -> str:
+    try:
+        parse_address(url)
+    except BadAddress as error:
+        raise TaskFailure("input.bad_url", f"`{name}` {error}") from error
     return url
 
 

@@ -96,6 +96,10 @@ class ComfySettings:
     allow_paths: Sequence[str] = ()
     """Directories of which a task's `inputs` may name files by `path`."""
     input_max_bytes: int = 4 * 1024**3
+    storage: bool = True
+    """Whether the worker has a project whose Storage inputs may come from."""
+    posters: bool = False
+    """Whether videos get a poster frame."""
     memory_bytes: int = 0
     """What the server may hold between two tasks; 0: a share of the machine's memory."""
 

@@ -22,7 +22,7 @@ from wan2gp.handlers.input_cache import InputCache
 from wan2gp.handlers.link import Link
 from wan2gp.handlers.locations import shown_url
 from wan2gp.handlers.webstream import Limits
-from wan2gp.protocol import Cancel, Event, Failed, Fetch, Fetched, Progress, ProtocolError, Shutdown, Source
+from wan2gp.protocol import Cancel, Event, Failed, Fetch, Fetched, Progress, ProtocolError, Shutdown, Signed, Source
 
 SIMULTANEOUS = 4
 """Downloads of one errand at a time; errands do not wait for each other."""
@@ -31,6 +31,7 @@ CACHE = "cache"
 """Below the courier's directory."""
 Told = Callable[[int, "int | None"], None]
 """``(done, total)`` in bytes."""
+Make = Callable[[Source, "Signed | None", Path, Told], SharedDownload]
 PROGRESS_EVERY_S = 1.0
 """Least time between two progress messages of an errand, seconds."""
 
@@ -74,11 +75,11 @@ class Courier:
             self._say(errand, Fetched(*key))
         errand.start()
 
-    def _make(self, source: Source, directory: Path, progress: Told) -> SharedDownload:
+    def _make(self, source: Source, signed: Signed | None, directory: Path, progress: Told) -> SharedDownload:
         def alone(progress: Told) -> Download:
-            return Download(source, directory, self._limits, progress=progress, cache=self._cache)
+            return Download(source, directory, self._limits, signed=signed, progress=progress, cache=self._cache)
 
-        return SharedDownload(source, directory, self._flights, alone, progress)
+        return SharedDownload(source, directory, self._flights, alone, progress, signed)
 
     def _drop(self, key: tuple[str, str]) -> _Errand | None:
         with self._lock:
@@ -104,7 +105,7 @@ class _Errand:
     def __init__(
         self,
         fetch: Fetch,
-        make: Callable[[Source, Path, Told], SharedDownload],
+        make: Make,
         say: Callable[[_Errand, Event | Progress | Fetched], None],
     ) -> None:
         self.fetch = fetch
@@ -146,8 +147,9 @@ class _Errand:
             traceback.print_exc()
             self._failed(name, TaskFailure("handler.crashed", f"the download failed: {type(error).__name__}: {error}"))
 
-    def _plan(self, name: str, source: Source, make: Callable[[Source, Path, Told], SharedDownload]) -> SharedDownload:
-        return make(source, Path(self.fetch.directory), lambda done, total: self._progressed(name, done, total))
+    def _plan(self, name: str, source: Source, make: Make) -> SharedDownload:
+        signed, directory = self.fetch.signed.get(name), Path(self.fetch.directory)
+        return make(source, signed, directory, lambda done, total: self._progressed(name, done, total))
 
     def _arrived(self, name: str, got: Downloaded) -> None:
         name_of_fact = "input.from_cache" if got.cached else "input.downloaded"

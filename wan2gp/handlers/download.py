@@ -22,10 +22,11 @@ from wan2gp.handlers.api import Interrupted, TaskFailure
 from wan2gp.handlers.brake import Brake
 from wan2gp.handlers.input_cache import InputCache, Known, validators_of
 from wan2gp.handlers.input_names import input_name, place
-from wan2gp.handlers.locations import Location, parse_location
+from wan2gp.handlers.locations import Location, locate
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, Sniffed, sniff
+from wan2gp.handlers.storage_answers import refusal_of_storage
 from wan2gp.handlers.webstream import Limits, Reply, request
-from wan2gp.protocol import Source
+from wan2gp.protocol import Signed, Source
 
 MAX_REDIRECTS = 8
 NOT_MODIFIED = 304
@@ -71,12 +72,14 @@ class Download:
         directory: Path,
         limits: Limits,
         *,
+        signed: Signed | None = None,
         progress: Callable[[int, int | None], None] = _nobody,
         cache: InputCache | None = None,
         lookup: Resolve = resolve,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
+        self._signed = signed
         self._directory = directory
         self._limits = limits
         self._progress = progress
@@ -92,7 +95,7 @@ class Download:
     def run(self) -> Downloaded:
         """Fetch, check and store. Raises :class:`TaskFailure` or :class:`Interrupted`."""
         began = self._clock()
-        first = parse_location(self._source.url)
+        first = locate(self._source, self._signed)
         limit_s = self._limits.total_s
         too_slow = TaskFailure("input.timeout", f"the download from {first.shown} was not done within {limit_s:g} s")
         with self._brake.within(limit_s, too_slow):
@@ -213,6 +216,8 @@ def _judge(location: Location, reply: Reply) -> None:
     """Raises unless the answer is a file."""
     if reply.status == 200:
         return
+    if location.address is not None:
+        raise refusal_of_storage(location, reply)
     with contextlib.suppress(ValueError):
         said = f"{reply.status} {http.HTTPStatus(reply.status).phrase}"
         if reply.status in _NOTHING_THERE:

@@ -17,8 +17,8 @@ from pathlib import Path
 from wan2gp.handlers.api import Interrupted, TaskFailure
 from wan2gp.handlers.download import Download, Downloaded
 from wan2gp.handlers.input_names import input_name, place
-from wan2gp.handlers.locations import parse_location
-from wan2gp.protocol import Source
+from wan2gp.handlers.locations import Location, locate
+from wan2gp.protocol import Signed, Source
 
 
 class Flights:
@@ -64,9 +64,12 @@ class SharedDownload:
         flights: Flights,
         make: Callable[[Callable[[int, int | None], None]], Download],
         progress: Callable[[int, int | None], None],
+        signed: Signed | None = None,
     ) -> None:
         """``make(progress)`` gives the download of ``source`` into ``directory``, should this one lead."""
         self._source = source
+        self._signed = signed
+        self._location: Location | None = None
         self._directory = directory
         self._flights = flights
         self._progress = progress
@@ -85,7 +88,8 @@ class SharedDownload:
     def run(self) -> Downloaded:
         """Fetch, check and store. Raises :class:`TaskFailure` or :class:`Interrupted`."""
         began = time.monotonic()
-        self._key = (parse_location(self._source.url), self._source.kind)
+        self._location = locate(self._source, self._signed)
+        self._key = (self._location.identity, self._source.kind)
         while True:
             self._told.clear()  # before the look at the flag, which is set first: no cancellation is slept through
             if self._cancelled.is_set():
@@ -133,7 +137,8 @@ class SharedDownload:
                 os.link(got.path, draft)
             except OSError:
                 shutil.copyfile(got.path, draft)
-            stem, extension = input_name(parse_location(self._source.url).file_name, got.found)
+            assert self._location is not None  # it waits since it knows what for
+            stem, extension = input_name(self._location.file_name, got.found)
             return replace(got, path=place(draft, self._directory, stem, extension), shared=True)
         finally:
             draft.unlink(missing_ok=True)

@@ -246,7 +246,7 @@ def _link(source: Path, place: Path) -> None:
 
 
 def _key(location: Location) -> str:
-    """One name for a URL in all its signatures."""
+    """One name for a URL in all its signatures, for a file in Storage in whichever."""
     parts = [part for part in location.query.split("&") if part and not _signs(part)]
     return _digest(location, "&".join(parts))
 
@@ -257,8 +257,13 @@ def _signs(part: str) -> bool:
 
 
 def _digest(location: Location, query: str) -> str:
-    """No part of a URL can be read from it: signatures and passwords are in there."""
+    """No part of a URL can be read from it: signatures and passwords are in there.
+
+    Of a file in Storage its address says all: the same of two signatures, another in another project.
+    """
     parts = (*map(str, location.origin), location.path, query, location.authorization or "")
+    if location.address is not None:
+        parts = (*map(str, location.origin), "storage", location.address.bucket, location.address.path)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

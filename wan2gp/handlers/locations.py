@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from wan2gp.handlers.api import TaskFailure
+from wan2gp.protocol import Signed, Source
+from wan2gp.storage_address import NO_STORAGE, BadAddress, StorageAddress, is_storage, parse_address
 
 MAX_URL = 8192
 """Longest URL, characters."""
@@ -28,6 +31,8 @@ class Location:
     query: str = field(repr=False)
     authorization: str | None = field(default=None, repr=False)
     """The header's value, from ``user:password@`` in the URL."""
+    address: StorageAddress | None = None
+    """What it is called, where it is a URL that the supervisor had signed. It is a place of the operator's own then."""
 
     @property
     def target(self) -> str:
@@ -41,6 +46,8 @@ class Location:
     @property
     def shown(self) -> str:
         """For logs and rows: without user, password and query, where signatures are."""
+        if self.address is not None:
+            return self.address.shown
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.path}"[:_SHOWN]
@@ -48,7 +55,12 @@ class Location:
     @property
     def file_name(self) -> str:
         """The last part of the path, decoded: not yet safe as the name of a file."""
-        return unquote(self.path.rpartition("/")[2])
+        return unquote(self.path.rpartition("/")[2]) if self.address is None else self.address.file_name
+
+    @property
+    def identity(self) -> Hashable:
+        """The same for two signatures of one file in Storage."""
+        return self if self.address is None else (self.origin, self.address)
 
     def redirected(self, to: str) -> Location:
         """Where ``to``, a header from this place, leads. Credentials stay within their origin."""
@@ -93,11 +105,24 @@ def parse_location(url: str) -> Location:
     )
 
 
+def locate(source: Source, signed: Signed | None) -> Location:
+    """Where a source is to be had; ``signed`` counts for ``storage:`` only. Raises as :func:`parse_location`."""
+    if not is_storage(source.url):
+        return parse_location(source.url)
+    try:
+        address = parse_address(source.url)
+    except BadAddress as error:
+        raise _bad(f"it {error}") from error
+    if signed is None:
+        raise TaskFailure("input.no_storage", f"{address.shown} {NO_STORAGE}")
+    return replace(parse_location(signed.url), address=address)
+
+
 def shown_url(url: str) -> str:
     """``url`` for logs and rows, also a malformed one."""
     try:
-        return parse_location(url).shown
-    except TaskFailure:
+        return parse_address(url).shown if is_storage(url) else parse_location(url).shown
+    except (TaskFailure, BadAddress):
         return "(a malformed URL)"
 
 

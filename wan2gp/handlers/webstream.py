@@ -169,7 +169,7 @@ def _connect(location: Location, limits: Limits, brake: Brake, lookup: Resolve) 
             brake.check()
             error = failed
     why = "no answer" if isinstance(error, TimeoutError) else _reason(error)
-    raise TaskFailure("input.unreachable", f"cannot connect to {location.host} port {location.port}: {why}")
+    raise TaskFailure("input.unreachable", f"cannot connect to {_whom(location)}: {why}")
 
 
 def _allowed(location: Location, limits: Limits, brake: Brake, lookup: Resolve) -> Sequence[Address]:
@@ -177,8 +177,11 @@ def _allowed(location: Location, limits: Limits, brake: Brake, lookup: Resolve) 
         found = resolve_within(lookup, location.host, location.port, limits.connect_s, brake)
     except OSError as error:
         brake.check()
-        raise TaskFailure("input.unreachable", f"cannot find the host {location.host}: {_reason(error)}") from error
-    allowed = found if limits.may_be_private(location.host) else [address for address in found if is_public(address)]
+        whom = f"the host {location.host}" if location.address is None else _whom(location)
+        raise TaskFailure("input.unreachable", f"cannot find {whom}: {_reason(error)}") from error
+    # A place that the supervisor had signed is the operator's own; where it redirects to is anybody's again.
+    private = location.address is not None or limits.may_be_private(location.host)
+    allowed = found if private else [address for address in found if is_public(address)]
     if not allowed:
         # Which address it is stays unsaid: a row's author must not learn this network's names.
         raise TaskFailure(
@@ -243,6 +246,13 @@ def _speak(location: Location, raw: socket.socket, closing: contextlib.ExitStack
     secure = http.client.HTTPSConnection(location.host, location.port, context=trust)
     secure.sock = closing.enter_context(trust.wrap_socket(raw, server_hostname=location.host))
     return closing.enter_context(contextlib.closing(secure))
+
+
+def _whom(location: Location) -> str:
+    """For a row, whose author need not learn where the operator's own project is."""
+    if location.address is not None:
+        return f"the project's Storage, for {location.shown}"
+    return f"{location.host} port {location.port}"
 
 
 def _silent(location: Location, idle_s: float, got: int | None = None) -> TaskFailure:

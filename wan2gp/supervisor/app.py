@@ -35,6 +35,7 @@ from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.registry import Registry, load_registry
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.settler import Settler
+from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Spool
 
 NOTE_EVERY_S = 0.1
@@ -144,7 +145,9 @@ class App:
             woken=leases.poke,
             failed=loop.crash,
         )
-        loop.attach(claimer, leases, settler)
+        signer = Signer(config.supabase_url, None, inbox.post)
+        opened.callback(signer.stop)
+        loop.attach(claimer, leases, settler, signer)
         self._recover(settler)
         opened.callback(settler.stop)
         leases.start()

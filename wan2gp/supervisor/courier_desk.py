@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wan2gp.protocol import Cancel, Failed, Fetch, Fetched, Progress, ProtocolError, Source, Up
+import msgspec
+
+from wan2gp.protocol import SIGNATURE, Cancel, Failed, Fetch, Fetched, Progress, ProtocolError, Source, Up
+from wan2gp.storage_address import NO_STORAGE, BadAddress, StorageAddress, is_storage, parse_address
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
 from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running
+from wan2gp.supervisor.signer import Sign, Signatures
 
 TRIES = 3
 """How often a download may take the courier down with it before it is given up."""
@@ -23,8 +28,22 @@ class _Errand:
     running: Running
     request: Fetch
     asked_at: float
+    addresses: dict[str, StorageAddress]
+    """Of the sources in Storage, by name."""
     sent: bool = False
     deaths: int = 0
+    signing: bool = False
+    """It waits for its signatures."""
+    refused: bool = False
+    """Storage did not take the signatures, once."""
+    drop_signing: Callable[[], None] = lambda: None
+
+
+def _no_storage(addresses: Mapping[str, StorageAddress], done: Callable[[Signatures], None]) -> Callable[[], None]:
+    """Until the worker says how."""
+    first = next(iter(addresses.values()))
+    done(Failed("input.no_storage", f"{first.shown} {NO_STORAGE}"))
+    return lambda: None
 
 
 @dataclass
@@ -33,31 +52,76 @@ class CourierDesk(Desk):
 
     answered: Callable[[Running, Fetched], None] = lambda running, answer: None
     progressed: Callable[[Running], None] = lambda running: None
+    sign: Sign = _no_storage
     errands: dict[tuple[str, str], _Errand] = field(default_factory=dict)
     _errand_number: int = 0
 
     def fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
         """Download for a task; replaces what was asked for it before."""
-        self._errand_number += 1
-        # A fresh one each time: an errand that was replaced may still write into its own.
-        directory = Path(running.work_dir) / f"in-{self._errand_number}"
         running.sources = dict(sources)
+        earlier = self.errands.pop(running.key, None)
+        if earlier is not None:
+            earlier.drop_signing()
         try:
-            directory.mkdir(parents=True, mode=0o700)
-        except OSError as error:
-            code = "worker.disk_full" if error.errno == errno.ENOSPC else "input.unplaced"
-            failure = Failed(code, f"cannot make a directory for the inputs: {error.strerror}", retryable=True)
+            addresses = {name: parse_address(each.url) for name, each in sources.items() if is_storage(each.url)}
+        except BadAddress as error:
+            failure = Failed("input.bad_url", f"an input's URL {error}")
             self.answered(running, Fetched(*running.key, failure=failure))
             return
-        request = Fetch(*running.key, dict(sources), str(directory))
-        self.errands[running.key] = _Errand(running, request, self.around.clock())
+        directory = self._directory(running)
+        if isinstance(directory, Failed):
+            self.answered(running, Fetched(*running.key, failure=directory))
+            return
+        request = Fetch(*running.key, dict(sources), directory)
+        errand = self.errands[running.key] = _Errand(running, request, self.around.clock(), addresses)
+        self._sign(errand)
         if self.life.state is State.STOPPED:
             self.on(On.WANTED)
         self.ready()
 
+    def _directory(self, running: Running) -> str | Failed:
+        """A place for the files, made."""
+        self._errand_number += 1
+        # A fresh one each time: an errand that was replaced may still write into its own.
+        directory = Path(running.work_dir) / f"in-{self._errand_number}"
+        try:
+            directory.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            code = "worker.disk_full" if error.errno == errno.ENOSPC else "input.unplaced"
+            return Failed(code, f"cannot make a directory for the inputs: {error.strerror}", retryable=True)
+        return str(directory)
+
+    def _sign(self, errand: _Errand) -> None:
+        """Have what is in Storage signed, before the errand is sent."""
+        if errand.addresses:
+            errand.signing = True
+            errand.drop_signing = self.sign(errand.addresses, functools.partial(self._signed, errand))
+
+    def _signed(self, errand: _Errand, found: Signatures) -> None:
+        if self.errands.get(errand.running.key) is not errand:
+            return
+        errand.signing = False
+        if isinstance(found, Failed):
+            self._done(errand, Fetched(*errand.running.key, failure=found))
+            self.relieve()
+            return
+        errand.request = msgspec.structs.replace(errand.request, signed=dict(found))
+        self.ready()
+
+    def _sign_anew(self, errand: _Errand) -> bool:
+        """After a refusal, which may be a signature's old age. False when there is no second chance."""
+        if errand.refused or isinstance(directory := self._directory(errand.running), Failed):
+            return False
+        errand.refused, errand.sent = True, False
+        errand.request = msgspec.structs.replace(errand.request, directory=directory)
+        self._sign(errand)
+        return True
+
     def forget(self, running: Running) -> None:
         """The task is over: its download, if any, may end."""
         errand = self.errands.pop(running.key, None)
+        if errand is not None:
+            errand.drop_signing()
         if errand is not None and errand.sent and self.child is not None:
             self._tell(Cancel(*running.key))
 
@@ -66,7 +130,7 @@ class CourierDesk(Desk):
         for errand in list(self.errands.values()):
             if self.life.state not in (State.IDLE, State.BUSY):
                 return
-            if not errand.sent:
+            if not errand.sent and not errand.signing:
                 self._send(errand)
 
     def _send(self, errand: _Errand) -> None:
@@ -103,6 +167,9 @@ class CourierDesk(Desk):
             errand.running.progressed_at = self.around.clock()
             errand.running.detail = message.detail
             self.progressed(errand.running)
+            return
+        refused = message.failure is not None and message.failure.detail.get(SIGNATURE) == "refused"
+        if refused and self._sign_anew(errand):
             return
         self._done(errand, message)
         if not self.errands:

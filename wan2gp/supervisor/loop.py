@@ -30,6 +30,7 @@ from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_s
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
+from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Ending
 
 TICK_S = 1.0
@@ -100,9 +101,10 @@ class Loop:
         self.courier = self._courier_desk()
         self.handlers = {name: self._handler_desk(spec) for name, spec in registry.specs.items()}
 
-    def attach(self, claimer: Claimer, leases: LeaseKeeper, settler: Settler) -> None:
+    def attach(self, claimer: Claimer, leases: LeaseKeeper, settler: Settler, signer: Signer) -> None:
         """The threads that the loop works with; they must not be started before this."""
         self._claimer, self._leases, self._settler = claimer, leases, settler
+        self.courier.sign = signer.sign
 
     # -- desks -------------------------------------------------------------------------------------------------------
 

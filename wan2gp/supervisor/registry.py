@@ -139,6 +139,8 @@ def _comfy_settings(config: Config) -> dict[str, Any]:
         "when_missing": config.comfy_when_missing,
         "allow_paths": list(config.input_allow_paths),
         "input_max_bytes": config.input_max_bytes,
+        "storage": bool(config.supabase_url and config.supabase_key),
+        "posters": config.publishes_to_storage,
     }
 
 
