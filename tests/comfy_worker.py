@@ -19,7 +19,7 @@ import pytest
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker
 from tests.shared_worker import shared_worker
-from wan2gp.demo import SPEC_URL
+from wan2gp.demo_queue import SPEC_URL
 from wan2gp.demo_stage import InputServer, Video, make_video
 
 SERVE = "from wan2gp.comfy_sidecar.builtin.__main__ import main; sys.exit(main(sys.argv[1:]))"

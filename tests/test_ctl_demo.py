@@ -14,7 +14,7 @@ import pytest
 
 from tests.control_doubles import PaperSupervisor
 from tests.test_ctl import CTL, environment, supervisor  # noqa: F401  # a fixture
-from wan2gp.demo import SPEC_URL
+from wan2gp.demo_queue import SPEC_URL
 from wan2gp.demo_stage import DemoFailed, make_video, read_video
 
 

@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_worker_commands(commands)
     _add_database_commands(commands)
     demo = commands.add_parser("demo", help="run the whole path once: a row becomes a video, on this machine")
+    demo.add_argument(
+        "--queue",
+        choices=["embedded", "supabase"],
+        default="embedded",
+        help="where the row goes: a database of its own (default), or the project of SUPABASE_URL, whose other tasks "
+        "the demo's worker may take too",
+    )
     demo.set_defaults(runs="wan2gp.demo:run")
     return parser
 

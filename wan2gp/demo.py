@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -26,13 +25,11 @@ from wan2gp.ctl_link import Link
 from wan2gp.ctl_output import plain, screen
 from wan2gp.ctl_progress import follow
 from wan2gp.ctl_tasks import show_task
+from wan2gp.demo_queue import DemoQueue, demo_queue
 from wan2gp.demo_stage import DemoFailed, DemoSupervisor, InputServer, Video, make_video, read_video
 from wan2gp.rundir import Holder, holder_of
-from wan2gp.supervisor.embedded import EmbeddedUnavailable, url_of
+from wan2gp.supervisor.embedded import EmbeddedUnavailable
 from wan2gp.tasks import TaskStatus
-
-SPEC_URL = "https://example.com/input.mp4"
-"""The URL in the row of the specification: the only thing of it that the demo replaces."""
 
 RUN_S = 120.0
 """Seconds the task may take with the built-in engine; a real ComfyUI has its own start-up limit on top."""
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     console = screen()
     with ExitStack() as stack:
         try:
-            _play(console, directory, stack)
+            _play(console, directory, demo_queue(args.queue, directory), stack)
         except (DemoFailed, CtlError, EmbeddedUnavailable, psycopg.Error, OSError) as error:
             _lament(console, directory)
             raise CtlError(Exit.FAILED, f"the demo failed: {error}") from error
@@ -63,7 +60,7 @@ def demo_dir(args: argparse.Namespace) -> Path:
     return Path(named or ".demo").expanduser().absolute()
 
 
-def _play(console: Console, directory: Path, stack: ExitStack) -> None:
+def _play(console: Console, directory: Path, queue: DemoQueue, stack: ExitStack) -> None:
     holder = holder_of(directory)
     if holder is not None:
         raise DemoFailed(_occupied(directory, holder))
@@ -74,13 +71,15 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     source = make_video(directory / "demo" / "input.mp4")
     began = time.monotonic()
     # Before any thread is there: the kernel stops the supervisor when the thread that started it ends.
-    supervisor = stack.enter_context(DemoSupervisor(directory, {"COMFY_PATH": comfy_path}))
+    supervisor = stack.enter_context(
+        DemoSupervisor(directory, queue.kind, {**queue.settings(), "COMFY_PATH": comfy_path})
+    )
     server = stack.enter_context(InputServer(source.path))
     _say(console, "input", f"{_facts(source)}, at {server.url}")
     supervisor.await_ready()
     _say(console, "supervisor", f"process {supervisor.pid}, ready after {time.monotonic() - began:.1f} s")
-    task_id = insert_row(url_of(directory).reveal(), server.url)
-    _say(console, "row", f"{task_id}, by the SQL of the specification")
+    task_id = queue.insert(server.url)
+    _say(console, "row", f"{task_id}, {queue.how}")
     with Link(directory) as link, _withdrawn_unless_final(link, task_id):
         end = follow(link, task_id, console, alive=_Watch(supervisor, link, RUN_S + start_s).check)
     supervisor.stop()
@@ -89,7 +88,7 @@ def _play(console: Console, directory: Path, stack: ExitStack) -> None:
     # Without the params: the file is at the end of the screen, not below a graph.
     show_task(console, msgspec.structs.replace(end, task=msgspec.structs.replace(end.task, params=None)))
     console.print()
-    _check(console, end, source)
+    _check(console, end, queue, source)
 
 
 @contextmanager
@@ -138,32 +137,18 @@ def _engine(console: Console) -> tuple[str, float]:
     return "builtin", 0.0
 
 
-def insert_row(url: str, video_url: str) -> str:
-    """Run the specification's statement, byte for byte but for the URL; the new row's id."""
-    statement = (
-        resources.files("wan2gp").joinpath("demo_row.sql").read_bytes().replace(SPEC_URL.encode(), video_url.encode())
-    )
-    with psycopg.connect(url, connect_timeout=10) as connection:
-        connection.execute(statement)
-        # The statement returns nothing, and stays as it is; the URL is unique to this run.
-        found = connection.execute(
-            "SELECT id::text FROM tasks WHERE params->>'video_url' = %s ORDER BY created_at DESC LIMIT 1", (video_url,)
-        ).fetchone()
-    if found is None:
-        raise DemoFailed("the row was inserted and cannot be found again")
-    return str(found[0])
-
-
-def _check(console: Console, end: TaskReply, source: Video) -> None:
+def _check(console: Console, end: TaskReply, queue: DemoQueue, source: Video) -> None:
     row = end.task
     if row.status != TaskStatus.COMPLETE.value:
         raise DemoFailed(f"the row is {row.status}: {row.error_message}")
     if not row.output_location:
         raise DemoFailed("the row is Complete and has no output_location")
-    made = read_video(Path(row.output_location))
+    made = read_video(queue.fetch(row.output_location))
     if (made.frames, made.width, made.height) != (source.frames, source.width, source.height):
         raise DemoFailed(f"the result has {_facts(made)}, the input had {_facts(source)}")
     _say(console, "decoded", f"{_facts(made)}, {made.path.stat().st_size:,} bytes")
+    if str(made.path) != row.output_location:
+        _say(console, "URL", row.output_location)
     _say(console, "file", str(made.path))
 
 

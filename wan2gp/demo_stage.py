@@ -36,7 +36,7 @@ _TICK_S = 0.05
 _PR_SET_PDEATHSIG = 1
 
 NOT_FOR_THE_DEMO = (
-    *("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY"),
+    *("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SERVICE_ROLE_KEY_FILE"),
     *("WAN2GP_QUEUE", "WAN2GP_CONFIG", "WAN2GP_DATA_DIR", "WORKER_ID"),
 )
 """Variables that would send the demo's row to somebody's real queue, or the demo into their data directory."""
@@ -157,10 +157,11 @@ class _FileHandler(BaseHTTPRequestHandler):
 
 
 class DemoSupervisor:
-    """The production entry as a child, on an embedded database; a context manager that leaves nothing behind."""
+    """The production entry as a child; a context manager that leaves nothing behind."""
 
-    def __init__(self, data_dir: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, data_dir: Path, queue: str, settings: Mapping[str, str]) -> None:
         self._data_dir = data_dir
+        self._queue = queue
         environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_DEMO}
         self._environment = {**environment, **settings, "WAN2GP_ALLOW_PRIVATE_URLS": "1"}
         self._process: subprocess.Popen[bytes] | None = None
@@ -171,7 +172,7 @@ class DemoSupervisor:
         return self._started().pid
 
     def __enter__(self) -> DemoSupervisor:
-        options = ["--data-dir", str(self._data_dir), "--queue", "embedded", "--worker", "demo"]
+        options = ["--data-dir", str(self._data_dir), "--queue", self._queue, "--worker", "demo"]
         libc = ctypes.CDLL(None)
         with (self._data_dir / "demo" / "supervisor.out").open("wb") as output:
             # A session of its own, so that Ctrl-C reaches the demo alone, which then stops the supervisor in order;
