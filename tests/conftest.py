@@ -10,4 +10,5 @@ pytest_plugins = [
     "tests.bad_web_server",
     "tests.comfy_jobs",
     "tests.comfy_worker",
+    "tests.storage_server",
 ]
