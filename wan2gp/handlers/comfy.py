@@ -20,6 +20,7 @@ from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
 from wan2gp.handlers.comfy_preflight import preflight
 from wan2gp.handlers.comfy_prompt import PromptRun
+from wan2gp.handlers.poster import add_posters
 from wan2gp.protocol import Cancelled, Outcome, Succeeded
 
 OUT_OF_MEMORY = "comfy.out_of_memory"
@@ -208,7 +209,11 @@ class ComfyRun:
     def _succeeded(self, live: Live, made: Collected) -> Succeeded:
         engine: dict[str, Any] = {**live.engine(), "prompt_id": self._prompt_id}
         data: dict[str, Any] = {"text": made.texts} if made.texts else {}
-        return Succeeded(made.artifacts, (*self._warnings, *made.warnings), engine, data)
+        artifacts, warnings = made.artifacts, (*self._warnings, *made.warnings)
+        if self._settings.posters:
+            artifacts, of_posters = add_posters(self._job.work_dir, artifacts, self._job.cancelled)
+            warnings += of_posters
+        return Succeeded(artifacts, warnings, engine, data)
 
     def _clean(self, live: Live) -> None:
         if live.folders is not None:
