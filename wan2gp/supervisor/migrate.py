@@ -10,9 +10,6 @@ from importlib import resources
 
 import psycopg
 
-CONTRACT_VERSION = 2
-"""What ``wan2gp_version()`` of the database must answer at least."""
-
 # Whoever waited here has stale ideas of which tables exist, until it locks a relation anew: so it looks at one.
 _LOCK = "DO $lock$ BEGIN PERFORM pg_advisory_xact_lock(727102, 1); PERFORM FROM pg_class LIMIT 1; END $lock$;"
 

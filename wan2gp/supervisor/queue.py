@@ -38,6 +38,11 @@ class QueueRefused(QueueError):
         self.code = code
 
 
+class AccessDenied(QueueRefused):
+    """Our key, our password or the address itself is refused, whatever is asked: nothing is wrong with the call, which
+    may be made again once that is mended."""
+
+
 def fact_of(error: QueueError) -> str:
     """Which fact of :mod:`wan2gp.logs` an error is: a refusal is not an outage."""
     return "queue.unavailable" if isinstance(error, QueueUnavailable) else "queue.refused"

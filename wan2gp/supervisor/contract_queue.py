@@ -1,0 +1,231 @@
+"""The contract's functions as a :class:`~wan2gp.supervisor.queue.TaskQueue`: what is sent for each verb and what must
+come back, whichever way the call takes."""
+
+from __future__ import annotations
+
+import abc
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from wan2gp.supervisor.queue import (
+    ClaimReply,
+    Completing,
+    FinishReply,
+    FunctionsMissing,
+    HeartbeatReply,
+    LeaseBeat,
+    QueueRefused,
+    QueueUnavailable,
+    Settlement,
+    SpawnedChild,
+)
+
+CONTRACT_VERSION = 2
+"""What ``wan2gp_version()`` of the database must answer at least."""
+
+_Status = Annotated[str, msgspec.Meta(pattern="^[A-Za-z ]{1,40}$")] | None
+_Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Json:
+    """An argument of type jsonb. Its value may hold what Postgres cannot; whoever sends it replaces that."""
+
+    value: Any
+
+
+class UnreadableReply(QueueRefused):
+    """Python cannot hold what the answer's JSON can: nested too deep, or a number of too many digits."""
+
+
+class MisshapenReply(QueueUnavailable):
+    """What came back is not what the function gives: it comes from somebody between us and the database."""
+
+
+class ContractQueue(abc.ABC):
+    """All verbs, on one way of calling them. The subclass gives ``name``, waiting and closing."""
+
+    name: str
+
+    @abc.abstractmethod
+    def _call(self, verb: str, arguments: Mapping[str, Any], shape: Any) -> Any:
+        """One function, one transaction; ``shape`` is the type of its answer, for :func:`shaped`.
+
+        All functions are safe to repeat, so this repeats a call whose answer was lost. Raises the errors of
+        :mod:`wan2gp.supervisor.queue`, :class:`UnreadableReply` among them, and :class:`ValueError`,
+        :class:`TypeError` or :class:`RecursionError` for arguments that are no JSON.
+        """
+
+    def check(self) -> None:
+        version = self._call("version", {}, int)
+        if version < CONTRACT_VERSION:
+            raise FunctionsMissing(
+                f"the database has version {version} of the queue's functions, this program needs {CONTRACT_VERSION}: "
+                "run `wan2gp-ctl db migrate`"
+            )
+
+    def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
+        arguments = {
+            "p_claim_id": claim_id,
+            "p_worker": worker_id,
+            "p_types": list(types),
+            "p_limit": limit,
+            "p_lease_s": lease_s,
+        }
+        try:
+            reply: ClaimReply = self._call("claim", arguments, ClaimReply)
+        except UnreadableReply as error:
+            # What one row holds must not end every worker that takes it. The same claim gives the same rows again.
+            return self._claim_bare(arguments, str(error))
+        return reply
+
+    def heartbeat(
+        self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
+    ) -> HeartbeatReply:
+        beats = [
+            {
+                "task_id": beat.task_id,
+                "token": beat.token,
+                "progress": beat.progress,
+                "phase": beat.phase,
+                "detail": beat.detail,
+            }
+            for beat in leases
+        ]
+        reply: HeartbeatReply = self._call(
+            "heartbeat",
+            {"p_worker": worker_id, "p_leases": Json(beats), "p_lease_s": lease_s, "p_metadata": Json(metadata)},
+            HeartbeatReply,
+        )
+        return reply
+
+    def finish(self, settlement: Settlement) -> FinishReply:
+        fields = _fields(settlement)
+        for name in ("result_data", "cause"):
+            fields[name] = None if fields[name] is None else Json(fields[name])
+        reply: FinishReply = self._call("finish", {f"p_{name}": value for name, value in fields.items()}, FinishReply)
+        return reply
+
+    def finish_many(self, settlements: Sequence[Settlement]) -> tuple[FinishReply, ...]:
+        if not settlements:
+            return ()
+        arguments = {"p_settlements": Json([_fields(one) for one in settlements])}
+        replies: tuple[FinishReply, ...] = self._call("finish_many", arguments, tuple[FinishReply, ...])
+        return replies
+
+    def spawn(self, task_id: str, token: str, children: Sequence[SpawnedChild]) -> tuple[str, ...]:
+        wanted = [
+            {
+                "task_type": child.task_type,
+                "params": child.params,
+                "priority": child.priority,
+                "depends_on": child.depends_on,
+            }
+            for child in children
+        ]
+        arguments = {"p_task_id": task_id, "p_token": token, "p_children": Json(wanted)}
+        ids: tuple[str, ...] = self._call("spawn", arguments, tuple[_Id, ...])
+        return ids
+
+    def enqueue(
+        self,
+        task_type: str,
+        params: Mapping[str, Any],
+        *,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        run_after_s: float | None = None,
+        depends_on: Sequence[str] = (),
+    ) -> str:
+        arguments = {
+            "p_task_type": task_type,
+            "p_params": Json(params),
+            "p_priority": priority,
+            "p_max_attempts": max_attempts,
+            "p_run_after_s": run_after_s,
+            "p_depends_on": Json(list(depends_on)),
+            "p_id": str(uuid.uuid4()),
+        }
+        task_id: str = self._call("enqueue", arguments, _Id)
+        return task_id
+
+    def cancel(self, task_id: str) -> str | None:
+        was: str | None = self._call("cancel", {"p_task_id": task_id}, _Status)
+        return was
+
+    def retry(self, task_id: str) -> str | None:
+        was: str | None = self._call("retry", {"p_task_id": task_id}, _Status)
+        return was
+
+    def reclaim_own(self, worker_id: str) -> tuple[str, ...]:
+        ids: tuple[str, ...] = self._call("reclaim_own", {"p_worker": worker_id}, tuple[_Id, ...])
+        return ids
+
+    def rescue(self, worker_id: str) -> int:
+        count: int = self._call("rescue", {"p_worker": worker_id}, int)
+        return count
+
+    def task(self, task_id: str) -> Mapping[str, Any] | None:
+        row: Mapping[str, Any] | None = self._call("task", {"p_task_id": task_id}, _Row | None)
+        return row
+
+    def tasks(
+        self, *, status: str | None = None, task_type: str | None = None, limit: int = 50
+    ) -> tuple[Mapping[str, Any], ...]:
+        arguments = {"p_status": status, "p_task_type": task_type, "p_limit": limit}
+        rows: tuple[Mapping[str, Any], ...] = self._call("tasks", arguments, tuple[_Row, ...])
+        return rows
+
+    def stats(self) -> Mapping[str, Any]:
+        numbers: Mapping[str, Any] = self._call("stats", {}, _Row)
+        return numbers
+
+    def facts(self) -> Mapping[str, Any]:
+        known: Mapping[str, Any] = self._call("facts", {}, _Row)
+        return known
+
+    def log(self, worker_id: str, lines: Sequence[Mapping[str, Any]]) -> int:
+        taken: int = self._call("log", {"p_worker": worker_id, "p_lines": Json(list(lines))}, int)
+        return taken
+
+    def completing(self, task_id: str, token: str, lease_s: float) -> Completing:
+        arguments = {"p_task_id": task_id, "p_token": token, "p_lease_s": lease_s}
+        reply: Completing = self._call("completing", arguments, Completing)
+        return reply
+
+    def event(self, task_id: str, name: str, detail: Mapping[str, Any]) -> None:
+        self._call("event", {"p_task_id": task_id, "p_name": name, "p_detail": Json(detail)}, None)
+
+    def _claim_bare(self, arguments: Mapping[str, Any], why: str) -> ClaimReply:
+        reply = self._call("claim_bare", arguments, _Row)
+        tasks = [{**task, "params": None, "unreadable": why} for task in reply["tasks"]]
+        claimed: ClaimReply = shaped("claim_bare", {**reply, "tasks": tasks}, ClaimReply)
+        return claimed
+
+
+def shaped(verb: str, reply: Any, shape: Any) -> Any:
+    """``reply`` as a value of the type ``shape``. Raises :class:`MisshapenReply`, which does not repeat it."""
+    try:
+        return msgspec.convert(reply, shape)
+    except msgspec.ValidationError as error:
+        why = str(error)
+    raise MisshapenReply(f"the answer to wan2gp_{verb} is not one of the queue's functions ({why})")
+
+
+def _fields(settlement: Settlement) -> dict[str, Any]:
+    """What the SQL functions see of it."""
+    return {
+        "task_id": settlement.task_id,
+        "token": settlement.token,
+        "verb": settlement.verb.value,
+        "output_location": settlement.output_location,
+        "error_message": settlement.error_message,
+        "result_data": settlement.result_data,
+        "cause": settlement.cause,
+        "retry_in_s": settlement.retry_in_s,
+    }
