@@ -66,18 +66,23 @@ def add_posters(
     named: list[Artifact] = []
     posters: list[Artifact] = []
     warnings: list[str] = []
+    left_out = 0
     taken = {artifact.name.casefold() for artifact in artifacts}
     for artifact in artifacts:
         poster = None
-        if has_poster(artifact) and not cancelled():
+        if has_poster(artifact) and len(posters) >= MOST_POSTERS:
+            left_out += 1
+        elif has_poster(artifact) and not cancelled():
             try:
-                poster = _poster_of(work_dir, artifact, taken, len(posters))
+                poster = _poster_of(work_dir, artifact, taken)
             except NoPoster as error:
                 warnings.append(f"no poster of {artifact.name}: {error}")
         if poster is not None:
             posters.append(poster)
             taken.add(poster.name.casefold())
         named.append(msgspec.structs.replace(artifact, poster=poster.name if poster else None))
+    if left_out:
+        warnings.append(f"no poster of {left_out} of the videos: a task gets {MOST_POSTERS} at most")
     return (*named, *posters), tuple(warnings)
 
 
@@ -109,9 +114,7 @@ def make_poster(video: Path, target: Path) -> Poster:
 # --- one artifact --------------------------------------------------------------------------------------------------
 
 
-def _poster_of(work_dir: Path, artifact: Artifact, taken: set[str], made: int) -> Artifact:
-    if made >= MOST_POSTERS:
-        raise NoPoster(f"a task gets {MOST_POSTERS} posters at most")
+def _poster_of(work_dir: Path, artifact: Artifact, taken: set[str]) -> Artifact:
     video = work_dir / artifact.path
     name = next(name for name in _names(artifact.name) if name.casefold() not in taken and _is_free(video, name))
     poster = make_poster(video, video.with_name(name))
