@@ -270,6 +270,14 @@ class RescueContract:
         assert status(task_queue, foreign) == "In Progress"
         assert {task.id for task in claim(task_queue, limit=5)} == ids
 
+    def test_what_only_waits_to_be_published_is_not_taken_back(self, task_queue: TaskQueue) -> None:
+        for _ in range(2):
+            task_queue.enqueue("comfy", {})
+        done, cut_short = claim(task_queue, worker="me", limit=2)
+        assert task_queue.reclaim_own("me", [done.token]) == (cut_short.id,)
+        assert beat(task_queue, done, worker="me") == ([], [])
+        assert end(task_queue, done).accepted
+
     def test_a_row_that_a_user_holds_locked_is_not_rescued_and_stops_no_claim(
         self, task_queue: TaskQueue, admin: Admin
     ) -> None:

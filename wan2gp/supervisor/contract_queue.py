@@ -162,8 +162,9 @@ class ContractQueue(abc.ABC):
         was: str | None = self._call("retry", {"p_task_id": task_id}, _Status)
         return was
 
-    def reclaim_own(self, worker_id: str) -> tuple[str, ...]:
-        ids: tuple[str, ...] = self._call("reclaim_own", {"p_worker": worker_id}, tuple[_Id, ...])
+    def reclaim_own(self, worker_id: str, keep: Sequence[str] = ()) -> tuple[str, ...]:
+        arguments = {"p_worker": worker_id, "p_keep": Json(list(keep))}
+        ids: tuple[str, ...] = self._call("reclaim_own", arguments, tuple[_Id, ...])
         return ids
 
     def rescue(self, worker_id: str) -> int:

@@ -216,8 +216,9 @@ class TaskQueue(Protocol):
     def retry(self, task_id: str) -> str | None:
         """Queue a finished task again; returns the status it had, or None."""
 
-    def reclaim_own(self, worker_id: str) -> tuple[str, ...]:
-        """Hand back what an earlier life of this worker still holds (the data directory's lock is ours)."""
+    def reclaim_own(self, worker_id: str, keep: Sequence[str] = ()) -> tuple[str, ...]:
+        """Hand back what an earlier life of this worker still holds (the data directory's lock is ours), except the
+        leases with these tokens; returns the tasks' ids."""
 
     def rescue(self, worker_id: str) -> int:
         """Take expired leases from the dead; returns how many rows became claimable or failed."""

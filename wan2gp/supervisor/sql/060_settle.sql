@@ -345,15 +345,18 @@ BEGIN
 END
 $fn$;
 
--- A worker that starts takes back what its earlier life held. That life ended badly, else it had released them.
-CREATE OR REPLACE FUNCTION public.wan2gp_reclaim_own(p_worker text) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+-- A worker that starts takes back what its earlier life held, but for the leases whose tokens it names: their work is done
+-- and waits to be published. That life ended badly, else it had released the others.
+DROP FUNCTION IF EXISTS public.wan2gp_reclaim_own(text);  -- of an earlier contract; with both, a call would be ambiguous
+CREATE OR REPLACE FUNCTION public.wan2gp_reclaim_own(p_worker text, p_keep jsonb DEFAULT '[]') RETURNS jsonb
+LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_one record;
     v_ids jsonb := '[]';
 BEGIN
     FOR v_one IN
         SELECT l.task_id, l.token, l.phase FROM public.task_leases l
-         WHERE l.token IS NOT NULL AND l.worker_id = p_worker ORDER BY l.task_id
+         WHERE l.token IS NOT NULL AND l.worker_id = p_worker AND NOT p_keep ? l.token ORDER BY l.task_id
     LOOP
         PERFORM wan2gp_lock_family(ARRAY[v_one.task_id]);
         IF (wan2gp_settle(v_one.task_id, v_one.token, 'loss', NULL,
