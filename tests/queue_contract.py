@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contract_claims", "tests.contract_ends", "tests.contract_graph")
+pytest.register_assert_rewrite(
+    "tests.contract_claims", "tests.contract_ends", "tests.contract_graph", "tests.contract_predecessor"
+)
 
 from tests.contract_claims import ClaimContract, HeartbeatContract, RescueContract  # noqa: E402
 from tests.contract_ends import CancelContract, FinishContract, PeopleContract, RequeueContract  # noqa: E402
 from tests.contract_graph import DependencyContract, SpawnContract  # noqa: E402
+from tests.contract_predecessor import PredecessorContract  # noqa: E402
 
 
 class QueueContract(
@@ -26,5 +29,6 @@ class QueueContract(
     DependencyContract,
     SpawnContract,
     PeopleContract,
+    PredecessorContract,
 ):
     """All of it."""
