@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Programs of others that the tests run for real.
+PARTS := tests/parts/node_modules/.stamp
 SEED ?= 0
 # The tests wait for processes more than they compute, so there may be more of them than cores.
 JOBS ?= 3
 TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check lint types format bench chaos
+.PHONY: help demo demo-supabase parts test test-long check lint types format bench chaos
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -20,13 +22,23 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,dev]'
 	@touch $@
 
+# Without them the tests that need them fail and say so; the others can still tell something.
+$(PARTS): tests/parts/package.json tests/parts/package-lock.json | $(STAMP)
+	@if $(BIN)/python -m tests.parts; then touch $@; fi
+
+parts: $(PARTS)
+	@test -e $(PARTS)
+
 demo: $(STAMP)  ## the row of the specification becomes a video, here, now
 	$(BIN)/wan2gp-ctl demo
 
-test: $(STAMP)  ## the tests, without the long ones
+demo-supabase: $(STAMP) $(PARTS)  ## the same through Supabase's REST and Storage, made here from real parts
+	$(BIN)/python -m tests.local_supabase -- $(BIN)/wan2gp-ctl demo --queue supabase
+
+test: $(STAMP) $(PARTS)  ## the tests, without the long ones
 	$(TESTS) -m 'not long'
 
-test-long: $(STAMP)  ## all tests
+test-long: $(STAMP) $(PARTS)  ## all tests
 	$(TESTS)
 
 lint: $(STAMP)
@@ -43,7 +55,7 @@ format: $(STAMP)  ## put the sources into shape, and the pages that are made fro
 	$(BIN)/ruff check --fix wan2gp tests
 	$(BIN)/python -m wan2gp.docs
 
-bench: $(STAMP)  ## print latency, throughput and memory with the machine's facts
+bench: $(STAMP) $(PARTS)  ## print latency, throughput and memory with the machine's facts
 	$(BIN)/python -m tests.bench
 
 chaos: $(STAMP)  ## kill things at random: make chaos SEED=7

@@ -5,6 +5,7 @@ from __future__ import annotations
 pytest_plugins = [
     "tests.conftest_db",
     "tests.conftest_worker",
+    "tests.conftest_supabase",
     "tests.conftest_comfy",
     "tests.builtin_fixtures",
     "tests.bad_web_server",

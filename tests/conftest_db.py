@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -17,9 +17,11 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.supabase_roles import host_as_supabase
 from wan2gp.supervisor.embedded import EmbeddedPostgres
+from wan2gp.supervisor.migrate import migrate
 
-_TEMPLATE = "contract_template"
+PREDECESSOR = Path(__file__).with_name("predecessor_schema.sql").read_text(encoding="utf-8")
 # Tests kill processes, not machines: what the kernel has accepted is safe, so nothing waits for the disk.
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "100"}
 
@@ -77,19 +79,51 @@ class PgServer:
 
     def contract_template(self) -> str:
         """The name of a database that holds our contract and nothing else; made at the first call."""
-        if _TEMPLATE not in self._templates:
-            from wan2gp.supervisor.migrate import migrate
+        return self._template("contract_template", migrate)
 
-            name = sql.Identifier(_TEMPLATE)
+    def predecessor_template(self) -> str:
+        """The same on the predecessor's tables, which have no tasks and no workers."""
+        return self._template("predecessor_template", install_predecessor, migrate)
+
+    def supabase_template(self) -> str:
+        """Our contract in a database as Supabase hosts it. Its roles are the cluster's from then on."""
+        return self._template("supabase_template", host_as_supabase, migrate)
+
+    def supabase_predecessor_template(self) -> str:
+        """The predecessor's tables in one, with our contract on them."""
+        return self._template("supabase_predecessor_template", host_as_supabase, install_predecessor, migrate)
+
+    def supabase_bare_template(self) -> str:
+        """One in which nobody has created anything."""
+        return self._template("supabase_bare_template", host_as_supabase)
+
+    def borrow(self, template: str | None) -> Iterator[str]:
+        """A fresh database's URL, for a fixture to yield from; afterwards the server runs and the database is gone."""
+        url = self.new_database(template)
+        yield url
+        self.start_server()
+        self.drop_database(url)
+
+    def _template(self, template: str, *steps: Callable[[str], None]) -> str:
+        if template not in self._templates:
+            name = sql.Identifier(template)
             self._execute(sql.SQL("drop database if exists {} with (force)").format(name))
             self._execute(sql.SQL("create database {} template template0").format(name))
-            migrate(self.url_for(_TEMPLATE))
-            self._templates.add(_TEMPLATE)
-        return _TEMPLATE
+            for step in steps:
+                step(self.url_for(template))
+            self._templates.add(template)
+        return template
 
     def _execute(self, statement: sql.Composable) -> None:
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute(statement)
+
+
+def install_predecessor(url: str) -> None:
+    """The tables of the worker that this one replaces, without its tasks and workers."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(PREDECESSOR.encode())
+        connection.execute("DELETE FROM tasks; DELETE FROM workers")
 
 
 @pytest.fixture(scope="session")
@@ -111,17 +145,10 @@ def pg_server(_pg_session: PgServer) -> PgServer:
 @pytest.fixture
 def empty_db(pg_server: PgServer) -> Iterator[str]:
     """URL of a fresh database with nothing in it."""
-    yield from _borrow(pg_server, None)
+    yield from pg_server.borrow(None)
 
 
 @pytest.fixture
 def queue_db(pg_server: PgServer) -> Iterator[str]:
     """URL of a fresh database with our contract."""
-    yield from _borrow(pg_server, pg_server.contract_template())
-
-
-def _borrow(server: PgServer, template: str | None) -> Iterator[str]:
-    url = server.new_database(template)
-    yield url
-    server.start_server()
-    server.drop_database(url)
+    yield from pg_server.borrow(pg_server.contract_template())

@@ -8,41 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from tests.conftest_db import PgServer
 from tests.contract_bench import SPEC_INSERT, Admin, claim, end
 from tests.faulty_link import FaultyLink
 from tests.queue_contract import QueueContract
-from wan2gp.supervisor.migrate import migrate
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
-
-PREDECESSOR = Path(__file__).with_name("predecessor_schema.sql").read_text(encoding="utf-8")
-_TEMPLATES: dict[str, str] = {}
-
-
-def predecessor_template(server: PgServer) -> str:
-    """The name of a database with the predecessor's tables and our contract on them."""
-    if server.admin_url not in _TEMPLATES:
-        url = server.new_database()
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(PREDECESSOR.encode())
-            connection.execute("DELETE FROM tasks; DELETE FROM workers")
-        migrate(url)
-        _TEMPLATES[server.admin_url] = str(conninfo_to_dict(url)["dbname"])
-    return _TEMPLATES[server.admin_url]
 
 
 @pytest.fixture
 def database(pg_server: PgServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """A fresh database: ours, unless the test asks for the predecessor's."""
     ours = getattr(request, "param", "ours") == "ours"
-    url = pg_server.new_database(pg_server.contract_template() if ours else predecessor_template(pg_server))
+    url = pg_server.new_database(pg_server.contract_template() if ours else pg_server.predecessor_template())
     yield url
     pg_server.drop_database(url)
 

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from tests.contract_bench import Admin, claim
-from tests.test_queue_postgres import PREDECESSOR
+from tests.conftest_db import PREDECESSOR
 from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import QueueRefused
