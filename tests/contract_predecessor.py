@@ -26,7 +26,8 @@ SYSTEM_LOGS = """
         source_type text NOT NULL CHECK (source_type IN ('orchestrator_gpu', 'orchestrator_api', 'worker')),
         source_id text NOT NULL,
         log_level text NOT NULL CHECK (log_level IN ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')),
-        message text NOT NULL, task_id uuid, worker_id text, cycle_number int, metadata jsonb DEFAULT '{}')"""
+        message text NOT NULL, task_id uuid, worker_id text, cycle_number int, metadata jsonb DEFAULT '{}');
+    DELETE FROM system_logs"""
 
 
 def their_hand(admin: Admin, task: ClaimedTask, url: str = "https://x/their.mp4") -> int:
