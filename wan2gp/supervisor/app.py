@@ -26,7 +26,7 @@ from wan2gp.supervisor.backends import chosen_kind, open_backend
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.control_server import ControlServer
 from wan2gp.supervisor.inbox import Inbox
-from wan2gp.supervisor.leases import LeaseKeeper
+from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.operations import LoopOperations
@@ -45,6 +45,7 @@ LOOK_EVERY_S = 2.0
 STOPPED = "stopped"
 """What our row in `workers` says after an orderly end: the worker id is free."""
 SPOOL_AT_START_S = 30.0
+LOOK_AT_SPOOL_S = 0.25
 FLUSH_S = 2.0
 """How long the last outcomes may take to reach the database at the end; what does not stays in the spool, seconds."""
 
@@ -148,7 +149,7 @@ class App:
         signer = Signer(config.supabase_url, None, inbox.post)
         opened.callback(signer.stop)
         loop.attach(claimer, leases, settler, signer)
-        self._recover(settler)
+        self._recover(settler, leases, spool)
         opened.callback(settler.stop)
         leases.start()
         opened.callback(leases.stop)
@@ -165,17 +166,23 @@ class App:
             loop.abandon()
             raise
 
-    def _recover(self, settler: Settler) -> None:
+    def _recover(self, settler: Settler, leases: LeaseKeeper, spool: Spool) -> None:
         """First what the last life finished, which its leases still cover; then what it left running goes back."""
+        for ending in spool.leftovers():
+            if ending.artifacts and ending.withheld is None:
+                leases.hold(ending.task_id, ending.lease_id, ending.token, boot_clock())
         settler.start()
-        before = settler.depth + 1
-        while not settler.flush(SPOOL_AT_START_S) and settler.depth < before:
-            before = settler.depth  # large files take their time; only standing still is a failure
+        deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
+        while not settler.flush(LOOK_AT_SPOOL_S) and not settler.stuck and time.monotonic() < deadline:
+            if settler.depth < before:  # large files take their time; only standing still is a failure
+                deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
         if settler.error is not None:
             raise settler.error
-        if settler.depth:
+        waiting = settler.unpublished()
+        if settler.depth > len(waiting):
             raise QueueUnavailable("the outcomes of the last run cannot be delivered")
-        taken = self._backend.queue.reclaim_own(self._config.worker_id)
+        # What a storage that is away cannot take yet keeps its lease; claiming need not wait for it.
+        taken = self._backend.queue.reclaim_own(self._config.worker_id, [ending.token for ending in waiting])
         if taken:
             self._facts("worker.took_back", count=len(taken))
 

@@ -65,7 +65,7 @@ class Publisher:
         self._failed = failed
         self._progressed = progressed
         self._numbers = itertools.count()
-        self._change = threading.Condition()
+        self._change = threading.Condition(threading.RLock())
         self._waiting: list[_Due] = []
         self._busy: list[Work] = []
         self._withheld: dict[str, Work] = {}
@@ -97,6 +97,12 @@ class Publisher:
             heapq.heapify(self._waiting)
             self._change.notify_all()
         return len(chosen) + len(waiting)
+
+    def unpublished(self, *, failing: bool = False) -> list[Ending]:
+        """Endings that are not settled; with ``failing`` only those whose publishing has failed at least once."""
+        with self._change:
+            works = [due.work for due in self._waiting] + self._busy
+            return [work.ending for work in works if not failing or work.tries]
 
     def describe(self) -> list[dict[str, str | int | None]]:
         """What is not published yet, for `status`."""
@@ -149,13 +155,11 @@ class Publisher:
             self._change.notify()
 
     def _work(self, work: Work) -> None:
-        try:
-            delay_s = self._advance(work)
-        finally:
-            with self._change:
-                self._busy.remove(work)
-        if delay_s is not None:
-            self._later(work, delay_s)
+        delay_s = self._advance(work)
+        with self._change:
+            self._busy.remove(work)
+            if delay_s is not None:
+                self._later(work, delay_s)
 
     def _advance(self, work: Work) -> float | None:
         """Take an ending as far as it goes. Returns the pause before the next try, None when there is none to come."""

@@ -99,6 +99,15 @@ class Settler:
         """Results that are not published yet, for `status`."""
         return list(self._publisher.describe())
 
+    def unpublished(self) -> list[Ending]:
+        """Results that wait for a storage, or are being sent: their leases must be held."""
+        return self._publisher.unpublished()
+
+    @property
+    def stuck(self) -> bool:
+        """True when nothing is left but results whose publishing fails for now."""
+        return self._pending == len(self._publisher.unpublished(failing=True))
+
     @property
     def depth(self) -> int:
         """Endings that are not settled yet; those that wait for a person do not count."""
