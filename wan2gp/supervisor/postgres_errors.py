@@ -9,16 +9,11 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from wan2gp.supervisor.queue import FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
+from wan2gp.supervisor.queue import AccessDenied, FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
+from wan2gp.supervisor.sqlstates import GOING_DOWN, NO_FUNCTION, NO_PERMISSION, READ_ONLY, TRY_AGAIN, is_unavailable
 
-_TRY_AGAIN = frozenset({"40001", "40P01"})
-"""Serialization failure and deadlock: nothing was done, the same call may be made at once."""
 _PREPARED = frozenset({"26000", "42P05"})
 """The prepared statement is unknown or exists: a pooler hands our session from one server session to another."""
-_NO_FUNCTION = frozenset({"42883", "3F000"})
-_GOING_DOWN = frozenset({"57P01", "57P02", "57P03"})
-_UNAVAILABLE = ("08", "40", "53", "55", "57", "58")
-_READ_ONLY = "25006"
 _NO_STARTUP_OPTIONS = "08P01"
 # A refused connect carries no SQLSTATE, only words. They decide nothing but this: whether waiting can help. In another
 # language each is taken for an outage.
@@ -38,7 +33,7 @@ class DeadlinePassed(psycopg.OperationalError):
 
 def try_again_at_once(error: psycopg.Error) -> bool:
     """Whether the database undid the call and says that a second try may succeed."""
-    return error.sqlstate in _TRY_AGAIN
+    return error.sqlstate in TRY_AGAIN
 
 
 def pooler_lost_statement(error: psycopg.Error) -> bool:
@@ -55,7 +50,7 @@ def session_lost(error: psycopg.Error) -> bool:
     """Whether the connection itself is gone."""
     state = error.sqlstate or ""
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
-        not state or state in _GOING_DOWN or state.startswith("08")
+        not state or state in GOING_DOWN or state.startswith("08")
     )
 
 
@@ -63,17 +58,17 @@ def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
     """The queue's own error for ``error``; its text carries no password."""
     state = error.sqlstate or ""
     text = first_line(error)
-    if state in _NO_FUNCTION:
+    if state in NO_FUNCTION:
         return FunctionsMissing(f"the database lacks the queue's functions ({text}): run `wan2gp-ctl db migrate`")
-    if state == _READ_ONLY:
+    if state == READ_ONLY:
         return QueueUnavailable(f"cannot use the database: it is read-only now ({text})")
     words = [code for word, code in _CONNECT_WORDS if not state and "FATAL" in str(error) and word in str(error)]
     if words:
-        return QueueRefused(f"the database refused the connection: {text}", code=words[0])
-    if state.startswith(_UNAVAILABLE) or session_lost(error):
-        down = server_down or state in _GOING_DOWN or _COMES_OR_GOES in str(error)
+        return AccessDenied(f"the database refused the connection: {text}", code=words[0])
+    if is_unavailable(state) or session_lost(error):
+        down = server_down or state in GOING_DOWN or _COMES_OR_GOES in str(error)
         return QueueUnavailable(f"cannot reach the database: {text}", server_down=down)
-    if state == "42501":
+    if state == NO_PERMISSION:
         text += "; let a superuser grant it EXECUTE on the wan2gp functions"
     return QueueRefused(f"the database refused: {text}", code=state)
 

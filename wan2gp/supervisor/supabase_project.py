@@ -35,12 +35,18 @@ class Seen:
 
     deadline: float | None = None
     """When all of it must be over, by the monotonic clock."""
+    silence_s: float | None = None
+    """Longest wait for the next bytes, seconds; None: the client's own."""
     status: int | None = None
     """Of the last answer, None before the first."""
     retry_after_s: float | None = None
     """What the last answer asked for, seconds."""
     location: str | None = None
     """Where the last answer sent us, without query or credentials."""
+    json: bool = False
+    """Whether the last answer says that it is JSON."""
+    bytes: int = 0
+    """Size of the last answer's body on the wire."""
 
 
 class SupabaseProject:
@@ -85,9 +91,9 @@ class SupabaseProject:
         return {"apikey": key, "Authorization": f"Bearer {key}"}
 
     @contextmanager
-    def watch(self, deadline: float | None = None) -> Iterator[Seen]:
+    def watch(self, deadline: float | None = None, silence_s: float | None = None) -> Iterator[Seen]:
         """Notes the answers that this thread gets inside; its requests end by ``deadline`` (``time.monotonic()``)."""
-        seen = self._local.seen = Seen(deadline)
+        seen = self._local.seen = Seen(deadline, silence_s)
         try:
             yield seen
         finally:
@@ -139,11 +145,13 @@ class SupabaseProject:
     def _bound(self, request: httpx.Request) -> None:
         """A request gets no more time than its caller has left."""
         seen = self._seen()
-        if seen is None or seen.deadline is None:
+        if seen is None:
             return
-        left = max(0.01, seen.deadline - time.monotonic())
+        most = seen.silence_s if seen.silence_s is not None else READ_S
+        if seen.deadline is not None:
+            most = min(most, max(0.01, seen.deadline - time.monotonic()))
         limits = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {name: min(left, limit or left) for name, limit in limits.items()}
+        request.extensions["timeout"] = {name: min(most, limit or most) for name, limit in limits.items()}
 
     def _note(self, response: httpx.Response) -> None:
         seen = self._seen()
@@ -152,21 +160,23 @@ class SupabaseProject:
         seen.status = response.status_code
         seen.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         seen.location = _bare(response.headers.get("Location"))
-        if seen.deadline is not None:
-            response.stream = _Bounded(response.stream, seen.deadline)
+        seen.json = response.headers.get("Content-Type", "").partition(";")[0].strip().endswith("json")
+        seen.bytes = 0
+        response.stream = _Counted(response.stream, seen)
 
 
-class _Bounded(httpx.SyncByteStream):
-    """A body that must have come by a deadline: the time-out of a single read does not stop one that drips."""
+class _Counted(httpx.SyncByteStream):
+    """A body that must have come by the deadline: the time-out of a single read does not stop one that drips."""
 
-    def __init__(self, stream: Any, deadline: float) -> None:
+    def __init__(self, stream: Any, seen: Seen) -> None:
         self._stream = stream
-        self._deadline = deadline
+        self._seen = seen
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self._stream:
+            self._seen.bytes += len(part)
             yield part
-            if time.monotonic() > self._deadline:
+            if self._seen.deadline is not None and time.monotonic() > self._seen.deadline:
                 raise httpx.ReadTimeout("the answer came too slowly")
 
     def close(self) -> None:
