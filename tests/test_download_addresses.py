@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from wan2gp.handlers.addresses import Address, is_public, resolve
+from wan2gp.addresses import Address, is_public, resolve
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.download import Download, Downloaded
 from wan2gp.handlers.webstream import Limits

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from wan2gp.handlers.addresses import Resolve, resolve
+from wan2gp.addresses import Resolve, resolve
+from wan2gp.brake import Brake
 from wan2gp.handlers.api import Interrupted, TaskFailure
-from wan2gp.handlers.brake import Brake
 from wan2gp.handlers.input_cache import InputCache, Known, validators_of
 from wan2gp.handlers.input_names import input_name, place
 from wan2gp.handlers.locations import Location, locate

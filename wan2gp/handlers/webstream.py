@@ -1,8 +1,6 @@
 """One HTTP request to one checked address, and its body as decoded pieces. Redirects are the caller's.
 
-The standard library's client on a socket of our own: the address connected to is the one that was checked, while the
-``Host`` header, the TLS server name and the certificate are those of the URL. No proxy of the environment, no cookies,
-no ``.netrc``, no connection that is used twice.
+The address connected to is the one that was checked: see :mod:`wan2gp.pinned`.
 """
 
 from __future__ import annotations
@@ -16,17 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import certifi
-
 from wan2gp import __version__
-from wan2gp.handlers.addresses import Address, Resolve, is_public, resolve, resolve_within
+from wan2gp.addresses import Address, Resolve, resolve
+from wan2gp.brake import Brake
 from wan2gp.handlers.api import TaskFailure
-from wan2gp.handlers.brake import Brake
 from wan2gp.handlers.locations import Location
+from wan2gp.pinned import PrivateAddress, dial, find, reason, speak
 
 _PIECE = 256 * 1024
 _ANY_ZLIB, _BARE_DEFLATE = 47, -15  # window bits: gzip or zlib by its header; no header at all
-_ADDRESSES_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class Reply:
             raise _silent(self._location, self._idle_s, got) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._brake.check()
-            raise self._broken(got, _reason(error)) from error
+            raise self._broken(got, reason(error)) from error
         self._brake.check()  # a connection that was shut down reads like a body that has ended
         return piece
 
@@ -161,49 +157,30 @@ def request(
 
 def _connect(location: Location, limits: Limits, brake: Brake, lookup: Resolve) -> socket.socket:
     """A connection to the first allowed address that takes one."""
-    error: OSError | None = None
-    for address in _allowed(location, limits, brake, lookup)[:_ADDRESSES_TRIED]:
-        try:
-            return _dial(address, location.port, limits, brake)
-        except OSError as failed:
-            brake.check()
-            error = failed
-    why = "no answer" if isinstance(error, TimeoutError) else _reason(error)
-    raise TaskFailure("input.unreachable", f"cannot connect to {_whom(location)}: {why}")
+    allowed = _allowed(location, limits, brake, lookup)
+    try:
+        return dial(allowed, location.port, connect_s=limits.connect_s, idle_s=limits.idle_s, brake=brake)
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else reason(error)
+        raise TaskFailure("input.unreachable", f"cannot connect to {_whom(location)}: {why}") from error
 
 
 def _allowed(location: Location, limits: Limits, brake: Brake, lookup: Resolve) -> Sequence[Address]:
-    try:
-        found = resolve_within(lookup, location.host, location.port, limits.connect_s, brake)
-    except OSError as error:
-        brake.check()
-        whom = f"the host {location.host}" if location.address is None else _whom(location)
-        raise TaskFailure("input.unreachable", f"cannot find {whom}: {_reason(error)}") from error
     # A place that the supervisor had signed is the operator's own; where it redirects to is anybody's again.
     private = location.address is not None or limits.may_be_private(location.host)
-    allowed = found if private else [address for address in found if is_public(address)]
-    if not allowed:
-        # Which address it is stays unsaid: a row's author must not learn this network's names.
+    try:
+        return find(
+            location.host, location.port, private=private, timeout_s=limits.connect_s, brake=brake, lookup=lookup
+        )
+    except PrivateAddress as error:
         raise TaskFailure(
             "input.forbidden_address",
-            f"the host {location.host} has a private address: use a public host, or let the worker's operator add it "
-            "to inputs.allow_private_hosts (WAN2GP_ALLOW_PRIVATE_URLS=1 allows all)",
-        )
-    return allowed
-
-
-def _dial(address: Address, port: int, limits: Limits, brake: Brake) -> socket.socket:
-    connection = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(limits.connect_s)
-        with brake.stops_socket(connection):
-            connection.connect((str(address), port))
-        brake.check()
-        connection.settimeout(limits.idle_s)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+            f"{error}: use a public host, or let the worker's operator add it to inputs.allow_private_hosts "
+            "(WAN2GP_ALLOW_PRIVATE_URLS=1 allows all)",
+        ) from error
+    except OSError as error:
+        whom = f"the host {location.host}" if location.address is None else _whom(location)
+        raise TaskFailure("input.unreachable", f"cannot find {whom}: {reason(error)}") from error
 
 
 def _exchange(
@@ -215,7 +192,7 @@ def _exchange(
     conditions: Mapping[str, str],
 ) -> http.client.HTTPResponse:
     try:
-        connection = _speak(location, raw, closing)
+        connection = speak(location.scheme, location.host, location.port, raw, closing)
         headers = {"User-Agent": f"wan2gp/{__version__}", "Accept": "*/*", "Connection": "close", **conditions}
         if location.authorization is not None:
             headers["Authorization"] = location.authorization
@@ -231,21 +208,9 @@ def _exchange(
         raise _silent(location, limits.idle_s) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         brake.check()
-        raise TaskFailure("input.http_error", f"{location.shown} gave no HTTP answer: {_reason(error)}") from error
+        raise TaskFailure("input.http_error", f"{location.shown} gave no HTTP answer: {reason(error)}") from error
     brake.check()
     return response
-
-
-def _speak(location: Location, raw: socket.socket, closing: contextlib.ExitStack) -> http.client.HTTPConnection:
-    if location.scheme == "http":
-        plain = http.client.HTTPConnection(location.host, location.port)
-        plain.sock = raw
-        return closing.enter_context(contextlib.closing(plain))
-    trust = ssl.create_default_context()
-    trust.load_verify_locations(certifi.where())  # beside the system's, which slim images lack
-    secure = http.client.HTTPSConnection(location.host, location.port, context=trust)
-    secure.sock = closing.enter_context(trust.wrap_socket(raw, server_hostname=location.host))
-    return closing.enter_context(contextlib.closing(secure))
 
 
 def _whom(location: Location) -> str:
@@ -258,9 +223,3 @@ def _whom(location: Location) -> str:
 def _silent(location: Location, idle_s: float, got: int | None = None) -> TaskFailure:
     where = "no complete answer" if got is None else f"nothing more after {got} bytes"
     return TaskFailure("input.timeout", f"{location.shown} sent {where} within {idle_s:g} s")
-
-
-def _reason(error: BaseException | None) -> str:
-    """The library's words, short and on one line: a server can put anything into some of them."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return "".join(character if character.isprintable() else "?" for character in str(text))[:200]

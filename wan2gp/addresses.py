@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Union
 
-from wan2gp.handlers.brake import Brake
+from wan2gp.brake import Brake
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Resolve = Callable[[str, int], Sequence[Address]]
