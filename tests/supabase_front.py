@@ -185,7 +185,7 @@ class Front:
         return self._refusal(request, seen) or await self._forward(request, seen, fault)
 
     def _refusal(self, request: web.Request, seen: Seen) -> web.Response | None:
-        """The gateway's word on a request without one of the project's keys; storage and functions judge by themselves."""
+        """The word on a request without one of the project's keys; storage and functions judge by themselves."""
         if not request.path.startswith("/rest/v1/"):
             return None
         apikey = request.headers.get("apikey") or request.query.get("apikey")

@@ -11,9 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest_db import PgServer
+from tests.conftest_db import PREDECESSOR, PgServer
 from tests.contract_bench import Admin, beat, claim, end, row, status, take
-from tests.test_queue_postgres import PREDECESSOR
 from wan2gp.supervisor.migrate import migrate
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import FinishReply, Verb

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.contract_bench import Admin, claim
 from tests.conftest_db import PREDECESSOR
+from tests.contract_bench import Admin, claim
 from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import QueueRefused
