@@ -152,7 +152,7 @@ class Front:
         return server
 
     async def _site_runner(self, handler: Any) -> web.AppRunner:
-        application = web.Application(client_max_size=0)
+        application = web.Application(client_max_size=2**40)
         application.router.add_route("*", "/{path:.*}", handler)
         # A client that has gone needs no answer, and what waits for it would wait for ever.
         runner = web.AppRunner(

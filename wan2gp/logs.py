@@ -51,8 +51,12 @@ FACTS: dict[str, tuple[str, str]] = {
     "publish.waiting": ("WARNING", "The result of task {task_id} cannot be published now: {error}. Trying again"),
     "publish.withheld": (
         "ERROR",
-        "The result of task {task_id} cannot be published: {error}. Its files stay in the spool: mend that, then "
-        "`wan2gp-ctl publish retry {task_id}`",
+        "The result of task {task_id} cannot be published, its files stay in the spool: {error}",
+    ),
+    "publish.no_effect": (
+        "WARNING",
+        "complete_task said yes and changed nothing for task {task_id}: its row is completed without it, so the app may "
+        "not show the result",
     ),
     "publish.left": ("WARNING", "Files of task {task_id} that nobody needs could not be deleted ({error}): {places}"),
     "handler.starting": ("INFO", "Starting handler {handler}"),

@@ -30,13 +30,12 @@ from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.operations import LoopOperations
-from wan2gp.supervisor.publish import LocalStore
 from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.registry import Registry, load_registry
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.settler import Settler
-from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Spool
+from wan2gp.supervisor.stores import completed_by, signer_for, store_for
 
 NOTE_EVERY_S = 0.1
 """Time between two notes of our processes for the next life, seconds."""
@@ -95,6 +94,8 @@ class App:
             opened.callback(run_dir.remove)
             self._backend = open_backend(config, kind, run_dir.path)
             opened.callback(self._backend.close)
+            for note in self._backend.notes:
+                self._facts("worker.warning", text=note)
             self._instance = instance_of(config.data_dir)
             self._check_worker_id()
             self._serve(registry, run_dir, opened)
@@ -122,9 +123,9 @@ class App:
         self._clear_work(spool)
         (config.data_dir / "logs" / "handlers").mkdir(parents=True, exist_ok=True)
         settler = Settler(
-            queue,
+            completed_by(config, self._backend, facts),
             spool,
-            LocalStore(config.data_dir / "outputs"),
+            store_for(config, self._backend),
             facts,
             loop.settled,
             loop.crash,
@@ -146,7 +147,7 @@ class App:
             woken=leases.poke,
             failed=loop.crash,
         )
-        signer = Signer(config.supabase_url, None, inbox.post)
+        signer = signer_for(config, self._backend, inbox.post)
         opened.callback(signer.stop)
         loop.attach(claimer, leases, settler, signer)
         self._recover(settler, leases, spool)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wan2gp.config import Config, ConfigError
 from wan2gp.supervisor.embedded import EmbeddedPostgres, EmbeddedUnavailable
-from wan2gp.supervisor.queue import TaskQueue
+from wan2gp.supervisor.queue import FunctionsMissing, QueueRefused, TaskQueue
+
+if TYPE_CHECKING:
+    from wan2gp.supervisor.supabase_project import SupabaseProject  # it loads an HTTP client
 
 REVIVE_S = 5.0
 """How long the loop may wait for the embedded server to start again, seconds."""
@@ -19,8 +23,12 @@ class Backend:
 
     queue: TaskQueue
     kind: str
-    """embedded or postgres."""
+    """embedded, postgres, supabase or edge."""
     embedded: EmbeddedPostgres | None = None
+    project: SupabaseProject | None = None
+    """The Supabase project, where one is configured: also for a queue that is reached by its database's own URL."""
+    notes: tuple[str, ...] = ()
+    """What the operator should know of the choice."""
     _ended: str | None = None
     """How the embedded server ended, until it runs again."""
 
@@ -47,12 +55,15 @@ class Backend:
     def close(self) -> None:
         """In reverse order of opening."""
         self.queue.close()
+        if self.project is not None:
+            self.project.close()
         if self.embedded is not None:
             self.embedded.stop()
 
 
 def chosen_kind(config: Config) -> str:
-    """``queue = auto`` made definite. Raises :class:`ConfigError` for what this version cannot do."""
+    """``queue = auto`` made definite as far as the configuration alone tells: a project without our functions turns out
+    to be `edge` when it is opened. Raises :class:`ConfigError` for what lacks a setting."""
     kind = config.queue
     if kind == "auto":
         kind = "postgres" if config.database_url else "supabase" if config.supabase_url else "embedded"
@@ -61,18 +72,25 @@ def chosen_kind(config: Config) -> str:
     if kind == "postgres":
         _read_url(config)
     if kind in ("supabase", "edge"):
-        raise ConfigError(
-            [
-                f"queue = {kind} is not in this version: give its Postgres URL (--database-url, DATABASE_URL) "
-                "after `wan2gp-ctl db migrate`"
-            ]
-        )
+        _need_project(config, kind)
     return kind
+
+
+def _need_project(config: Config, kind: str) -> None:
+    problems = []
+    if not config.supabase_url:
+        problems.append(f"queue = {kind} needs SUPABASE_URL or --supabase-url")
+    if not config.supabase_key:
+        problems.append(
+            f"queue = {kind} needs a key: SUPABASE_SERVICE_ROLE_KEY, SUPABASE_SERVICE_ROLE_KEY_FILE or "
+            "--supabase-access-token"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _read_url(config: Config) -> None:
     from wan2gp.supervisor.postgres_errors import parse_url
-    from wan2gp.supervisor.queue import QueueRefused
 
     try:
         parse_url(config.database_url.reveal())
@@ -83,13 +101,61 @@ def _read_url(config: Config) -> None:
 def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:
     """Connect, or start the embedded server, bring its functions up to date and connect.
 
-    Must be called from the main thread. Raises ``EmbeddedUnavailable``, ``QueueUnavailable`` or ``FunctionsMissing``,
-    and leaves nothing open then.
+    Must be called from the main thread. Raises ``EmbeddedUnavailable``, ``QueueUnavailable``, ``QueueRefused`` or
+    ``FunctionsMissing``, and leaves nothing open then.
     """
+    project = _project(config)
+    try:
+        if kind in ("supabase", "edge"):
+            assert project is not None
+            return _open_hosted(config, kind, project)
+        return _open_postgres(config, kind, run_dir, project)
+    except BaseException:
+        if project is not None:
+            project.close()
+        raise
+
+
+def _project(config: Config) -> SupabaseProject | None:
+    if not (config.supabase_url and config.supabase_key) or config.queue == "embedded":
+        return None
+    from wan2gp.supervisor.supabase_project import SupabaseProject
+
+    return SupabaseProject(config.supabase_url, config.supabase_key, poll_interval_s=config.poll_interval_s)
+
+
+def _open_hosted(config: Config, kind: str, project: SupabaseProject) -> Backend:
+    if kind == "edge":
+        return _open_edge(config, project)
+    from wan2gp.supervisor.supabase_queue import SupabaseQueue
+
+    try:
+        return _checked(Backend(SupabaseQueue(project), kind, project=project))
+    except FunctionsMissing:
+        if config.queue == "supabase":
+            raise
+        return _open_edge(config, project)
+    except QueueRefused as refusal:
+        if config.queue == "supabase":
+            raise
+        try:
+            return _open_edge(config, project)  # a personal access token opens the functions, and nothing else
+        except QueueRefused:
+            raise refusal from None
+
+
+def _open_edge(config: Config, project: SupabaseProject) -> Backend:
+    from wan2gp.supervisor.edge_queue import WEAKER, EdgeQueue
+
+    note = f"Working by Edge Functions: {'; '.join(WEAKER)}. `wan2gp-ctl db sql` prints what lifts that"
+    return _checked(Backend(EdgeQueue(project, config.worker_id), "edge", project=project, notes=(note,)))
+
+
+def _open_postgres(config: Config, kind: str, run_dir: Path, project: SupabaseProject | None) -> Backend:
     from wan2gp.supervisor.postgres import PostgresQueue
 
     if kind == "postgres":
-        return _checked(Backend(PostgresQueue(config.database_url.reveal()), kind))
+        return _checked(Backend(PostgresQueue(config.database_url.reveal()), kind, project=project))
     from wan2gp.supervisor.migrate import migrate
 
     embedded = EmbeddedPostgres(config.data_dir, run_dir)
@@ -97,7 +163,7 @@ def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:
     try:
         url = embedded.url.reveal()
         migrate(url)
-        return _checked(Backend(PostgresQueue(url), kind, embedded))
+        return _checked(Backend(PostgresQueue(url), kind, embedded, project))
     except BaseException:
         embedded.stop()
         raise
