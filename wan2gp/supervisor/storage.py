@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from wan2gp.supervisor.patience import Patience, apart
 from wan2gp.supervisor.publish import PublishFailed
 from wan2gp.supervisor.storage_answers import Answer, StorageMissing, Target, unavailable
-from wan2gp.supervisor.storage_wire import Patience, Wire, apart
+from wan2gp.supervisor.storage_wire import Wire
 from wan2gp.supervisor.supabase_project import SupabaseProject
 from wan2gp.supervisor.tus import CHUNK_BYTES, Resumable
 from wan2gp.supervisor.upload_file import UploadFile, check_stop
@@ -44,9 +45,10 @@ class Bucket:
 
     def __init__(self, project: SupabaseProject, name: str, *, patience: Patience | None = None) -> None:
         self.name = name
-        self._wire = Wire(project, patience or Patience())
+        self._patience = patience or Patience()
+        self._wire = Wire(project, self._patience)
         self._storage_url = project.storage_url
-        self._resumable = Resumable(self._wire)
+        self._resumable = Resumable(self._wire, self._patience)
         self._begun: dict[str, _Begun] = {}
         self._lock = threading.Lock()
 
@@ -63,7 +65,7 @@ class Bucket:
         with UploadFile(file, stop) as opened:
             target = Target("upload", self.name, path, opened.size)
             if opened.size <= CHUNK_BYTES:
-                self._wire.persist(lambda: self._send(opened, target, mime), stop)
+                self._patience.persist(lambda: self._send(opened, target, mime), stop)
                 return
             begun = self._begun.get(path)
             name = begun.name if begun is not None and begun.state == opened.state else None
@@ -109,7 +111,7 @@ class Bucket:
                 self._resumable.terminate(Target("delete", self.name, path), begun.name)
         for first in range(0, len(paths), _BATCH):
             batch = list(paths[first : first + _BATCH])
-            self._wire.persist(lambda batch=batch: self._delete(batch), over)  # type: ignore[misc]
+            self._patience.persist(lambda batch=batch: self._delete(batch), over)  # type: ignore[misc]
 
     def _delete(self, paths: list[str]) -> None:
         content = json.dumps({"prefixes": paths}).encode()
@@ -125,7 +127,7 @@ class Bucket:
         if signed_s is None:
             _check_path("name", self.name, path)
             return self._wire.place("object/public", self.name, path)
-        return self._wire.persist(lambda: self.sign(path, signed_s), threading.Event())
+        return self._patience.persist(lambda: self.sign(path, signed_s), threading.Event())
 
     def sign(self, path: str, ttl_s: float) -> str:
         """A URL that opens the object for ``ttl_s`` seconds, asked for once. Raises :class:`StorageMissing` when there

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from wan2gp.supervisor.patience import Patience
 from wan2gp.supervisor.publish import PublishFailed
 from wan2gp.supervisor.storage_answers import Answer, StorageMissing, Target, failure_of, unavailable
 from wan2gp.supervisor.storage_wire import Wire
@@ -33,8 +34,9 @@ class _Lost(Exception):
 class Resumable:
     """Sends files to one project's Storage."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, patience: Patience) -> None:
         self._wire = wire
+        self._patience = patience
 
     def upload(
         self,
@@ -50,7 +52,7 @@ class Resumable:
         over. Raises :class:`PublishFailed`; after one that passes, the upload may be gone on with."""
         for _ in range(RESTARTS + 1):
             resumed = begun is not None
-            name = begun or self._wire.persist(lambda: self._create(file, target, mime, cache_s), stop)
+            name = begun or self._patience.persist(lambda: self._create(file, target, mime, cache_s), stop)
             note(name)
             try:
                 self._send(file, target, name, stop, resumed)
@@ -97,10 +99,10 @@ class Resumable:
                     furthest, failures = offset, 0
             except PublishFailed as failure:
                 failures, unsure = failures + 1, True
-                self._wire.wait(failures, failure, stop)
+                self._patience.wait(failures, failure, stop)
             check_stop(stop)
         if asked:
-            self._wire.persist(lambda: self._check_landed(file, target), stop)
+            self._patience.persist(lambda: self._check_landed(file, target), stop)
 
     def _patch(self, file: UploadFile, target: Target, name: str, offset: int) -> int:
         """Send one chunk. Returns where the server is then."""
