@@ -44,6 +44,10 @@ class Store(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, str], int]] = []
         """(path with query, headers, status) in order."""
         self.refused: set[str] = set()
+        self.redirects: dict[str, str] = {}
+        """Path → where it leads."""
+        self.errors: dict[str, tuple[int, bytes]] = {}
+        """Path → status and body of the answer."""
         self.gate = threading.Event()
         self.gate.set()
         """Held back: bodies stop half way until it is set."""
@@ -79,7 +83,18 @@ class _Serve(BaseHTTPRequestHandler):
         return SERVED
 
     def do_GET(self) -> None:
-        content, headers = self.server.files[urlsplit(self.path).path]
+        path = urlsplit(self.path).path
+        if path in self.server.redirects or path in self.server.errors:
+            status, body = self.server.errors.get(path, (302, b""))
+            self.server.asked.append((self.path, dict(self.headers.items()), status))
+            self.send_response(status)
+            if path in self.server.redirects:
+                self.send_header("Location", self.server.redirects[path])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        content, headers = self.server.files[path]
         status = self._status(headers)
         self.server.asked.append((self.path, dict(self.headers.items()), status))
         self.send_response(status)

@@ -24,7 +24,7 @@ from wan2gp.handlers.input_cache import InputCache, Known, validators_of
 from wan2gp.handlers.input_names import input_name, place
 from wan2gp.handlers.locations import Location, locate
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, Sniffed, sniff
-from wan2gp.handlers.storage_answers import refusal_of_storage
+from wan2gp.handlers.storage_refusals import refusal_of_storage
 from wan2gp.handlers.webstream import Limits, Reply, request
 from wan2gp.protocol import Signed, Source
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Union
-from urllib.parse import quote, urlsplit
 
 from wan2gp.protocol import Failed, Signed
 from wan2gp.storage_address import NO_STORAGE, StorageAddress
@@ -26,6 +25,11 @@ PATIENCE_S = 30.0
 """How long Storage may be away before the task goes back to the queue, seconds."""
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 8.0
+
+MISSING = ("publish.object_missing", "publish.bucket_missing")
+FORBIDDEN = "publish.forbidden"
+ADVICE = ", then run"
+"""Where, in a failure's message, what to do with unsent files begins."""
 
 SignOne = Callable[[str, str, float], str]
 """``sign(bucket, path, seconds)``: a URL; raises :class:`PublishFailed`."""
@@ -70,8 +74,9 @@ class Signer:
         patience_s: float = PATIENCE_S,
         first_pause_s: float = RETRY_FIRST_S,
     ) -> None:
-        """``sign`` None: there is no project. ``post`` has the loop call something."""
-        self._storage_url = f"{project_url.rstrip('/')}/storage/v1"
+        """``sign`` None: there is no project. ``post`` has the loop call something. A first pause of
+        ``first_pause_s`` grows; after ``patience_s`` the task goes back to the queue."""
+        self._signed_place = f"{project_url.rstrip('/')}/storage/v1/object/sign/"
         self._sign = sign
         self._post = post
         self._patience_s = patience_s
@@ -127,7 +132,7 @@ class Signer:
         """A signature, or why there is none, and for how many seconds Storage asked not to be asked."""
         assert self._sign is not None
         try:
-            return Signed(self._rebuilt(address, self._sign(address.bucket, address.path, TTL_S)))
+            return Signed(self._own(self._sign(address.bucket, address.path, TTL_S)))
         except PublishFailed as error:
             return _failure(address, error), error.retry_after_s or 0.0
         except Exception as error:
@@ -136,11 +141,11 @@ class Signer:
             sentence = f"{address.shown} cannot be signed: {type(error).__name__}"
             return Failed("handler.crashed", sentence), 0.0
 
-    def _rebuilt(self, address: StorageAddress, url: str) -> str:
-        """Only the signature is taken from the answer: the courier is let through to this URL's host, whatever address
-        it has, so the host is the configured one; and every library quotes a path in its own way."""
-        path = quote(f"{address.bucket}/{address.path}", safe="/")
-        return f"{self._storage_url}/object/sign/{path}?{urlsplit(url).query}"
+    def _own(self, url: str) -> str:
+        """The courier is let through to this URL's host, whatever address it has: so it must be the project's own."""
+        if not url.startswith(self._signed_place):
+            raise ValueError("signed for another place")
+        return url
 
     def _answer(self, request: _Request, address: StorageAddress, found: Signed | Failed) -> None:
         answer = request.note(address, found)
@@ -149,13 +154,15 @@ class Signer:
 
 
 def _failure(address: StorageAddress, error: PublishFailed) -> Failed:
-    """In the words of inputs. Storage's own are left out: some repeat what they were asked with."""
-    code, said = _WORDS.get(error.code, ("", ""))
-    if code:
-        return Failed(code, f"{address.shown} {said}", retryable=False)
-    if error.permanent:
-        return Failed("input.storage_denied", f"{address.shown}: {error.message}", retryable=False)
-    return Failed("input.unreachable", f"{address.shown} cannot be fetched now: {error.message}", retryable=True)
-
-
-_WORDS: Mapping[str, tuple[str, str]] = {}
+    """In the words of inputs: what publishing advises is about files that wait to be sent."""
+    if not error.permanent:
+        return Failed("input.unreachable", f"{address.shown} cannot be fetched now: {error.message}", retryable=True)
+    if error.code in MISSING:
+        return Failed("input.not_found", f"{address.shown} is not in the project's Storage: check bucket and path")
+    if error.code == FORBIDDEN:
+        return Failed(
+            "input.storage_denied",
+            f"{address.shown}: Storage does not accept the worker's key for it: "
+            "give the project's own service role key in SUPABASE_SERVICE_ROLE_KEY",
+        )
+    return Failed("input.storage_denied", f"{address.shown} cannot be signed: {error.message.partition(ADVICE)[0]}")
