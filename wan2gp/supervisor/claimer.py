@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from wan2gp.logs import Facts
 from wan2gp.supervisor.leases import boot_clock
+from wan2gp.supervisor.pace import Pace
 from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue, fact_of
 from wan2gp.supervisor.registry import Registry
 
@@ -45,6 +46,7 @@ class Claimer:
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._poll_s = poll_s
+        self._pace = Pace(poll_s)
         self._facts = facts
         self._claimed = claimed
         self._idle = idle
@@ -66,8 +68,11 @@ class Claimer:
         with self._lock:
             if slots == self._offered and seen == self._seen:
                 return
-            more = any(count > self._offered.get(name, 0) for name, count in slots.items()) or seen != self._seen
+            freed = any(count > self._offered.get(name, 0) for name, count in slots.items())
+            more = freed or seen != self._seen
             self._offered, self._seen = dict(slots), Counter(seen)
+            if freed:
+                self._pace.worked()
         if more:
             self._queue.interrupt()
 
@@ -103,11 +108,16 @@ class Claimer:
                 self._woken()
             return
         reply = self._claim([kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types])
-        if reply is None or reply.tasks:
+        if reply is None:
+            return
+        if reply.tasks:
+            with self._lock:
+                self._pace.worked()
             return
         self._idle(handlers, reply.next_due_s)
-        pause = self._poll_s * random.uniform(0.9, 1.1)  # many workers must not poll in step
-        if self._queue.wait(pause if reply.next_due_s is None else max(0.0, min(pause, reply.next_due_s))):
+        with self._lock:
+            pause = self._pace.pause(listening=self._queue.listening, due_s=reply.next_due_s)
+        if self._queue.wait(pause):
             self._woken()
 
     def _claim(self, types: list[str]) -> ClaimReply | None:
@@ -126,7 +136,7 @@ class Claimer:
                     self._facts("queue.back", seconds=boot_clock() - since)
                 self._hand_over(reply, sent)
                 return reply
-            if self._stopping.wait(pause):
+            if self._stopping.wait(pause * random.uniform(0.8, 1.2)):  # many workers come back from one outage
                 return None
             pause = min(RETRY_MAX_S, pause * 2)
 

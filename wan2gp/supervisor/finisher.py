@@ -15,7 +15,16 @@ import msgspec
 from wan2gp.errors import error_message
 from wan2gp.logs import Facts
 from wan2gp.supervisor.publish import Staged, Store, outcome_of
-from wan2gp.supervisor.queue import FinishReply, QueueError, QueueRefused, Settlement, TaskQueue, Verb, fact_of
+from wan2gp.supervisor.queue import (
+    AccessDenied,
+    FinishReply,
+    QueueError,
+    QueueRefused,
+    Settlement,
+    TaskQueue,
+    Verb,
+    fact_of,
+)
 from wan2gp.supervisor.spool import Ending, Spool
 
 UNSPEAKABLE = (RecursionError, ValueError, TypeError)
@@ -94,10 +103,10 @@ class Finisher:
                 if pause > RETRY_FIRST_S:
                     self._facts("queue.back", seconds=time.monotonic() - since)
                 return reply
-            except (QueueRefused, *UNSPEAKABLE) as error:
-                self._give_up_on(work, error)
-            except QueueError as error:
-                if pause == RETRY_FIRST_S:
+            except (QueueError, *UNSPEAKABLE) as error:
+                if _hopeless(error):
+                    self._give_up_on(work, error)
+                elif pause == RETRY_FIRST_S and isinstance(error, QueueError):
                     self._facts(fact_of(error), error=error)
             if self._stopping.wait(pause):
                 return None
@@ -172,3 +181,10 @@ def clear(work_dir: Path) -> None:
     shutil.rmtree(work_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
         work_dir.parent.rmdir()
+
+
+def _hopeless(error: Exception) -> bool:
+    """Whether this outcome will never be stored. A key that is refused is mended some day, and then the work counts."""
+    return not isinstance(error, QueueError) or (
+        isinstance(error, QueueRefused) and not isinstance(error, AccessDenied)
+    )

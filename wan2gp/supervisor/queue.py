@@ -178,6 +178,10 @@ class TaskQueue(Protocol):
 
     name: str
 
+    @property
+    def listening(self) -> bool:
+        """Whether :meth:`wait` is ended by the database; False means that only polling finds new tasks."""
+
     def check(self) -> None:
         """Raise unless the database answers and has all functions."""
 
