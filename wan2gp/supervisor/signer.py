@@ -28,8 +28,6 @@ RETRY_MAX_S = 8.0
 
 MISSING = ("publish.object_missing", "publish.bucket_missing")
 FORBIDDEN = "publish.forbidden"
-ADVICE = ", then run"
-"""Where, in a failure's message, what to do with unsent files begins."""
 
 SignOne = Callable[[str, str, float], str]
 """``sign(bucket, path, seconds)``: a URL; raises :class:`PublishFailed`."""
@@ -154,9 +152,11 @@ class Signer:
 
 
 def _failure(address: StorageAddress, error: PublishFailed) -> Failed:
-    """In the words of inputs: what publishing advises is about files that wait to be sent."""
+    """In the words of inputs."""
+    # It begins with what could not be done.
+    why = error.message.partition(f"{address.bucket}/{address.path}: ")[2] or error.message
     if not error.permanent:
-        return Failed("input.unreachable", f"{address.shown} cannot be fetched now: {error.message}", retryable=True)
+        return Failed("input.unreachable", f"{address.shown} cannot be fetched now: {why}", retryable=True)
     if error.code in MISSING:
         return Failed("input.not_found", f"{address.shown} is not in the project's Storage: check bucket and path")
     if error.code == FORBIDDEN:
@@ -165,4 +165,8 @@ def _failure(address: StorageAddress, error: PublishFailed) -> Failed:
             f"{address.shown}: Storage does not accept the worker's key for it: "
             "give the project's own service role key in SUPABASE_SERVICE_ROLE_KEY",
         )
-    return Failed("input.storage_denied", f"{address.shown} cannot be signed: {error.message.partition(ADVICE)[0]}")
+    # And it ends with advice, which is about files that wait to be sent.
+    said = why.rpartition(": ")[0] or why
+    return Failed(
+        "input.storage_denied", f"{address.shown} cannot be signed: {said}: check the address, and SUPABASE_URL"
+    )

@@ -19,6 +19,9 @@ from wan2gp.supervisor.storage_store import DirectStore, StorageStore
 if TYPE_CHECKING:
     from wan2gp.supervisor.supabase_project import SupabaseProject  # it loads an HTTP client
 
+SIGNATURE_S = 15.0
+"""How long one signature may take: others wait behind it, seconds."""
+
 
 def store_for(config: Config, backend: Backend) -> Store:
     """Where this worker's results go."""
@@ -67,8 +70,9 @@ def signer_for(config: Config, backend: Backend, post: Callable[[Callable[[], No
 
 def _sign(project: SupabaseProject, bucket: str, path: str, ttl_s: float) -> str:
     from wan2gp.supervisor.storage import Bucket
+    from wan2gp.supervisor.storage_wire import Patience
 
-    return Bucket(project, bucket).sign(path, ttl_s)
+    return Bucket(project, bucket, patience=Patience(answer_s=SIGNATURE_S)).sign(path, ttl_s)
 
 
 def completed_by(config: Config, backend: Backend, facts: Facts) -> TaskQueue:
