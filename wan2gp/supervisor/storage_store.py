@@ -7,6 +7,7 @@ repeat writes the same bytes, and what a refused end has published is deleted ag
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -20,6 +21,8 @@ from wan2gp.supervisor.staging import check, places, safe_name, take
 OURS = "{task_id}/{attempt}-{lease}/{filename}"
 PREDECESSORS = "{user_id}/tasks/{task_id}/{attempt}-{lease}/{filename}"
 """Its app lets users read below their own id."""
+NO_KEY = re.compile(r"[^\w/!\-.*'() &$@=;:+,]", re.ASCII)
+"""What Storage takes in no object's key: letters outside ASCII among them."""
 LEASE_CHARACTERS = 8
 FILE_MODE = 0o600
 
@@ -70,7 +73,7 @@ class StorageStore:
     def path(self, ending: Ending, filename: str) -> str:
         """Where in the bucket a file of this attempt belongs."""
         template = self._template or (PREDECESSORS if ending.user_id else OURS)
-        return template.format(
+        path = template.format(
             task_id=ending.task_id,
             attempt=ending.attempt,
             lease=ending.lease_id[:LEASE_CHARACTERS],
@@ -80,6 +83,7 @@ class StorageStore:
             project_id=ending.project_id or "none",
             worker=safe_name(self._worker),
         )
+        return NO_KEY.sub("_", path)
 
     def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
         """All files of one ending, side by side; the first failure is raised once none is under way any more."""
