@@ -20,6 +20,8 @@ from wan2gp.handlers import poster
 from wan2gp.handlers.media_probe import probe, sha256_of
 from wan2gp.handlers.poster import NoPoster, add_posters, has_poster, make_poster
 from wan2gp.protocol import Artifact
+from wan2gp.supervisor.publish import Staged
+from wan2gp.supervisor.publish import poster as poster_of
 
 __all__ = ["bench"]
 Rgb = tuple[int, int, int]
@@ -299,3 +301,17 @@ def test_on_this_machine_a_comfy_task_makes_only_what_its_graph_makes(bench: Cal
     outcome = bench().succeeds({"workflow": clip_graph()})
     assert {each.kind for each in outcome.artifacts} == {"video", "image"}
     assert all(each.poster is None for each in outcome.artifacts)
+
+
+def test_of_several_videos_of_one_node_the_rows_thumbnail_is_the_primarys(tmp_path: Path) -> None:
+    """Also when that one has none: another video's would be a lie."""
+    first = artifact(film(tmp_path / "a.mp4", [solid(BLUE)]), tmp_path)
+    main = artifact(film(tmp_path / "b.mp4", [solid(RED)]), tmp_path, primary=True)
+    for spoil, wanted in ((False, "b.poster.jpg"), (True, None)):
+        if spoil:
+            noise(tmp_path / "b.mp4")
+        found, _ = add_posters(tmp_path, [first, main])
+        still = poster_of([Staged(each, tmp_path / each.path) for each in found])
+        assert (still.artifact.name if still else None) == wanted
+        for path in tmp_path.glob("*.jpg"):
+            path.unlink()

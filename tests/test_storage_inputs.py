@@ -59,6 +59,7 @@ def test_a_path_is_taken_as_it_is(path: str) -> None:
         "storage://bucket/in\0.mp4",
         "storage://bucket/\ud800.mp4",
         f"storage://bucket/{'x' * 1025}",
+        f"storage://bucket/{'ü' * 600}",
     ],
 )
 def test_a_malformed_address_is_refused_before_anything_is_started(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
 from tests.comfy_jobs import make_video, spec_row
 from tests.comfy_worker import Start, start_lasting
@@ -158,7 +160,6 @@ def worker(start_lasting: Start, project: Project) -> Worker:
         SUPABASE_URL=project.url,
         SUPABASE_SERVICE_ROLE_KEY=project.key,
         WAN2GP_QUEUE="postgres",
-        WAN2GP_PUBLISH_TO="local",
         COMFY_PORT=str(free_port()),
     )
 
@@ -181,8 +182,25 @@ def test_a_video_in_storage_becomes_a_result(worker: Worker, project: Project, f
     put(project, "u 1/100% größe.mp4", film)
     row = worker.ended(worker.insert("comfy", video_row("storage://image_uploads/u 1/100% größe.mp4")))
     assert row["status"] == "Complete", row
-    assert read_video(Path(row["output_location"])).frames == 12
     assert "Downloading video from storage://image_uploads/u 1/100% größe.mp4" in worker.log
+
+
+def test_a_video_is_published_with_its_poster_beside_it(
+    worker: Worker, project: Project, film: bytes, tmp_path: Path
+) -> None:
+    put(project, "for poster.mp4", film)
+    row = worker.ended(worker.insert("comfy", video_row("storage://image_uploads/for poster.mp4")))
+    assert row["status"] == "Complete", row
+    video, still = row["result_data"]["artifacts"]
+    assert (video["kind"], still["kind"], still["mime"]) == ("video", "poster", "image/jpeg")
+    assert video["poster"] == still["name"] and row["output_location"] == video["url"]
+    (tmp_path / "out.mp4").write_bytes(httpx.get(video["url"]).content)
+    assert read_video(tmp_path / "out.mp4").frames == 12
+    assert video["url"].rpartition("/")[0] == still["url"].rpartition("/")[0]
+    answer = httpx.get(still["url"])
+    assert answer.headers["Content-Type"] == "image/jpeg"
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.size == (64, 48)
 
 
 def test_a_picture_in_a_private_bucket_is_an_input_too(worker: Worker, project: Project) -> None:

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 SCHEME = "storage:"
-LONGEST_NAME = 1024
-"""Longest path in a bucket, characters."""
+LONGEST_PATH = 1024
+"""Longest path in a bucket, bytes of UTF-8: what an object store takes."""
 NO_STORAGE = (
     "cannot be fetched, since this worker has no Supabase project: "
     "set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, or give an https URL"
@@ -55,8 +55,8 @@ def parse_address(url: str) -> StorageAddress:
         raise BadAddress("is not of the form storage://bucket/path")
     if any(character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in rest):
         raise BadAddress("contains a control character")
-    if len(path) > LONGEST_NAME:
-        raise BadAddress(f"has a path of {len(path)} characters, the limit is {LONGEST_NAME}")
+    if len(path.encode()) > LONGEST_PATH:
+        raise BadAddress(f"has a path of {len(path.encode())} bytes, the limit is {LONGEST_PATH}")
     # Some servers take a backslash for a slash.
     if not {"", ".", ".."}.isdisjoint(re.split(r"[/\\]", f"{bucket}/{path}")):
         raise BadAddress("has an empty part, a `.` or a `..` in its path")

@@ -141,12 +141,11 @@ def primary(staged: Sequence[Staged]) -> Staged | None:
 
 
 def poster(staged: Sequence[Staged]) -> Staged | None:
-    """The still picture of the primary artifact, if there is one."""
+    """The still picture of the primary artifact, if there is one: the one that it names, since a node may make several
+    videos."""
     main = primary(staged)
-    if main is None:
-        return None
     posters = [item for item in staged if item.artifact.kind == POSTER]
-    return next((item for item in posters if item.artifact.node_id == main.artifact.node_id), None)
+    return next((item for item in posters if main is not None and item.artifact.name == main.artifact.poster), None)
 
 
 def outcome_of(ending: Ending, staged: Sequence[Staged]) -> Mapping[str, Any]:
