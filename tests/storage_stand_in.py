@@ -68,6 +68,8 @@ class Mischief:
     """The next bodies are read for so many bytes, then the connection goes."""
     lost: int = 0
     """So many finished uploads are not answered: done, and the connection goes."""
+    lost_at: int | None = None
+    """The same for the chunk that brings a resumable upload to this offset."""
     pause_s: float = 0.0
     """Between two pieces of a body, seconds."""
     refusals: list[Refusal] = field(default_factory=list)
@@ -116,7 +118,7 @@ class StorageStandIn:
             if refusal is not None:
                 return refusal.answer()
             answer = await self._answer(request, parts)
-            if request.method in ("POST", "PUT", "PATCH") and self._loses(parts):
+            if request.method in ("POST", "PUT", "PATCH") and self._loses(parts, answer):
                 raise _Dropped
             return answer
         except StorageError as error:
@@ -132,10 +134,14 @@ class StorageStandIn:
             found.times -= 1
         return found
 
-    def _loses(self, parts: list[str]) -> bool:
+    def _loses(self, parts: list[str], answer: web.StreamResponse) -> bool:
+        mischief = self.mischief
+        if mischief.lost_at is not None and answer.headers.get("Upload-Offset") == str(mischief.lost_at):
+            mischief.lost_at = None
+            return True
         uploads = parts[:2] == ["upload", "resumable"] or parts[:3] == ["object", "upload", "sign"]
-        if self.mischief.lost and (uploads or parts[0] == "object" and parts[1] in self.buckets):
-            self.mischief.lost -= 1
+        if mischief.lost and (uploads or (parts[0] == "object" and parts[1] in self.buckets)):
+            mischief.lost -= 1
             return True
         return False
 

@@ -93,13 +93,13 @@ class Resumable:
             try:
                 if unsure:
                     offset, unsure, asked = self._offset(file, target, name), False, True
-                if offset < file.size:
+                else:
                     offset, asked = self._patch(file, target, name, offset), False
-                if offset > furthest:
-                    furthest, failures = offset, 0
             except PublishFailed as failure:
                 failures, unsure = failures + 1, True
                 self._patience.wait(failures, failure, stop)
+            if offset > furthest:
+                furthest, failures = offset, 0
             check_stop(stop)
         if asked:
             self._patience.persist(lambda: self._check_landed(file, target), stop)
