@@ -132,8 +132,8 @@ _TABLE = (
     (
         "input.storage_denied",
         False,
-        "Storage refuses the worker's key an input.",
-        "Check the key, and which buckets it may read.",
+        "The project's Storage refuses the worker an input.",
+        "Check the worker's key, SUPABASE_URL, and the address.",
     ),
     (
         "input.forbidden_address",
@@ -183,6 +183,12 @@ _TABLE = (
         False,
         "The project's Storage has no such bucket.",
         "Create it or set SUPABASE_VIDEO_BUCKET, then `wan2gp-ctl publish retry`.",
+    ),
+    (
+        "publish.complete_task",
+        False,
+        "The project's function `complete_task`, by which its app learns of results, refuses this one.",
+        "Mend what the message names, then `wan2gp-ctl publish retry`; or set WAN2GP_FINISH_VIA=sql.",
     ),
     (
         "publish.file_changed",
