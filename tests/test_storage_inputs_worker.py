@@ -20,9 +20,11 @@ from tests.comfy_jobs import make_video, spec_row
 from tests.comfy_worker import Start, start_lasting
 from tests.conftest_comfy import free_port
 from tests.conftest_worker import Worker, eventually
+from tests.front_faults import Fault
 from tests.storage_server import StorageServer, storage_server
 from tests.storage_shelf import BucketSpec
 from tests.storage_stand_in import Refusal
+from tests.supabase_stack import Stack
 from tests.test_comfy_inputs_worker import pixels, recoloured
 from tests.test_courier import until
 from wan2gp.config_options import Secret
@@ -299,3 +301,21 @@ def test_without_a_project_it_is_said_before_the_engine_is_started(start_lasting
     message = failed(row, "input.no_storage")
     assert "SUPABASE_URL" in message and "SUPABASE_SERVICE_ROLE_KEY" in message and row["attempts"] == 1
     assert "starting ComfyUI" not in alone.log
+
+
+def test_a_hosted_project_that_stumbles_costs_an_input_no_attempt(
+    start_supabase_worker: Start, supabase_stack: Stack, film: bytes
+) -> None:
+    """Row, input and result are all in one project, whose gateway fails twice in a row on the signature."""
+    intake = supabase_stack.storage._shelf.intake()
+    intake.write(film)
+    supabase_stack.storage._shelf.objects["image_uploads", "u1/in.mp4"] = intake.done("video/mp4", "no-cache")
+    place = "storage/v1/object/sign/image_uploads/u1/in.mp4"
+    supabase_stack.front.faults.add(Fault(place, "reset"))
+    supabase_stack.front.faults.add(Fault(place, "status", status=429, headers={"Retry-After": "1"}))
+    hosted = start_supabase_worker(environ={"COMFY_PORT": str(free_port())})
+    row = hosted.ended(hosted.insert("comfy", video_row("storage://image_uploads/u1/in.mp4")))
+    assert row["status"] == "Complete" and row["attempts"] == 1, (row, hosted.log)
+    assert [one["kind"] for one in row["result_data"]["artifacts"]] == ["video", "poster"]
+    asked = [(seen.method, seen.status) for seen in supabase_stack.front.requests if place in seen.path]
+    assert [method for method, _ in asked] == ["POST"] * 3 + ["GET"], asked
