@@ -15,14 +15,22 @@ POLLING = ("--poll-interval", "0.2")
 
 
 @pytest.fixture
-def supabase_db(pg_server: PgServer) -> Iterator[str]:
-    """URL of a fresh database with the roles of a hosted one and our contract."""
-    yield from pg_server.borrow(pg_server.supabase_template())
+def supabase_db(pg_server: PgServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a fresh database with the roles of a hosted one and our contract.
+
+    By an indirect parameter another one: ``predecessor`` (its tables and our contract), ``bare`` (nothing).
+    """
+    templates = {
+        "ours": pg_server.supabase_template,
+        "predecessor": pg_server.supabase_predecessor_template,
+        "bare": pg_server.supabase_bare_template,
+    }
+    yield from pg_server.borrow(templates[getattr(request, "param", "ours")]())
 
 
 @pytest.fixture
 def supabase_stack(supabase_db: str, tmp_path: Path) -> Iterator[Stack]:
-    """A project of its own, with our contract in its database."""
+    """A project of its own on ``supabase_db``."""
     with Stack(supabase_db, tmp_path / "supabase") as stack:
         yield stack
 

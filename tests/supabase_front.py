@@ -40,7 +40,7 @@ class Behind(Protocol):
 
 @dataclass
 class Seen:
-    """One request. ``at`` is ``time.monotonic()``; ``status`` is 0 when there was no answer, None while it lasts.
+    """One request. ``at`` is ``time.monotonic()``; ``status`` is None before the answer begins, 0 when none did.
 
     ``bytes_in`` and ``bytes_out`` count the bodies, ``head_in`` and ``head_out`` the lines before them.
     """
@@ -53,6 +53,15 @@ class Seen:
     head_out: int = 0
     bytes_out: int = 0
     status: int | None = None
+
+
+class _Returned(web.StreamResponse):
+    """An answer from behind."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, seen: Seen) -> None:
+        super().__init__(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+        self.untyped = "Content-Type" not in answer.headers
+        self.seen = seen
 
 
 class Front:
@@ -154,6 +163,7 @@ class Front:
     async def _site_runner(self, handler: Any) -> web.AppRunner:
         application = web.Application(client_max_size=2**40)
         application.router.add_route("*", "/{path:.*}", handler)
+        application.on_response_prepare.append(_as_it_came)
         # A client that has gone needs no answer, and what waits for it would wait for ever.
         runner = web.AppRunner(
             application, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1.0
@@ -166,9 +176,7 @@ class Front:
         seen = Seen(request.method, request.raw_path, time.monotonic(), _head_in(request))
         self.requests.append(seen)
         try:
-            response = await self._answer(request, seen, self.faults.meet(request.method, request.raw_path))
-            seen.head_out, seen.status = _head_out(response), response.status
-            return response
+            return await self._answer(request, seen, self.faults.meet(request.method, request.raw_path))
         finally:
             seen.status = seen.status or 0
 
@@ -265,17 +273,27 @@ async def _returned(
         async for _ in answer.content.iter_any():
             pass
         raise _reset(request)
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+    response = _Returned(answer, seen)
     await response.prepare(request)
     limit = fault.after_bytes if fault and fault.kind == "cut_answer" else None
     async for chunk in answer.content.iter_any():
         if limit is not None and seen.bytes_out + len(chunk) >= limit:
-            await response.write(chunk[: limit - seen.bytes_out])
+            chunk = chunk[: limit - seen.bytes_out]
+            seen.bytes_out = limit
+            await response.write(chunk)
             raise _reset(request, gently=True)
         seen.bytes_out += len(chunk)
         await response.write(chunk)
     await response.write_eof()
     return response
+
+
+async def _as_it_came(request: web.Request, response: web.StreamResponse) -> None:
+    """Just before the head is sent: without the content type that aiohttp gives to an answer that had none."""
+    if isinstance(response, _Returned):
+        if response.untyped:
+            response.headers.pop("Content-Type", None)
+        _note(response.seen, response)
 
 
 async def _hang(fault: Fault) -> None:
@@ -286,16 +304,24 @@ async def _hang(fault: Fault) -> None:
 
 def _faulty(fault: Fault, seen: Seen) -> web.Response:
     body, mime = fault.payload
-    seen.bytes_out = len(body)
     headers = CIMultiDict(fault.headers)
     headers.setdefault("Content-Type", mime)
-    return web.Response(status=fault.status, body=body, headers=headers)
+    return _own(seen, web.Response(status=fault.status, body=body, headers=headers))
 
 
 def _says(seen: Seen, status: int, words: dict[str, str]) -> web.Response:
-    response = web.json_response(words, status=status)
+    return _own(seen, web.json_response(words, status=status))
+
+
+def _own(seen: Seen, response: web.Response) -> web.Response:
     seen.bytes_out = len(response.body) if isinstance(response.body, bytes) else 0
+    _note(seen, response)
     return response
+
+
+def _note(seen: Seen, response: web.StreamResponse) -> None:
+    """Before the client can have it, so that a test that has its answer finds it here."""
+    seen.head_out, seen.status = _head_out(response), response.status
 
 
 def _reset(request: web.Request, *, gently: bool = False) -> ConnectionResetError:
