@@ -22,6 +22,8 @@ PROGRESS_EVERY_S = 2.0
 """How often progress reaches the table at most, seconds."""
 JOIN_S = 1.5
 """How long a stop waits for a call that hangs, seconds."""
+SILENT_S = 3.0
+"""A heartbeat that is not answered for so long means an outage, though its call still tries, seconds."""
 POKE_EVERY_S = 0.5
 """How often a hint (a notification, say) may cause a heartbeat at most, seconds."""
 
@@ -129,8 +131,9 @@ class LeaseKeeper:
 
     @property
     def contact(self) -> bool:
-        """True while the last heartbeat was answered."""
-        return self._down_since is None
+        """True while heartbeats are answered."""
+        silent = self._asking and boot_clock() - self._last > SILENT_S
+        return self._down_since is None and not silent
 
     def stop(self) -> None:
         """End the thread. Leases that are still held are left to the queue."""
