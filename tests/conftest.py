@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.comfy_jobs",
     "tests.comfy_worker",
     "tests.storage_server",
+    "tests.conftest_tls",
 ]

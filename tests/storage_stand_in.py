@@ -82,6 +82,7 @@ class StorageStandIn:
         self.mischief = Mischief()
         self.arrived = 0
         """Bytes of all bodies of uploads, also of those that came to nothing."""
+        self.directory = directory
         self._keys = keys
         self._shelf = Shelf(directory)
         self.tokens = Tokens()
