@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,11 @@ FIELDS_MAX = 30
 """Longest name and most fields of a fact that nobody has worded."""
 FIELD_MAX = 4000
 """Longest value of one field in a line, characters."""
+KEPT_HERE = "logs."
+"""Facts of this kind tell where lines go. No listener gets them: telling it of its own trouble would never end."""
+
+Listener = Callable[[str, str, "str | None", float], None]
+"""Gets level, words, task id and time (seconds since the epoch) of a line, from any thread; must not wait."""
 
 FACTS: dict[str, tuple[str, str]] = {
     "worker.started": ("INFO", "Worker {worker} started. Polling every {poll_s:g}s."),
@@ -34,6 +39,9 @@ FACTS: dict[str, tuple[str, str]] = {
     "worker.draining": ("INFO", "Draining: no new tasks until `wan2gp-ctl resume`"),
     "worker.resumed": ("INFO", "Claiming again"),
     "worker.swept": ("WARNING", "Ended {count} process(es) that an earlier life left"),
+    "logs.away": ("WARNING", "The database takes no log lines now ({error}): the last ones are kept and sent later"),
+    "logs.back": ("INFO", "The database takes log lines again"),
+    "logs.refused": ("WARNING", "The database refuses log lines ({error}): none are sent to it any more"),
     "worker.took_back": ("INFO", "Took back {count} task(s) of this worker's last life"),
     "queue.unavailable": ("WARNING", "Database unreachable: {error}. Trying again"),
     "queue.back": ("INFO", "Database reachable again after {seconds:.1f}s"),
@@ -55,8 +63,8 @@ FACTS: dict[str, tuple[str, str]] = {
     ),
     "publish.no_effect": (
         "WARNING",
-        "complete_task said yes and changed nothing for task {task_id}: its row is completed without it, so the app may "
-        "not show the result",
+        "complete_task said yes and changed nothing for task {task_id}: its row is completed without it, so the app "
+        "may not show the result",
     ),
     "publish.left": ("WARNING", "Files of task {task_id} that nobody needs could not be deleted ({error}): {places}"),
     "handler.starting": ("INFO", "Starting handler {handler}"),
@@ -156,6 +164,11 @@ class Log:
         self._secrets = [secret for secret in secrets if len(secret) >= 4]
         self._logger: loguru.Logger | None = None
         self._second = (0, "")
+        self._listener: Listener | None = None
+
+    def listen(self, listener: Listener | None) -> None:
+        """Hand every written line to ``listener`` too: secrets masked, without time and level. None ends that."""
+        self._listener = listener
 
     def open(self, directory: Path, *, screen: bool = True) -> None:
         """Begin to write ``directory/worker.log`` and, with ``screen``, standard error."""
@@ -195,8 +208,11 @@ class Log:
             return
         level, line = word(name, fields)
         speaker = _one_line(" ".join(f"{key}={value[:NAME_MAX]}" for key, value in who.items()))
-        who_said = f"[{speaker}] " if speaker else ""
-        self._logger.log(level, self.mask(f"{self._stamp()} {level:<8} {who_said}{line}"))
+        said = self.mask(f"[{speaker}] {line}" if speaker else line)
+        self._logger.log(level, f"{self._stamp()} {level:<8} {said}")
+        listener = self._listener
+        if listener is not None and not name.startswith(KEPT_HERE):
+            listener(level, said, who.get("task"), time.time())
 
     def _stamp(self) -> str:
         """Local time to the millisecond; the second's part is made once a second."""
