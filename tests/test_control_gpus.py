@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import stat
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +55,60 @@ def test_a_line_that_is_no_gpu_is_passed_by(line: str) -> None:
 
 def test_a_gpu_that_does_not_tell_its_load_is_shown_without_it() -> None:
     assert parse_gpu("1, A100, 5, 40960, [N/A]".split(", ")) == Gpu(1, "A100", 5, 40960, None)
+
+
+class TestVram:
+    """What heartbeats carry for a pod scaler; they come from the thread that keeps the leases."""
+
+    TWO = 'echo "0, A100, 1000, 40960, 3"; echo "1, A100, 24, 40960, [N/A]"'
+
+    @staticmethod
+    def soon(reader: GpuReader, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What it tells once that is ``wanted`` and nobody reads at this moment."""
+        ends = time.monotonic() + 30
+        while not wanted(reader.vram()) or "gpus" in {thread.name for thread in threading.enumerate()}:
+            assert time.monotonic() < ends, "it never came"
+            time.sleep(0.01)
+        return reader.vram()
+
+    def test_it_is_the_sum_over_all_gpus(self, tmp_path: Path) -> None:
+        """Two GPUs made two lines, and the heartbeat said 0 of 0."""
+        reader = GpuReader(program(tmp_path / "smi", self.TWO), wall_clock=lambda: 1764000000.25)
+        assert self.soon(reader, bool) == {
+            "vram_total_mb": 81920,
+            "vram_used_mb": 1024,
+            "vram_timestamp": 1764000000.25,
+        }
+
+    def test_a_machine_without_a_gpu_says_nothing_of_it(self) -> None:
+        reader = GpuReader("no-such-program-here")
+        assert reader.vram() == {} and reader.read() == () and reader.vram() == {}
+
+    def test_a_driver_that_hangs_holds_up_no_heartbeat(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpus, "LIMIT_S", 0.5)
+        hang = tmp_path / "hang"
+        now = [0.0]
+        reader = GpuReader(
+            program(tmp_path / "smi", f"[ -e {hang} ] && exec sleep 60\n{self.TWO}"),
+            clock=lambda: now[0],
+            wall_clock=lambda: now[0],
+        )
+        known = self.soon(reader, bool)
+        hang.touch()
+        now[0] = 100.0
+        assert reader.vram() == known, "as old as its time says"
+        assert reader.vram() == known
+
+    def test_it_is_read_anew_only_now_and_then(self, tmp_path: Path) -> None:
+        now = [0.0]
+        count = tmp_path / "count"
+        reader = GpuReader(
+            program(tmp_path / "smi", f"echo x >> {count}; {self.TWO}"), clock=lambda: now[0], wall_clock=lambda: now[0]
+        )
+        self.soon(reader, bool)
+        for _ in range(9):
+            reader.vram()
+        assert count.read_text() == "x\n"
+        now[0] = gpus.VRAM_FRESH_S
+        self.soon(reader, lambda vram: vram["vram_timestamp"] == now[0])
+        assert count.read_text() == "x\nx\n"

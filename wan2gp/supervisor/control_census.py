@@ -33,12 +33,17 @@ class SingleFlight(Generic[T]):
             raise Overdue(f"no answer within {timeout_s:g} s")
         return future.result()
 
+    def begin(self) -> None:
+        """Let it be read, if nobody does at this moment; waits for nothing."""
+        self._joined()
+
     def _joined(self) -> Future[T]:
         with self._lock:
             if self._current is None or self._current.done():
-                self._current = Future()
+                future: Future[T] = Future()
                 # A daemon: a call that never returns must not hold up the supervisor's exit.
-                threading.Thread(target=self._run, args=(self._current,), name=self._name, daemon=True).start()
+                threading.Thread(target=self._run, args=(future,), name=self._name, daemon=True).start()
+                self._current = future  # only now: where no thread can be started, the next asker tries again
             return self._current
 
     def _run(self, future: Future[T]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from wan2gp.control import Gpu
 from wan2gp.supervisor.control_census import Overdue, SingleFlight
@@ -20,15 +22,26 @@ WAIT_S = 1.0
 FRESH_S = 2.0
 """How long an answer is used again, seconds: starting the program costs tens of milliseconds of CPU."""
 
+VRAM_FRESH_S = 15.0
+"""The same for heartbeats, which come for ever: a little less than the time between two."""
+
 
 class GpuReader:
     """Reads the GPUs at most every :data:`FRESH_S` seconds. Safe from several threads."""
 
-    def __init__(self, program: str = "nvidia-smi", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        program: str = "nvidia-smi",
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._program = program
         self._clock = clock
+        self._wall_clock = wall_clock
         self._flight = SingleFlight(self._ask, "gpus")
         self._known: tuple[float, tuple[Gpu, ...]] | None = None
+        self._vram: dict[str, Any] = {}
+        self._vram_asked_at: float | None = None
 
     def read(self) -> tuple[Gpu, ...]:
         """The GPUs; empty without a driver; the last known ones while it does not answer."""
@@ -42,7 +55,31 @@ class GpuReader:
         self._known = (self._clock(), gpus)
         return gpus
 
+    def vram(self) -> dict[str, Any]:
+        """What a pod scaler reads of a worker's memory: ``vram_total_mb`` and ``vram_used_mb``, both MiB and over all
+        GPUs that the driver shows, and ``vram_timestamp``, epoch seconds at which that was read.
+
+        Never waits: it gives what was read last, and lets it be read anew in the background. Empty before the first
+        answer and on a machine without a GPU; the time stands still while the driver does not answer.
+        """
+        now = self._clock()
+        if self._vram_asked_at is None or now - self._vram_asked_at >= VRAM_FRESH_S:
+            self._vram_asked_at = now
+            with contextlib.suppress(RuntimeError):  # no thread can be started now: leases matter more
+                self._flight.begin()
+        return dict(self._vram)
+
     def _ask(self) -> tuple[Gpu, ...]:
+        gpus = self._read_now()
+        if gpus:
+            self._vram = {
+                "vram_total_mb": sum(gpu.memory_total_mib for gpu in gpus),
+                "vram_used_mb": sum(gpu.memory_used_mib for gpu in gpus),
+                "vram_timestamp": round(self._wall_clock(), 3),
+            }
+        return gpus
+
+    def _read_now(self) -> tuple[Gpu, ...]:
         program = shutil.which(self._program)
         if program is None:
             return ()
