@@ -21,8 +21,11 @@ from tests.storage_server import StorageServer
 from tests.storage_stand_in import BucketSpec, Refusal
 from tests.storage_tus import CHUNK
 from wan2gp.config import Secret
+from wan2gp.protocol import Artifact
 from wan2gp.supervisor.patience import Patience
+from wan2gp.supervisor.publish import Staged
 from wan2gp.supervisor.storage import Bucket, PublishFailed, StorageMissing
+from wan2gp.supervisor.storage_store import StorageStore
 from wan2gp.supervisor.supabase_project import SupabaseProject
 from wan2gp.supervisor.upload_file import UploadFile
 
@@ -554,6 +557,20 @@ def test_a_file_that_is_gone(bucket: Bucket, tmp_path: Path) -> None:
     assert (failed.code, failed.permanent) == ("publish.file_changed", True) and "gone" in failed.message
 
 
+def test_files_side_by_side_fail_for_the_reason_of_the_one_that_failed(
+    storage_server: StorageServer, project: SupabaseProject, make: Callable[..., Path]
+) -> None:
+    """One is refused for good while another waits for a server that is busy: the first is what must be told."""
+    busy = Refusal(503, "", times=1000, part=f"object/{NAME}/0.mp4")
+    quota = Refusal(402, {"message": QUOTA}, times=1000, part=f"object/{NAME}/1.mp4")
+    storage_server.storage.mischief.refusals = [busy, quota]
+    store = StorageStore(Bucket(project, NAME, patience=Patience(first_s=1000.0, max_s=1000.0)), "w")
+    artifact = Artifact("x", "x.mp4", "video", "video/mp4", 1000, "")
+    staged = [Staged(artifact, make(1000, f"{n}"), storage_path=f"{n}.mp4") for n in range(2)]
+    ending: Any = None  # it only names the paths, and they are named
+    assert failure(lambda: store.upload(ending, staged, threading.Event())).code == "publish.quota"
+
+
 # -- deleting and signing ---------------------------------------------------------------------------------------------
 
 
@@ -619,6 +636,9 @@ UPLOAD = """
 import json, resource, sys, threading
 from pathlib import Path
 from wan2gp.config import Secret
+from wan2gp.protocol import Artifact
+from wan2gp.supervisor.publish import Staged
+from wan2gp.supervisor.storage_store import StorageStore
 from wan2gp.supervisor.storage import Bucket
 from wan2gp.supervisor.supabase_project import SupabaseProject
 

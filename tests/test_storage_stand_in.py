@@ -203,7 +203,7 @@ def answered(pair: dict[str, Any], real: dict[str, Any]) -> tuple[Any, dict[str,
     return found, {**headers, "content-type": content}
 
 
-# -- what the recording does not hold: the resumable protocol, limits, ranges; as the public source has it --------------
+# -- what the recording does not hold: the resumable protocol, limits, ranges; as the public source has it -------------
 
 
 @pytest.fixture

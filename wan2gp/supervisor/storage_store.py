@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
-from wan2gp.supervisor.publish import Staged, Store, primary
+from wan2gp.supervisor.publish import PublishFailed, Staged, Store, primary
 from wan2gp.supervisor.spool import Ending
 from wan2gp.supervisor.staging import check, places, safe_name, take
 
@@ -135,8 +135,13 @@ def _settle_all(running: Sequence[Future[Staged]], over: threading.Event) -> Non
         for future in running:
             future.cancel()
         wait([future for future in running if not future.cancelled()])
-        failed = next(error for future in running if not future.cancelled() and (error := future.exception()))
-        raise failed
+        errors = [error for future in running if not future.cancelled() and (error := future.exception())]
+        raise min(errors, key=_told_to_stop)
+
+
+def _told_to_stop(error: BaseException) -> bool:
+    """True for an upload that ended for another one's sake: the reason is what that other one met."""
+    return isinstance(error, PublishFailed) and error.code == "worker.stopping"
 
 
 class DirectStore:

@@ -16,6 +16,8 @@ from wan2gp.supervisor.supabase_project import SupabaseProject
 
 BODY_BYTES = 64 * 1024
 """The most that is read of an answer."""
+BRIEF_S = 15.0
+"""The longest wait for the answer to a request that carries no file, seconds."""
 
 
 class Wire:
@@ -24,9 +26,6 @@ class Wire:
     def __init__(self, project: SupabaseProject, patience: Patience) -> None:
         self._project = project
         self._patience = patience
-        self._timeout = httpx.Timeout(
-            patience.answer_s, connect=patience.connect_s, write=patience.write_s, pool=patience.answer_s
-        )
 
     def place(self, *parts: str) -> str:
         """The address of a part of Storage; each part may hold slashes."""
@@ -56,11 +55,13 @@ class Wire:
     def _exchange(
         self, method: str, url: str, headers: Mapping[str, str], content: Union[bytes, Iterable[bytes], None]
     ) -> Answer:
-        deadline = time.monotonic() + self._patience.answer_s
-        request = self._project.http.build_request(
-            method, url, headers=dict(headers), content=content, timeout=self._timeout
-        )
+        limits = self._patience
+        # After a file Storage still has work to do with it.
+        answer_s = min(limits.answer_s, BRIEF_S) if content is None or isinstance(content, bytes) else limits.answer_s
+        timeout = httpx.Timeout(answer_s, connect=limits.connect_s, write=limits.write_s)
+        request = self._project.http.build_request(method, url, headers=dict(headers), content=content, timeout=timeout)
         response = self._project.http.send(request, stream=True, follow_redirects=False)
+        deadline = time.monotonic() + answer_s
         try:
             body = b""
             for piece in response.iter_bytes():

@@ -69,8 +69,8 @@ def signer_for(config: Config, backend: Backend, post: Callable[[Callable[[], No
 
 
 def _sign(project: SupabaseProject, bucket: str, path: str, ttl_s: float) -> str:
+    from wan2gp.supervisor.patience import Patience
     from wan2gp.supervisor.storage import Bucket
-    from wan2gp.supervisor.storage_wire import Patience
 
     return Bucket(project, bucket, patience=Patience(answer_s=SIGNATURE_S)).sign(path, ttl_s)
 
