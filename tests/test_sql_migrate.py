@@ -12,6 +12,7 @@ from psycopg import sql
 
 from tests.conftest_db import PREDECESSOR
 from tests.contract_bench import Admin, claim
+from tests.contract_predecessor import GENERATIONS, SYSTEM_LOGS
 from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import QueueRefused
@@ -181,6 +182,20 @@ class TestRights:
             assert [task.id for task in claim(queue)] == [task_id]
         with psycopg.connect(url) as worker, pytest.raises(psycopg.errors.InsufficientPrivilege):
             worker.execute("SELECT * FROM tasks")
+
+    def test_the_workers_role_needs_no_right_on_the_predecessors_tables(self, roles: str) -> None:
+        with psycopg.connect(roles, autocommit=True) as admin:
+            admin.execute(SYSTEM_LOGS.encode())
+            admin.execute(GENERATIONS.encode())
+            for table in ("system_logs", "generations", "generation_variants"):
+                admin.execute(f"REVOKE ALL ON {table} FROM PUBLIC, anon, authenticated".encode())
+        url = psycopg.conninfo.make_conninfo(roles, user="wan2gp_worker", password="only here")
+        with closing(PostgresQueue(url)) as queue:
+            assert queue.facts()["system_logs"] is True
+            assert queue.log("w", [{"level": "INFO", "message": "m"}]) == 1
+            queue.enqueue("comfy", {})
+            (task,) = claim(queue)
+            assert queue.completing(task.id, task.token, 90).held
 
     def test_a_role_without_rights_is_told_so(self, roles: str) -> None:
         with psycopg.connect(roles, autocommit=True) as admin:
