@@ -9,6 +9,8 @@ import uuid
 import jwt
 
 SERVICE = "service"
+TEN_YEARS_S = 10 * 365 * 86400.0
+"""How long a hosted project's own JWTs hold."""
 
 
 class ProjectKeys:
@@ -26,7 +28,7 @@ class ProjectKeys:
         """Whose it is."""
         self._roles = {self.secret: self.service_jwt, self.publishable: self.anon_jwt}
 
-    def sign(self, role: str, *, lives_s: float = 3600.0) -> str:
+    def sign(self, role: str, *, lives_s: float = TEN_YEARS_S) -> str:
         """A JWT for ``role``; with a negative life one that has expired."""
         now = int(time.time())
         claims = {"iss": "supabase", "ref": "local", "role": role, "iat": now, "exp": now + int(lives_s)}
