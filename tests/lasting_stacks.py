@@ -4,12 +4,13 @@ than a test of the contract takes."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from tests.conftest_db import PgServer
@@ -74,7 +75,8 @@ class LastingStack:
             if connection.execute(_SHAPE).fetchone() != self._shape:
                 return False
             empty = [sql.Identifier(name) for name, rows in self._kept.items() if not rows]
-            connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(empty)))
+            if empty:
+                connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(empty)))
             return all(_rows(connection, name) == rows for name, rows in self._kept.items())
 
 
@@ -86,13 +88,27 @@ def _rows(connection: psycopg.Connection[Any], table: str) -> list[Any]:
     return connection.execute(sql.SQL("SELECT * FROM {} LIMIT 1000").format(sql.Identifier(table))).fetchall()
 
 
-def lasting_stacks(server: PgServer, folder: Path) -> tuple[dict[str, LastingStack], Callable[[], None]]:
-    """One on our schema, ``ours``, one on the ``predecessor``'s, and what closes both."""
-    templates = {"ours": server.supabase_template(), "predecessor": server.supabase_predecessor_template()}
-    stacks = {name: LastingStack(server, template, folder / name) for name, template in templates.items()}
+@pytest.fixture(scope="session")
+def _lasting_stacks(
+    _pg_session: PgServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, LastingStack]]:
+    _pg_session.start_server()
+    folder = tmp_path_factory.mktemp("stacks")
+    templates = {
+        "ours": _pg_session.supabase_template(),
+        "predecessor": _pg_session.supabase_predecessor_template(),
+        "bare": _pg_session.supabase_bare_template(),
+    }
+    stacks = {name: LastingStack(_pg_session, template, folder / name) for name, template in templates.items()}
+    yield stacks
+    for stack in stacks.values():
+        stack.close()
 
-    def close() -> None:
-        for stack in stacks.values():
-            stack.close()
 
-    return stacks, close
+@pytest.fixture
+def lasting_stack(
+    pg_server: PgServer, _lasting_stacks: dict[str, LastingStack], request: pytest.FixtureRequest
+) -> Iterator[Stack]:
+    """A project with our contract, or, where the test asks for that, ``predecessor`` or ``bare`` (nothing in it)."""
+    with _lasting_stacks[getattr(request, "param", "ours")].lend() as stack:
+        yield stack

@@ -10,13 +10,18 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.contract_claims", "tests.contract_ends", "tests.contract_graph", "tests.contract_predecessor"
+    "tests.contract_claims",
+    "tests.contract_ends",
+    "tests.contract_graph",
+    "tests.contract_predecessor",
+    "tests.contract_wire",
 )
 
 from tests.contract_claims import ClaimContract, HeartbeatContract, RescueContract  # noqa: E402
 from tests.contract_ends import CancelContract, FinishContract, PeopleContract, RequeueContract  # noqa: E402
 from tests.contract_graph import DependencyContract, SpawnContract  # noqa: E402
 from tests.contract_predecessor import PredecessorContract  # noqa: E402
+from tests.contract_wire import WireContract  # noqa: E402
 
 
 class QueueContract(
@@ -29,6 +34,7 @@ class QueueContract(
     DependencyContract,
     SpawnContract,
     PeopleContract,
+    WireContract,
     PredecessorContract,
 ):
     """All of it."""

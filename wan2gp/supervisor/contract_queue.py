@@ -39,6 +39,13 @@ class Json:
     value: Any
 
 
+class _Beaten(msgspec.Struct):
+    """The answer to a heartbeat, in which nothing may be missing: silence is no renewal."""
+
+    cancelled: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
 class UnreadableReply(QueueRefused):
     """Python cannot hold what the answer's JSON can: nested too deep, or a number of too many digits."""
 
@@ -97,12 +104,12 @@ class ContractQueue(abc.ABC):
             }
             for beat in leases
         ]
-        reply: HeartbeatReply = self._call(
+        reply: _Beaten = self._call(
             "heartbeat",
             {"p_worker": worker_id, "p_leases": Json(beats), "p_lease_s": lease_s, "p_metadata": Json(metadata)},
-            HeartbeatReply,
+            _Beaten,
         )
-        return reply
+        return HeartbeatReply(reply.cancelled, reply.lost)
 
     def finish(self, settlement: Settlement) -> FinishReply:
         fields = _fields(settlement)

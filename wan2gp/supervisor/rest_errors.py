@@ -40,7 +40,9 @@ class Again(enum.Enum):
 
     NEVER = "never"
     AT_ONCE = "at once"
-    """What failed is over: a deadlock, a connection that had gone stale."""
+    """What failed is over, as a deadlock is."""
+    AFRESH = "afresh"
+    """On another connection: this one may have been stale."""
     SOON = "soon"
     RELOADED = "reloaded"
     """Shortly: a cache is being renewed."""
@@ -77,9 +79,9 @@ def judge_transport(host: str, error: Exception) -> Verdict:
     """No whole answer came."""
     reason = _one_line(str(error)) or type(error).__name__
     # A connection that rested may have been closed under us; one more try shows whether there is more to it.
-    stale = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
+    broken = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
     sentence = f"cannot reach the Supabase project at {host}: {reason}"
-    return Verdict(QueueUnavailable(sentence), Again.AT_ONCE if stale else Again.SOON)
+    return Verdict(QueueUnavailable(sentence), Again.AFRESH if broken else Again.SOON)
 
 
 def not_ours(host: str, status: int, why: str) -> Verdict:
@@ -123,7 +125,9 @@ def _unavailable(host: str, code: str, text: str) -> QueueUnavailable:
 
 
 def _when(code: str) -> Again:
-    return Again.AT_ONCE if code in TRY_AGAIN or code in GOING_DOWN - {STARTING} else Again.SOON
+    if code in TRY_AGAIN:
+        return Again.AT_ONCE
+    return Again.AFRESH if code in GOING_DOWN - {STARTING} else Again.SOON
 
 
 def _refused(code: str, text: str) -> QueueRefused:

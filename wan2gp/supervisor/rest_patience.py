@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from wan2gp.supervisor.rest_errors import Again
 
-ROUNDS = {Again.NEVER: 0, Again.AT_ONCE: 5, Again.SOON: 2, Again.RELOADED: 3}
+ROUNDS = {Again.NEVER: 0, Again.AT_ONCE: 5, Again.AFRESH: 3, Again.SOON: 2, Again.RELOADED: 3}
 """How often a call is repeated at most, for each kind of failure."""
 SOON_S = 0.3
 """Pause before the first repeat, doubled for each further one, seconds."""
@@ -42,8 +42,8 @@ class Patience:
 
     def _own_pause(self, again: Again, tries: int) -> float:
         """With chance in it, for those that failed together must not come back in step."""
-        if again is Again.AT_ONCE and tries == 1:
-            return self._chance(0.0, AT_ONCE_S)
+        if again is Again.AT_ONCE or (again is Again.AFRESH and tries == 1):
+            return self._chance(0.0, AT_ONCE_S * tries)
         if again is Again.RELOADED:
             return RELOAD_S * tries
         return float(SOON_S * 2.0 ** (tries - 1) * self._chance(0.5, 1.5))

@@ -205,14 +205,18 @@ def _checked_url(url: str) -> str:
 
 def _checked_key(key: Secret) -> Secret:
     """A key that fits into a header: what refuses it later would repeat it."""
-    value = key.reveal()
-    if not value:
+    if not key:
         raise QueueRefused("the Supabase project needs a key: give SUPABASE_SERVICE_ROLE_KEY or its file")
-    if not (value.isascii() and value.isprintable()) or " " in value:
+    if not _fits_header(key):
         raise QueueRefused(
             "the Supabase key holds characters that no key has (a space or a line break?): copy it again"
         )
     return key
+
+
+def _fits_header(key: Secret) -> bool:
+    value = key.reveal()
+    return value.isascii() and value.isprintable() and " " not in value
 
 
 def _bare(location: str | None) -> str | None:

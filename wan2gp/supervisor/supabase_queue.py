@@ -15,7 +15,7 @@ from wan2gp.supervisor.contract_queue import ContractQueue, Json, MisshapenReply
 from wan2gp.supervisor.postgres_json import clean
 from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.rest_errors import Verdict, judge_answer, judge_transport, not_ours
-from wan2gp.supervisor.rest_patience import RETRY_AFTER_MAX_S, Patience
+from wan2gp.supervisor.rest_patience import LEAST_S, RETRY_AFTER_MAX_S, Patience
 from wan2gp.supervisor.supabase_project import Seen, SupabaseProject
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class SupabaseQueue(ContractQueue):
     name = "supabase"
     listening = False
 
-    def __init__(self, project: SupabaseProject, *, call_timeout_s: float = CALL_S) -> None:
-        """``call_timeout_s``: within which every call ends, with all its repeats."""
+    def __init__(
+        self, project: SupabaseProject, *, call_timeout_s: float = CALL_S, silence_s: float = SILENCE_S
+    ) -> None:
+        """``call_timeout_s``: within which every call ends, with all its repeats. ``silence_s``: longest wait for the
+        next bytes of one try."""
         self._project = project
         self._call_timeout_s = call_timeout_s
-        self._silence_s = min(SILENCE_S, call_timeout_s)
+        self._silence_s = silence_s
         self._host = urlsplit(project.url).netloc
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -132,7 +135,7 @@ class SupabaseQueue(ContractQueue):
     def _hold(self, verb: str) -> None:
         """Waits where the project asked for a pause."""
         left = self._hold_until - time.monotonic()
-        if left > 0 and self._stopped(verb, left):
+        if left > 0 and (left + LEAST_S > self._call_timeout_s or self._stopped(verb, left)):
             raise QueueUnavailable(f"the Supabase project at {self._host} asked for a pause")
 
     def _stopped(self, verb: str, pause_s: float) -> bool:
