@@ -196,6 +196,21 @@ def test_without_a_project_the_error_says_what_to_set(make: Callable[..., Any]) 
     assert "storage://b/x" in found.message and "SUPABASE_URL" in found.message
 
 
+def test_a_bucket_that_is_not_for_inputs_is_not_even_asked(make: Callable[..., Any]) -> None:
+    """The worker's key opens all of them, and a row may be anybody's."""
+    asked: list[str] = []
+    signer, loop = make(lambda bucket, path, ttl: asked.append(bucket) or signed_url(path), buckets=("b",))
+    for bucket in ("secrets", "B"):
+        addresses = {"a": StorageAddress("b", "x"), "c": StorageAddress(bucket, "x")}
+        signer.sign(addresses, loop.answers.append)
+        found = loop.answer()
+        assert isinstance(found, Failed) and found.code == "input.storage_denied" and not found.retryable
+        assert f"storage://{bucket}/x" in found.message and "inputs.buckets" in found.message
+    assert not asked
+    ask(signer, loop, a="x")
+    assert isinstance(loop.answer(), Mapping)
+
+
 def test_a_task_that_is_over_gets_no_answer_and_is_not_asked_for_any_more(make: Callable[..., Any]) -> None:
     asked, gate = threading.Semaphore(0), threading.Event()
 

@@ -162,6 +162,7 @@ def worker(start_lasting: Start, project: Project) -> Worker:
         SUPABASE_URL=project.url,
         SUPABASE_SERVICE_ROLE_KEY=project.key,
         WAN2GP_QUEUE="postgres",
+        WAN2GP_INPUT_BUCKETS="image_uploads, private",
         COMFY_PORT=str(free_port()),
     )
 
@@ -209,6 +210,13 @@ def test_a_picture_in_a_private_bucket_is_an_input_too(worker: Worker, project: 
     put(project, "a/b.png", pixels((10, 200, 30)), bucket="private")
     row = worker.ended(worker.insert("comfy", recoloured(url="storage://private/a/b.png")))
     assert row["status"] == "Complete", row
+
+
+def test_a_bucket_that_the_operator_keeps_from_tasks_stays_shut(worker: Worker, project: Project, film: bytes) -> None:
+    project.storage.buckets["vault"] = BucketSpec(public=False)
+    put(project, "in.mp4", film, bucket="vault")
+    row = worker.ended(worker.insert("comfy", video_row("storage://vault/in.mp4")))
+    assert "inputs.buckets" in failed(row, "input.storage_denied")
 
 
 def test_a_file_that_is_not_there_fails_the_task_at_once(worker: Worker) -> None:

@@ -76,6 +76,7 @@ class Config:
     input_idle_s: float
     input_cache_bytes: int
     input_allow_paths: tuple[str, ...]
+    input_buckets: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
     @property

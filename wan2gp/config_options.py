@@ -291,4 +291,11 @@ OPTIONS: dict[str, Option] = {
         _directories,
         "directories whose files tasks may name",
     ),
+    "input_buckets": Option(
+        "inputs.buckets",
+        "WAN2GP_INPUT_BUCKETS",
+        (),
+        _names,
+        "buckets whose files tasks may name as `storage://…`; none given: every bucket that the key opens",
+    ),
 }

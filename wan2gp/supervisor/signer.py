@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Union
 
 from wan2gp.protocol import Failed, Signed
@@ -69,14 +69,17 @@ class Signer:
         sign: SignOne | None,
         post: Callable[[Callable[[], None]], None],
         *,
+        buckets: Collection[str] = (),
         patience_s: float = PATIENCE_S,
         first_pause_s: float = RETRY_FIRST_S,
     ) -> None:
-        """``sign`` None: there is no project. ``post`` has the loop call something. A first pause of
-        ``first_pause_s`` grows; after ``patience_s`` the task goes back to the queue."""
+        """``sign`` None: there is no project. ``post`` has the loop call something. ``buckets``: the only
+        ones that inputs may come from, if any are given: the worker's key opens more than a row's author may see. A
+        first pause of ``first_pause_s`` grows; after ``patience_s`` the task goes back to the queue."""
         self._signed_place = f"{project_url.rstrip('/')}/storage/v1/object/sign/"
         self._sign = sign
         self._post = post
+        self._buckets = frozenset(buckets)
         self._patience_s = patience_s
         self._first_pause_s = first_pause_s
         self._jobs: queue.SimpleQueue[tuple[_Request, StorageAddress] | None] = queue.SimpleQueue()
@@ -86,14 +89,24 @@ class Signer:
     def sign(self, addresses: Mapping[str, StorageAddress], done: Callable[[Signatures], None]) -> Callable[[], None]:
         """See :data:`Sign`. Called by the loop only; returns at once."""
         request = _Request(dict(addresses), done)
-        if self._sign is None:
-            first = next(iter(addresses.values()))
-            self._answer(request, first, Failed("input.no_storage", f"{first.shown} {NO_STORAGE}"))
+        refused = self._refused(addresses.values())
+        if refused is not None:
+            self._answer(request, *refused)
         else:
             self._start()
             for address in dict.fromkeys(addresses.values()):
                 self._jobs.put((request, address))
         return request.over.set
+
+    def _refused(self, addresses: Iterable[StorageAddress]) -> tuple[StorageAddress, Failed] | None:
+        """What needs no answer from Storage."""
+        for address in addresses:
+            if self._sign is None:
+                return address, Failed("input.no_storage", f"{address.shown} {NO_STORAGE}")
+            if self._buckets and address.bucket not in self._buckets:
+                sentence = f"{address.shown}: this worker takes inputs from other buckets only (inputs.buckets)"
+                return address, Failed("input.storage_denied", sentence)
+        return None
 
     def stop(self) -> None:
         """Answer nothing more. A call that hangs is left to its own time-out."""

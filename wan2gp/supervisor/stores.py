@@ -65,7 +65,7 @@ def signer_for(config: Config, backend: Backend, post: Callable[[Callable[[], No
     project = backend.project
     if project is None:
         return Signer("", None, post)
-    return Signer(project.url, functools.partial(_sign, project), post)
+    return Signer(project.url, functools.partial(_sign, project), post, buckets=config.input_buckets)
 
 
 def _sign(project: SupabaseProject, bucket: str, path: str, ttl_s: float) -> str:
