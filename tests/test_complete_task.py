@@ -20,20 +20,22 @@ from tests.completing_function import (
     fails_after_all,
     goes_on_behind_a_broken_connection,
     only_says_yes,
+    public_url,
     says_yes_before_the_row,
 )
 from tests.conftest_db import PgServer
-from tests.contract_bench import Admin, event_names, row, take
+from tests.contract_bench import Admin, beat, event_names, in_contact, let_expire, row, take
 from wan2gp.config import Secret
 from wan2gp.supervisor.complete_task import CompletingQueue, available
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.publish import PublishFailed
-from wan2gp.supervisor.queue import ClaimedTask, FinishReply, Settlement, Verb
+from wan2gp.supervisor.queue import ClaimedTask, Completing, FinishReply, Settlement, Verb
 from wan2gp.supervisor.supabase_project import SupabaseProject
 
 KEY = "sb_secret_planted"
 PROJECT = "aaaaaaaa-0000-4000-8000-000000000001"
-THEIRS = "https://x/their.mp4"
+PATH = "u/tasks/t/1-abcdef01/a b.mp4"
+THEIRS = public_url(PATH)
 LONG = (30.0,)
 """A pause that a test would notice."""
 
@@ -60,7 +62,14 @@ class Bench:
         self.project = SupabaseProject(self.function.url, Secret(KEY))
         self.inner = PostgresQueue(database)
         self.said = Said()
-        self.queue = CompletingQueue(self.inner, self.project, self.said, call_s=10, pauses_s=(0.05, 0.3, 0.6))
+        self._look, self.inner.completing = self.inner.completing, self.look  # type: ignore[method-assign]
+        self.queue = CompletingQueue(self.inner, self.project, self.said, call_s=30, pauses_s=(0.01, 0.02))
+
+    def look(self, task_id: str, token: str, lease_s: float) -> Completing:
+        """What goes on behind a broken connection is done just after somebody looked."""
+        found = self._look(task_id, token, lease_s)
+        self.function.go_on()
+        return found
 
     def task(self, project_id: str | None = PROJECT) -> ClaimedTask:
         self.admin.execute(
@@ -69,7 +78,7 @@ class Bench:
         return take(self.queue)
 
     @staticmethod
-    def settlement(task: ClaimedTask, verb: Verb = Verb.COMPLETE, path: str | None = "u/tasks/t/a.mp4") -> Settlement:
+    def settlement(task: ClaimedTask, verb: Verb = Verb.COMPLETE, path: str | None = PATH) -> Settlement:
         return Settlement(
             task.id,
             task.token,
@@ -97,7 +106,7 @@ def test_a_result_goes_to_the_app_and_our_facts_to_the_row(bench: Bench) -> None
     task = bench.task()
     settlement = replace(bench.settlement(task), thumbnail_path="u/tasks/t/a.jpg")
     assert bench.queue.finish(settlement) == FinishReply(True, "Complete")
-    path = {"storage_path": "u/tasks/t/a.mp4", "thumbnail_storage_path": "u/tasks/t/a.jpg"}
+    path = {"storage_path": PATH, "thumbnail_storage_path": "u/tasks/t/a.jpg"}
     assert bench.function.calls == [{"task_id": task.id, **path}]
     found = row(bench.queue, task.id)
     assert (found["output_location"], found["result_data"]) == (THEIRS, {"artifacts": [{"name": "a.mp4"}]})
@@ -179,7 +188,7 @@ def test_a_refusal_of_what_it_had_done_already_is_none(bench: Bench) -> None:
 def test_a_worker_that_died_after_the_call_does_not_call_again(bench: Bench) -> None:
     task = bench.task()
     bench.inner.completing(task.id, task.token, 90)
-    fails_after_all(bench.function, {"task_id": task.id})
+    fails_after_all(bench.function, {"task_id": task.id, "storage_path": PATH})
     assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
     assert bench.function.calls == []
 
@@ -199,12 +208,33 @@ def test_a_task_that_is_cancelled_under_the_call_stays_cancelled(bench: Bench) -
 
     def cancelled_meanwhile(function: CompletingFunction, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         bench.inner.cancel(body["task_id"])
-        function.complete_row(body["task_id"])
+        function.complete_row(body)
         return answers(200, success=True)(function, body)
 
     bench.function.deeds = [cancelled_meanwhile]
     assert bench.queue.finish(bench.settlement(task)) == FinishReply(False, "Cancelled")
     assert len(bench.function.calls) == 1
+
+
+def test_a_call_that_outlived_its_lease_keeps_the_file_that_the_row_shows(bench: Bench) -> None:
+    """Its worker was frozen for minutes; the function completed the row of the next one, with the first one's file."""
+    task = bench.task()
+    other: list[ClaimedTask] = []
+
+    def frozen_meanwhile(function: CompletingFunction, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        let_expire(bench.admin, task)
+        in_contact(bench.inner, bench.admin, "alive")
+        bench.inner.rescue("alive")
+        other.append(take(bench.inner, worker="alive"))
+        return fails_after_all(function, body)
+
+    bench.function.deeds = [frozen_meanwhile]
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete", repeated=True)
+    assert row(bench.queue, task.id)["output_location"] == THEIRS
+    assert beat(bench.queue, other[0], worker="alive") == ([], [task.id])
+    theirs = bench.settlement(other[0], path="u/tasks/t/2-12345678/a b.mp4")
+    assert bench.queue.finish_many([theirs]) == (FinishReply(False, "Complete"),)
+    assert bench.function.generations(task.id) == 1
 
 
 def test_all_else_goes_its_old_way_in_its_order(bench: Bench) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -86,16 +87,26 @@ class CompletingQueue:
 
     def finish(self, settlement: Settlement) -> FinishReply:
         self._complete(settlement)
-        return self._inner.finish(settlement)
+        return self._judged(settlement, self._inner.finish(settlement))
 
     def finish_many(self, settlements: Sequence[Settlement]) -> tuple[FinishReply, ...]:
         for settlement in settlements:
             self._complete(settlement)
-        return self._inner.finish_many(settlements)
+        replies = self._inner.finish_many(settlements)
+        return tuple(map(self._judged, settlements, replies))
+
+    def _judged(self, one: Settlement, reply: FinishReply) -> FinishReply:
+        """The function knows no lease: called just before ours was taken (we were frozen, say), it completes the row of
+        whoever has the task now, with our file. That file is the result then, and must not be deleted as refused."""
+        if reply.accepted or reply.status != "Complete" or not _by_function(one):
+            return reply
+        row = self._inner.task(one.task_id) or {}
+        shown = unquote(str(row.get("output_location") or ""))
+        return FinishReply(True, reply.status, repeated=True) if str(one.storage_path) in shown else reply
 
     def _complete(self, one: Settlement) -> None:
         """Returns once our own finish says the rest; raises :class:`PublishFailed` while the function is owed."""
-        if one.verb is not Verb.COMPLETE or not (one.storage_path and one.project_id) or self._over(one):
+        if not _by_function(one) or self._over(one):
             return
         for calls_left in reversed(range(CALLS)):
             failure = self._call(one)
@@ -170,6 +181,10 @@ def available(project: SupabaseProject) -> bool | None:
     if response.status_code in _NOW_ONLY or response.status_code >= 500 or response.is_redirect:
         return None
     return response.status_code != 404
+
+
+def _by_function(one: Settlement) -> bool:
+    return one.verb is Verb.COMPLETE and bool(one.storage_path and one.project_id)
 
 
 def _address(project: SupabaseProject) -> str:
