@@ -137,9 +137,11 @@ class ControlDesk:
         return task_row(row)
 
     def _progress(self, task_id: str) -> control.ProgressReply:
-        here = self._running(task_id)
+        worker, status = self._worker(), TaskStatus.IN_PROGRESS.value
+        here = next((task for task in worker.running if task.task_id == task_id), None)
+        if any(result.task_id == task_id and result.state != "withheld" for result in worker.publishing):
+            return control.ProgressReply(task_id, status, None, "publish")  # the row says so only later
         if here is not None:
-            status = TaskStatus.IN_PROGRESS.value
             moves = here.step, here.steps, here.eta_s, here.preview
             return control.ProgressReply(task_id, status, here.fraction, here.phase, here.detail, *moves)
         row = self._row(task_id)
