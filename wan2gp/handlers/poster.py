@@ -37,6 +37,8 @@ LARGEST_PIXELS = 150_000_000
 SAMPLE_SIDE = 48
 DARK, LIT_SHARE = 32, 0.02
 """A pixel up to this grey, 0..255, is dark; a frame with less than this share of lit ones is black."""
+BT709, BT601 = 1, 5
+"""How FFmpeg numbers the colours of high definition and of old television."""
 MOST_POSTERS = 100
 """In one task."""
 SUFFIX = ".poster.jpg"
@@ -193,7 +195,10 @@ def _is_black(frame: av.VideoFrame) -> bool:
 
 def _still(frame: av.VideoFrame, stream: VideoStream) -> Image.Image:
     shape = _shape(frame, stream)
-    image = _image(frame.reformat(shape.width, shape.height, "rgb24"), "RGB")
+    # Older releases of PyAV heed the colours of a frame only when told of a change; to RGB the second means nothing.
+    colors = (BT709, BT601) if frame.colorspace == BT709 else (None, None)
+    scaled = frame.reformat(shape.width, shape.height, "rgb24", src_colorspace=colors[0], dst_colorspace=colors[1])
+    image = _image(scaled, "RGB")
     return image.rotate(shape.turn, expand=True) if shape.turn else image
 
 
