@@ -38,13 +38,15 @@ class LastingStack:
         self._folder = folder
         self._numbers = itertools.count(1)
         self._stack: Stack | None = None
+        self._server_pid: int | None = None
         self._shape: Any = None
         self._kept: dict[str, Any] = {}
 
     @contextmanager
     def lend(self) -> Iterator[Stack]:
         """In the main thread. A test that changes more than rows costs a new project."""
-        if self._stack is None or not self._as_new():
+        # After a restart of the server PostgREST comes back at its own pace.
+        if self._stack is None or self._server.pid != self._server_pid or not self._as_new():
             self._renew()
         assert self._stack is not None
         self._stack.front.faults.clear()
@@ -60,6 +62,7 @@ class LastingStack:
 
     def _renew(self) -> None:
         self.close()
+        self._server_pid = self._server.pid
         url = self._server.new_database(self._template)
         stack = Stack(url, self._folder / f"stack_{next(self._numbers)}")
         stack.__enter__()

@@ -242,16 +242,18 @@ class TestOutages:
         stack.front.up()
         assert end(queue, task).accepted
 
-    def test_terminated_sessions_are_replaced(self, stack: Stack, queue: SupabaseQueue, admin: Admin) -> None:
-        for n in range(1, 4):
-            queue.check()
-            admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-            )
-            eventually(lambda: answers(queue))
-            queue.enqueue("comfy", {})
-            assert admin.execute("SELECT count(*) FROM tasks").fetchone() == (n,)
+    def test_terminated_sessions_are_replaced(self, supabase_stack: Stack) -> None:
+        connect = psycopg.connect(supabase_stack.database, autocommit=True)
+        with queue_on(supabase_stack) as queue, connect as admin:
+            for n in range(1, 4):
+                queue.check()
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+                eventually(lambda: answers(queue))
+                queue.enqueue("comfy", {})
+                assert admin.execute("SELECT count(*) FROM tasks").fetchone() == (n,)
 
     def test_a_database_that_is_down_is_said_to_be_and_is_found_when_it_is_back(
         self, pg_server: PgServer, supabase_stack: Stack

@@ -12,6 +12,7 @@ import requests
 
 from tests.bench.bulk import bulk
 from tests.bench.bulk_output import bulk_output
+from tests.bench.rest import rest_claim, rest_idle
 from tests.bench.stage import all_ended, connect, cpu_s, machine, percentile, rss_mib, say, settle, working
 from tests.conftest_worker import Worker
 
@@ -163,6 +164,8 @@ ALL: dict[str, Callable[[], bool]] = {
     "idle": memory_and_start,
     "bulk": bulk,
     "bulk_output": bulk_output,
+    "rest_claim": rest_claim,
+    "rest_idle": rest_idle,
 }
 
 

@@ -54,14 +54,19 @@ def working(*options: str, **environ: str) -> Iterator[Worker]:
         worker.url = worker.ctl("db", "url").stdout.strip()
         yield worker
     finally:
-        worker.process.send_signal(signal.SIGTERM)
-        try:
-            worker.process.wait(20)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
+        stop(worker)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def stop(worker: Worker) -> None:
+    """In order, or else by force."""
+    worker.process.send_signal(signal.SIGTERM)
+    try:
+        worker.process.wait(20)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()
+        worker.process.wait()
 
 
 def connect(worker: Worker) -> psycopg.Connection[tuple[object, ...]]:
