@@ -3,6 +3,7 @@ deed, fails after the deed, breaks the connection in the middle, and makes a sec
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -78,8 +79,9 @@ class CompletingFunction:
             self._server.server_close()
 
     def go_on(self) -> None:
-        while self.behind:
-            works(self, self.behind.pop())
+        with contextlib.suppress(IndexError):
+            while True:
+                works(self, self.behind.pop())
 
     def make_generation(self, body: dict[str, Any]) -> None:
         self._execute(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -22,14 +25,23 @@ from tests.completing_function import (
     only_says_yes,
     public_url,
     says_yes_before_the_row,
+    works,
 )
 from tests.conftest_db import PgServer
-from tests.contract_bench import Admin, beat, event_names, in_contact, let_expire, row, take
+from tests.contract_bench import Admin, beat, claim, event_names, in_contact, let_expire, row, take
 from wan2gp.config import Secret
 from wan2gp.supervisor.complete_task import CompletingQueue, available
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.publish import PublishFailed
-from wan2gp.supervisor.queue import ClaimedTask, Completing, FinishReply, Settlement, Verb
+from wan2gp.supervisor.queue import (
+    ClaimedTask,
+    Completing,
+    FinishReply,
+    QueueUnavailable,
+    Settlement,
+    SpawnedChild,
+    Verb,
+)
 from wan2gp.supervisor.supabase_project import SupabaseProject
 
 KEY = "sb_secret_planted"
@@ -289,6 +301,43 @@ def test_no_connection_and_a_silent_function_are_no_refusal(bench: Bench) -> Non
             assert failed.value.code == "publish.unavailable" and KEY not in failed.value.message
         assert available(nobody) is None
     hold.set()
+
+
+def test_families_that_end_at_once_by_a_function_that_often_fails_are_shown_once_each(bench: Bench) -> None:
+    """Its update locks a child before the parent, ours the parent before the child; each may be the one that yields."""
+    dice = random.Random(4)
+    kinds = (
+        works,
+        works,
+        fails_after_all,
+        breaks_after_all,
+        dies_before_the_row,
+        says_yes_before_the_row,
+        answers(503),
+    )
+    bench.function.deeds = dice.choices(kinds, k=300)
+    parents = [bench.task() for _ in range(3)]
+    children = [SpawnedChild("child", {})] * 4
+    ids = {child for parent in parents for child in bench.queue.spawn(parent.id, parent.token, children)}
+
+    def work(worker: str) -> list[str]:
+        done = []
+        while found := claim(bench.queue, "child", worker=worker):
+            settlement = bench.settlement(found[0])
+            while True:
+                with contextlib.suppress(PublishFailed, QueueUnavailable):  # the publisher comes again, too
+                    assert bench.queue.finish(settlement) == FinishReply(True, "Complete")
+                    break
+            done.append(found[0].id)
+        return done
+
+    with ThreadPoolExecutor(5) as pool:
+        done = [task_id for ended in pool.map(work, "abcde") for task_id in ended]
+    assert len(done) == len(ids) and set(done) == ids
+    assert {bench.function.generations(task_id) for task_id in ids} == {1}
+    for parent in parents:
+        found = row(bench.queue, parent.id)
+        assert (found["status"], found["result_data"]["artifacts"]) == ("Complete", [{"name": "a.mp4"}])
 
 
 class TestAvailable:
