@@ -124,7 +124,7 @@ class Gateway:
     async def _forward(self, request: web.Request, seen: Seen, fault: Fault | None) -> web.StreamResponse:
         target = self._target(request)
         if target is None:
-            return _says(seen, 501, {"message": f"nothing is behind {request.path}"})
+            return _says(seen, 404, {"message": "no Route matched with those values"})
         cut = asyncio.Event()
         limit = fault.after_bytes if fault and fault.kind == "reset" else None
         body = _passed_on(request, seen, limit, cut) if request.body_exists else None

@@ -79,7 +79,7 @@ class Postgrest:
         process.wait()
 
     def _start(self) -> None:
-        port, admin_port = _free_ports()
+        port, admin_port = free_ports()
         self._spawn(port, admin_port)
         try:
             self._await_ready(admin_port)
@@ -122,14 +122,14 @@ class Postgrest:
         return " / ".join(self._log.read_text(errors="replace").strip().splitlines()[-5:])
 
 
-def _free_ports() -> tuple[int, int]:
+def free_ports() -> tuple[int, int]:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         return one.getsockname()[1], other.getsockname()[1]
 
 
 def _answers(admin_port: int) -> bool:
     """Whether it has its connections and its picture of the schema."""
-    connection = http.client.HTTPConnection("127.0.0.1", admin_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", admin_port, timeout=1)
     try:
         connection.request("GET", "/ready")
         return connection.getresponse().status == 200
