@@ -100,6 +100,17 @@ def test_large_files_go_in_chunks(
 
 
 @pytest.mark.parametrize("size", [1000, CHUNK + 1000])
+@pytest.mark.parametrize("mime", ["video/mp4\r\nX-Evil: 1", "", "vidéo/mp4", "nonsense", "a/b; c=d"])
+def test_a_type_that_no_header_takes_is_nothing_special(
+    storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path], size: int, mime: str
+) -> None:
+    file = make(size)
+    bucket.put("x.mp4", file, mime, stop=threading.Event())
+    assert storage_server.storage.mime(NAME, "x.mp4") == "application/octet-stream"
+    assert storage_server.storage.content(NAME, "x.mp4") == file.read_bytes()
+
+
+@pytest.mark.parametrize("size", [1000, CHUNK + 1000])
 def test_a_repeat_is_harmless(
     storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path], size: int
 ) -> None:
@@ -347,7 +358,7 @@ def test_a_path_with_letters_that_storage_refuses(
     assert failed.code == "publish.refused" and failed.permanent and "Invalid key" in failed.message
 
 
-@pytest.mark.parametrize("path", ["../x", "a/../b", "a//b", "./x", "", "/x"])
+@pytest.mark.parametrize("path", ["../x", "a/../b", "a//b", "./x", "", "/x", "a\nb", "\udc80", "x" * 2000])
 def test_a_path_that_leads_elsewhere_is_not_asked_for(bucket: Bucket, make: Callable[..., Path], path: str) -> None:
     for call in (lambda: put(bucket, make(1), path), lambda: bucket.sign(path, 60), lambda: bucket.url(path, None)):
         assert failure(call).code == "publish.refused"
@@ -405,6 +416,14 @@ def test_a_page_that_is_not_storage_is_no_success(
         assert (failed.code, failed.permanent) == ("publish.unavailable", False)
 
 
+def test_an_answer_that_cannot_be_decoded_is_no_success(
+    storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path]
+) -> None:
+    storage_server.storage.mischief.refusals = [Refusal(200, "no gzip", {"Content-Encoding": "gzip"}, times=1000)]
+    failed = failure(lambda: put(bucket, make(1000)))
+    assert (failed.code, failed.permanent) == ("publish.unavailable", False)
+
+
 def test_an_endless_answer_is_not_read_to_its_end(
     storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path]
 ) -> None:
@@ -423,6 +442,7 @@ def test_an_endless_answer_is_not_read_to_its_end(
         "https://evil.example/{}",
         "//evil.example/storage/v1/upload/resumable/{}?x=1",
         "/upload/resumable/{}/",
+        "http://[::1/{}",
         "{}",
     ],
 )
@@ -435,7 +455,7 @@ def test_the_key_goes_to_no_host_but_the_configured_one(
     assert storage_server.storage.content(NAME, path) == file.read_bytes()
 
 
-@pytest.mark.parametrize("location", ["", "/", "http://evil.example/..", "/upload/resumable/a b", "x" * 5000])
+@pytest.mark.parametrize("location", ["", "/", "http://[::/..", "/upload/a b", "x" * 5000])
 def test_an_upload_without_a_usable_place_waits(
     storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path], location: str
 ) -> None:
@@ -623,6 +643,8 @@ def test_signing_tells_what_is_missing_from_what_is_away(
 
 
 def test_a_signature_for_another_host_stays_on_ours(storage_server: StorageServer, bucket: Bucket) -> None:
+    storage_server.storage.mischief.refusals = [Refusal(200, {"signedURL": "https://[evil/x?token=abc"})]
+    assert bucket.sign("task/a", 60.0).endswith(f"/storage/v1/object/sign/{NAME}/task/a?token=abc")
     said = {"signedURL": "https://evil.example/object/sign/image_uploads/other?token=abc"}
     storage_server.storage.mischief.refusals = [Refusal(200, said)]
     assert bucket.sign("task/a", 60.0) == f"{storage_server.url}/storage/v1/object/sign/{NAME}/task/a?token=abc"

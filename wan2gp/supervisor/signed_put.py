@@ -26,7 +26,7 @@ from wan2gp.supervisor.patience import Patience, apart
 from wan2gp.supervisor.publish import PublishFailed
 from wan2gp.supervisor.storage_answers import spoken
 from wan2gp.supervisor.supabase_project import retry_after_s
-from wan2gp.supervisor.upload_file import UploadFile, stopped
+from wan2gp.supervisor.upload_file import UploadFile, plain_mime, stopped
 from wan2gp.web_url import BadUrl, WebUrl, parse_url
 
 _BODY_BYTES = 16 * 1024
@@ -56,7 +56,7 @@ def put(
     patience = patience or Patience()
     sender = _Sender(place, private, patience, lookup)
     try:
-        apart(lambda: patience.persist(lambda: sender.send(file, mime, stop), stop), stop)
+        apart(lambda: patience.persist(lambda: sender.send(file, plain_mime(mime), stop), stop), stop)
     except PublishFailed:
         sender.brake.pull(stopped())  # what still hangs in a call leaves it
         raise

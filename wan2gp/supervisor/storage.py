@@ -12,15 +12,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from wan2gp.storage_address import LONGEST_PATH
 from wan2gp.supervisor.patience import Patience, apart
 from wan2gp.supervisor.publish import PublishFailed
-from wan2gp.supervisor.storage_answers import Answer, StorageMissing, Target, unavailable
+from wan2gp.supervisor.storage_answers import Answer, StorageMissing, Target, spoken, unavailable
 from wan2gp.supervisor.storage_wire import Wire
 from wan2gp.supervisor.supabase_project import SupabaseProject
 from wan2gp.supervisor.tus import CHUNK_BYTES, Resumable
-from wan2gp.supervisor.upload_file import UploadFile, check_stop
+from wan2gp.supervisor.upload_file import UploadFile, check_stop, plain_mime
 
 __all__ = ["Bucket", "PublishFailed", "StorageMissing"]
 
@@ -47,7 +47,6 @@ class Bucket:
         self.name = name
         self._patience = patience or Patience()
         self._wire = Wire(project, self._patience)
-        self._storage_url = project.storage_url
         self._resumable = Resumable(self._wire, self._patience)
         self._begun: dict[str, _Begun] = {}
         self._lock = threading.Lock()
@@ -59,7 +58,7 @@ class Bucket:
         """
         _check_path("upload", self.name, path)
         check_stop(stop)
-        apart(lambda: self._put(path, file, mime, stop), stop)
+        apart(lambda: self._put(path, file, plain_mime(mime), stop), stop)
 
     def _put(self, path: str, file: Path, mime: str, stop: threading.Event) -> None:
         with UploadFile(file, stop) as opened:
@@ -139,7 +138,7 @@ class Bucket:
         headers = {"Content-Type": "application/json"}
         answer = self._wire.demand(target, "POST", place, headers=headers, content=content)
         # Only the signature is taken from the answer, which speaks of a path of its own.
-        query = urlsplit(str(answer.json().get("signedURL") or answer.json().get("signedUrl") or "")).query
+        query = str(answer.json().get("signedURL") or answer.json().get("signedUrl") or "").partition("?")[2]
         if "token=" not in query:
             raise _nonsense(target, answer)
         return f"{place}?{query}"
@@ -147,9 +146,10 @@ class Bucket:
 
 def _check_path(verb: str, bucket: str, path: str) -> None:
     """A dot as a part of a path is taken away on the way, and leads elsewhere."""
-    if not {"", ".", ".."}.isdisjoint(path.split("/")):
-        cannot = Target(verb, bucket, path).cannot()
-        raise PublishFailed("publish.refused", f"{cannot}: a path has no empty part, `.` or `..`", permanent=True)
+    if not {"", ".", ".."}.isdisjoint(path.split("/")) or not path.isprintable() or len(path.encode()) > LONGEST_PATH:
+        cannot = Target(verb, bucket, spoken(path)).cannot()
+        why = f"a path has no empty part, `.` or `..`, no control characters, and at most {LONGEST_PATH} bytes"
+        raise PublishFailed("publish.refused", f"{cannot}: {why}", permanent=True)
 
 
 def _form_name(path: str) -> str:

@@ -47,7 +47,7 @@ class Wire:
             return self._exchange(method, url, {**ours, **(headers or {})}, content)
         except httpx.TimeoutException as error:
             problem = unavailable(target, f"no answer from Storage in time ({type(error).__name__})")
-        except (httpx.TransportError, httpx.StreamError) as error:
+        except (httpx.RequestError, httpx.StreamError) as error:
             problem = unavailable(target, f"no connection with Storage: {spoken(str(error), _secrets(ours))}")
         # Outside of the handler: the library's error, which may quote a header, is no part of ours.
         raise problem

@@ -10,7 +10,6 @@ import base64
 import re
 import threading
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from wan2gp.supervisor.patience import Patience
 from wan2gp.supervisor.publish import PublishFailed
@@ -157,7 +156,7 @@ def _check(answer: Answer, target: Target) -> None:
 def _name(answer: Answer, target: Target) -> str:
     """The name of the new upload. Only that is taken from the answer: behind a gateway the rest of the address is
     wrong, and the key goes to no host but the configured one."""
-    name: str = urlsplit(answer.headers.get("Location", "")).path.rstrip("/").rpartition("/")[2]
+    name = re.split("[?#]", answer.headers.get("Location", ""), maxsplit=1)[0].rstrip("/").rpartition("/")[2]
     if not _NAME.fullmatch(name) or not name.strip("."):
         raise unavailable(target, "Storage names no place for the upload")
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import TracebackType
 from wan2gp.supervisor.publish import PublishFailed
 
 PIECE_BYTES = 128 * 1024
+_MIME = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -67,6 +69,11 @@ def changed(path: Path, how: str) -> PublishFailed:
         f"cannot send {path.name}: somebody changed the file in the spool: {how}",
         permanent=True,
     )
+
+
+def plain_mime(mime: str) -> str:
+    """The type as it may stand in a header; what a handler said of a file is not trusted to be one."""
+    return mime if _MIME.fullmatch(mime) else "application/octet-stream"
 
 
 def check_stop(stop: threading.Event) -> None:
