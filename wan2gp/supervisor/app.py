@@ -25,9 +25,11 @@ from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run
 from wan2gp.supervisor.backends import chosen_kind, open_backend
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.control_server import ControlServer
+from wan2gp.supervisor.gpus import GpuReader
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
+from wan2gp.supervisor.log_shipper import LogShipper
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.operations import LoopOperations
 from wan2gp.supervisor.queue import QueueUnavailable
@@ -73,6 +75,7 @@ class App:
         self._stopped = False
         self._said_of_database: str | None = None
         self._said_deaf = False
+        self._gpus = GpuReader()
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -118,6 +121,7 @@ class App:
         loop = Loop(config, registry, router, facts, inbox, once=self._order.once, every_tick=self._tick)
         self._loop = loop
         opened.callback(self._end_children)
+        self._ship_logs(loop, opened)
         spool = Spool(config.data_dir / "spool")
         opened.callback(spool.close)
         self._clear_work(spool)
@@ -167,6 +171,16 @@ class App:
             loop.abandon()
             raise
 
+    def _ship_logs(self, loop: Loop, opened: contextlib.ExitStack) -> None:
+        """Where the database keeps its workers' logs: a pod scaler takes the first line for a sign of life."""
+        if not self._config.ship_logs:
+            return
+        shipper = LogShipper(self._backend.queue, self._config.worker_id, self._facts, loop.crash)
+        shipper.start()
+        opened.callback(shipper.stop)
+        self._log.listen(shipper.offer)
+        opened.callback(self._log.listen, None)
+
     def _recover(self, settler: Settler, leases: LeaseKeeper, spool: Spool) -> None:
         """First what the last life finished, which its leases still cover; then what it left running goes back."""
         for ending in spool.leftovers():
@@ -197,6 +211,7 @@ class App:
             LoopOperations(loop, inbox, self._backend),
             data_dir=config.data_dir,
             fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
+            gpus=self._gpus.read,
         )
         control.start()
         opened.callback(control.stop)
@@ -252,6 +267,7 @@ class App:
             "instance": self._instance,
             "state": STOPPED if self._stopped else self._loop.stage.value,
             "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
+            **self._gpus.vram(),
         }
 
     def _check_worker_id(self) -> None:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import zmq
 
-from wan2gp.control import FRAMES, MAX_REQUEST_BYTES, ControlRefused, Refused, decode_request, encode
+from wan2gp.control import FRAMES, MAX_REQUEST_BYTES, ControlRefused, Gpu, Refused, decode_request, encode
 from wan2gp.supervisor.control_census import Census
 from wan2gp.supervisor.control_desk import ControlDesk, Operations
-from wan2gp.supervisor.gpus import GpuReader
 from wan2gp.supervisor.queue import TaskQueue
 
 WORKERS = 4
@@ -53,11 +52,12 @@ class ControlServer:
         *,
         data_dir: Path,
         fault: Callable[[BaseException], None],
+        gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
         """``fault`` is told, from a worker's thread, of errors that are ours and not the caller's."""
         self._endpoint = endpoint
         self._token = token.encode()
-        self._desk = ControlDesk(queue, operations, data_dir, Census(queue.stats), GpuReader().read)
+        self._desk = ControlDesk(queue, operations, data_dir, Census(queue.stats), gpus)
         self._fault = fault
         self._pending = _pending()
         self._replies: deque[list[bytes]] = deque()
