@@ -41,6 +41,11 @@ NEVER_S = 10_000.0
 """Longer than any test: what ends such a wait is not its end."""
 
 
+def says(code: str, message: str) -> dict[str, str | None]:
+    """An error in PostgREST's form."""
+    return {"code": code, "message": message, "hint": None, "details": None}
+
+
 @contextmanager
 def queue_on(
     stack: Stack, key: str | None = None, url: str | None = None, **settings: float
@@ -78,7 +83,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def answers(queue: SupabaseQueue) -> bool:
     try:
         queue.check()
-    except QueueUnavailable:
+    except (QueueUnavailable, FunctionsMissing):
         return False
     return True
 
@@ -145,9 +150,10 @@ class TestOutages:
         [
             Fault(ANY, "reset"),
             Fault(ANY, "status", 502, {"Content-Type": "text/html"}, HTML, times=2),
-            Fault(ANY, "status", 503, {}, {"message": "upstream", "code": "PGRST002"}, times=2),
-            Fault(ANY, "status", 504, {}, {"message": "pool", "code": "PGRST003"}),
-            Fault(ANY, "status", 500, {}, {"message": "deadlock", "code": "40P01"}, times=4),
+            Fault(ANY, "status", 503, {}, says("PGRST002", "upstream"), times=2),
+            Fault(ANY, "status", 504, {}, says("PGRST003", "pool")),
+            Fault(ANY, "status", 500, {}, says("40P01", "deadlock"), times=4),
+            Fault(ANY, "status", 404, {}, says("PGRST202", "not in the schema cache"), times=3),
             Fault(ANY, "status", 521),
             Fault(ANY, "status", 200, {"Content-Type": "text/html"}, HTML),
             Fault(ANY, "status", 200, {"Content-Type": "application/json"}),
@@ -207,7 +213,7 @@ class TestOutages:
 
     def test_a_silent_connection_is_given_up_for_a_fresh_one(self, stack: Stack) -> None:
         with queue_on(stack, silence_s=0.2, call_timeout_s=60) as queue:
-            queue.check()
+            eventually(lambda: answers(queue))
             hanging = stack.front.faults.add(Fault(ANY, "hang"))
             eventually(lambda: answers(queue))
             assert hanging.hits == 1
@@ -317,7 +323,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("code", ["PGRST301", "PGRST303"])
     def test_postgrests_own_word_on_a_key_is_understood(self, stack: Stack, queue: SupabaseQueue, code: str) -> None:
-        stack.front.faults.add(Fault(ANY, "status", 401, {}, {"code": code, "message": "JWT expired"}))
+        stack.front.faults.add(Fault(ANY, "status", 401, {}, says(code, "JWT expired")))
         error = error_of(queue.check)
         assert isinstance(error, AccessDenied) and error.code == code
 
@@ -352,7 +358,7 @@ class TestRefusals:
             with pytest.raises(FunctionsMissing, match="wan2gp-ctl db migrate"):
                 queue.check()
             migrate(stack.database)
-            queue.check()
+            eventually(lambda: answers(queue))
 
     def test_an_older_contract_says_what_to_run(self, stack: Stack, queue: SupabaseQueue, admin: Admin) -> None:
         admin.execute("CREATE OR REPLACE FUNCTION wan2gp_version() RETURNS int LANGUAGE sql AS 'SELECT 1'")
@@ -361,7 +367,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("code", ["P0001", "22P02", "23505", "W2001"])
     def test_what_the_database_refuses_keeps_its_code(self, stack: Stack, queue: SupabaseQueue, code: str) -> None:
-        stack.front.faults.add(Fault(ANY, "status", 400, {}, {"code": code, "message": "not like this"}))
+        stack.front.faults.add(Fault(ANY, "status", 400, {}, says(code, "not like this")))
         error = error_of(queue.check)
         assert isinstance(error, QueueRefused) and not isinstance(error, AccessDenied)
         assert error.code == code and "not like this" in str(error)
@@ -401,12 +407,12 @@ class TestSecrets:
             Fault(ANY, "hang", times=None),
             Fault(ANY, "cut_answer", times=None),
             Fault(ANY, "status", 401, {}, {"message": "Invalid API key"}),
-            Fault(ANY, "status", 400, {}, {"code": "P0001", "message": "no"}),
-            Fault(ANY, "status", 404, {}, {"code": "PGRST202"}, times=None),
+            Fault(ANY, "status", 400, {}, says("P0001", "no")),
+            Fault(ANY, "status", 404, {}, says("PGRST202", "no"), times=None),
             Fault(ANY, "status", 404, {}, {}),
             Fault(ANY, "status", 429, {"Retry-After": "999"}),
             Fault(ANY, "status", 502, {}, HTML, times=None),
-            Fault(ANY, "status", 503, {}, {"code": "PGRST000", "message": "no"}, times=None),
+            Fault(ANY, "status", 503, {}, says("PGRST000", "no"), times=None),
             Fault(ANY, "status", 200, {}, HTML, times=None),
             Fault(ANY, "status", 200, {"Content-Encoding": "gzip"}, HTML, times=None),
             Fault(ANY, "status", 200, {"Content-Type": "application/json"}, "[" * 100_000, times=None),

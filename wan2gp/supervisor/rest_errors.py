@@ -56,10 +56,10 @@ class Verdict:
     again: Again
 
 
-def judge_answer(host: str, code: str | None, message: str | None, status: int, location: str | None) -> Verdict:
+def judge_answer(host: str, code: object, message: object, status: int, location: str | None) -> Verdict:
     """An answer that is an error. ``code`` and ``message`` are those of its JSON; ``location`` that of a redirect."""
-    code = code if code is not None and _is_code(code) else ""
-    text = _one_line(message) or f"status {status}"
+    code = code if isinstance(code, str) and _is_code(code) else ""
+    text = _one_line(message if isinstance(message, str) else "") or f"status {status}"
     if code in _MISSING:
         error = FunctionsMissing(f"the database lacks the queue's functions ({text}): run `wan2gp-ctl db migrate`")
         return Verdict(error, Again.RELOADED if code == UNKNOWN_FUNCTION else Again.NEVER)
@@ -140,10 +140,10 @@ def _refused(code: str, text: str) -> QueueRefused:
 
 
 def _is_code(code: str) -> bool:
-    """Where the body is no JSON, postgrest puts the status in the code's place."""
+    """Where the body is no JSON, postgrest puts the status in the code's place, in older versions as a number."""
     return code.isalnum() and (code.startswith("PGRST") or len(code) == 5)
 
 
-def _one_line(text: str | None) -> str:
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:TEXT_MAX] if lines else ""

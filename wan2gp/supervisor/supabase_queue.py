@@ -125,7 +125,7 @@ class SupabaseQueue(ContractQueue):
             raise MisshapenReply(f"{seen.bytes} bytes of {'JSON' if seen.json else 'no JSON'}")
         return _Answer(shaped(verb, value, shape))
 
-    def _failed(self, code: str | None, message: str | None, seen: Seen) -> _Failure:
+    def _failed(self, code: object, message: object, seen: Seen) -> _Failure:
         if seen.retry_after_s is not None:
             # The limit is the project's: none of our threads is to call before.
             self._hold_until = time.monotonic() + min(seen.retry_after_s, RETRY_AFTER_MAX_S)
