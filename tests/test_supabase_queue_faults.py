@@ -310,6 +310,28 @@ class TestStopping:
             assert isinstance(error_of(queue.check), QueueUnavailable)
         assert len(stack.front.requests) == 1
 
+    def test_an_interrupt_before_a_claim_costs_it_no_repeat_and_is_heard_by_the_next_wait(
+        self, stack: Stack, queue: SupabaseQueue
+    ) -> None:
+        """A busy worker is interrupted all the time."""
+        task_id = queue.enqueue("comfy", {})
+        queue.interrupt()
+        stack.front.faults.add(Fault("rpc/wan2gp_claim", "status", 503))
+        assert [task.id for task in claim(queue)] == [task_id]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(queue.wait, NEVER_S).result(60) is False
+
+    def test_a_project_that_was_closed_first_is_an_outage_and_no_crash(self, stack: Stack) -> None:
+        with queue_on(stack) as queue:
+            queue.check()
+            queue._project.close()
+            assert isinstance(error_of(queue.check), QueueUnavailable)
+
+    def test_arguments_that_are_no_json_are_the_callers_fault(self, stack: Stack, queue: SupabaseQueue) -> None:
+        with pytest.raises(TypeError):
+            queue.event("x", "y", {"z": object()})
+        queue.check()
+
 
 class TestRefusals:
     def test_a_wrong_key_a_personal_token_and_another_projects_say_which_key_to_give(self, stack: Stack) -> None:

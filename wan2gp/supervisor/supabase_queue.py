@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from wan2gp.supervisor.bell import Bell
 from wan2gp.supervisor.contract_queue import ContractQueue, Json, MisshapenReply, UnreadableReply, shaped
 from wan2gp.supervisor.postgres_json import clean
 from wan2gp.supervisor.queue import QueueUnavailable
-from wan2gp.supervisor.rest_errors import Verdict, judge_answer, judge_transport, not_ours
+from wan2gp.supervisor.rest_errors import Again, Verdict, judge_answer, judge_transport, not_ours
 from wan2gp.supervisor.rest_patience import LEAST_S, RETRY_AFTER_MAX_S, Patience
 from wan2gp.supervisor.supabase_project import Seen, SupabaseProject
 
@@ -57,38 +57,36 @@ class SupabaseQueue(ContractQueue):
         self._call_timeout_s = call_timeout_s
         self._silence_s = silence_s
         self._host = urlsplit(project.url).netloc
-        self._wake = threading.Event()
-        self._closed = threading.Event()
+        self._bell = Bell()
         self._hold_until = 0.0
 
     def wait(self, timeout_s: float) -> bool:
         """Always False: nobody tells of new tasks."""
-        self._wake.wait(timeout_s)
-        if not self._closed.is_set():
-            self._wake.clear()
+        self._bell.wait(timeout_s)
         return False
 
     def interrupt(self) -> None:
         """Ends a wait; a claim that failed is not repeated any more by itself."""
-        self._wake.set()
+        self._bell.ring()
 
     def close(self) -> None:
         """Ends waits and repeats, also those to come."""
-        self._closed.set()
-        self._wake.set()
+        self._bell.stop()
 
     def _call(self, verb: str, arguments: Mapping[str, Any], shape: Any) -> Any:
         """Repeated within its time, for a failure that another try may cure."""
         sent = {name: clean(value.value if isinstance(value, Json) else value) for name, value in arguments.items()}
         patience = Patience(time.monotonic() + self._call_timeout_s)
         client = self._project.client
-        self._hold(verb)
+        # Whoever claims has better to do as soon as it is interrupted.
+        rung = self._bell.rung if verb.startswith("claim") else None
+        self._hold(rung)
         while True:
             outcome = self._try(client, verb, sent, shape, patience.deadline)
             if isinstance(outcome, _Answer):
                 return outcome.value
             pause = patience.pause(outcome.verdict.again, time.monotonic(), outcome.retry_after_s)
-            if pause is None or self._stopped(verb, pause):
+            if pause is None or self._bell.heard(pause, since=rung):
                 raise outcome.verdict.error
 
     def _try(
@@ -97,8 +95,8 @@ class SupabaseQueue(ContractQueue):
         """One request. Its errors become values here: a traceback of HTTP frames could show the key."""
         from postgrest.exceptions import APIError
 
-        if self._closed.is_set():
-            return _Failure(judge_transport(self._host, RuntimeError("the worker stops")))
+        if self._is_over():
+            return self._stops()
         with self._project.watch(deadline, self._silence_s) as seen:
             try:
                 value = client.rpc(f"wan2gp_{verb}", arguments).execute().data
@@ -110,8 +108,8 @@ class SupabaseQueue(ContractQueue):
             except httpx.RequestError as error:
                 return _Failure(judge_transport(self._host, error))
             except (ValueError, RecursionError, RuntimeError) as error:
-                if self._closed.is_set():
-                    return _Failure(judge_transport(self._host, RuntimeError("the worker stops")))
+                if self._is_over():
+                    return self._stops()
                 if seen.status is None:
                     raise  # it is our arguments that cannot be written
                 why = str(error)
@@ -132,12 +130,15 @@ class SupabaseQueue(ContractQueue):
         status = seen.status or 0
         return _Failure(judge_answer(self._host, code, message, status, seen.location), seen.retry_after_s)
 
-    def _hold(self, verb: str) -> None:
+    def _hold(self, rung: int | None) -> None:
         """Waits where the project asked for a pause."""
         left = self._hold_until - time.monotonic()
-        if left > 0 and (left + LEAST_S > self._call_timeout_s or self._stopped(verb, left)):
+        if left > 0 and (left + LEAST_S > self._call_timeout_s or self._bell.heard(left, since=rung)):
             raise QueueUnavailable(f"the Supabase project at {self._host} asked for a pause")
 
-    def _stopped(self, verb: str, pause_s: float) -> bool:
-        """Waits; True when it was cut short. The one that claims has better to do as soon as it is interrupted."""
-        return (self._wake if verb.startswith("claim") else self._closed).wait(pause_s)
+    def _is_over(self) -> bool:
+        return self._bell.is_stopped() or self._project.http.is_closed
+
+    def _stops(self) -> _Failure:
+        error = QueueUnavailable(f"the Supabase project at {self._host} is not called any more: the worker stops")
+        return _Failure(Verdict(error, Again.NEVER))
