@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -19,6 +20,15 @@ from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import ClaimedTask, LeaseBeat, QueueRefused, Settlement, SpawnedChild, Verb
 
 TYPES = ("a", "b", "orchestrator")
+VERBS = {
+    Verb.COMPLETE: 10,
+    Verb.FAIL: 1,
+    Verb.RETRY: 2,
+    Verb.LOSS: 1,
+    Verb.RELEASE: 1,
+    Verb.CANCEL: 1,
+    Verb.WITHHOLD: 2,
+}
 BY_HAND = (
     "UPDATE tasks SET status = 'Queued' WHERE id = %(one)s",
     "UPDATE tasks SET status = 'Failed' WHERE id = %(one)s",
@@ -40,15 +50,16 @@ class Actor:
         self.name = f"w{seed}"
         self.chance = random.Random(seed)
         self.completed: Counter[str] = Counter()
+        self.withheld: list[Settlement] = []
 
     def some(self) -> str:
         return self.chance.choice(self.ids[-40:]) if self.ids else str(uuid.uuid4())
 
     def live(self, steps: int) -> Counter[str]:
-        moves = (self.submit, self.work, self.by_hand, self.ask, self.recover)
+        moves = (self.submit, self.work, self.by_hand, self.ask, self.recover, self.publish)
         with psycopg.connect(self.url, autocommit=True) as self.hand:
             for _ in range(steps):
-                self.chance.choices(moves, (20, 50, 10, 15, 5))[0]()
+                self.chance.choices(moves, (20, 50, 10, 15, 5, 5))[0]()
         return self.completed
 
     def submit(self) -> None:
@@ -61,11 +72,36 @@ class Actor:
         spawning = [task for task in tasks if task.task_type == "orchestrator" and self.chance.random() < 0.8]
         for task in spawning:
             self.spawn(task)
-        verbs = self.chance.choices(list(Verb), (10, 1, 2, 1, 1, 1), k=len(tasks))
+        verbs = self.chance.choices(list(VERBS), list(VERBS.values()), k=len(tasks))
         endings = [Settlement(t.id, t.token, verb) for t, verb in zip(tasks, verbs, strict=True) if t not in spawning]
+        for ending in endings:
+            if self.chance.random() < 0.3:
+                self.complete_elsewhere(ending)
+        self.finish(endings)
+
+    def finish(self, endings: list[Settlement]) -> None:
         for ending, reply in zip(endings, self.queue.finish_many(endings), strict=True):
-            if reply.accepted and ending.verb is Verb.COMPLETE:
+            if reply.accepted and not reply.repeated and ending.verb is Verb.COMPLETE:
                 self.completed[ending.token] += 1
+            if reply.accepted and ending.verb is Verb.WITHHOLD:
+                self.withheld.append(replace(ending, verb=Verb.COMPLETE))
+
+    def publish(self) -> None:
+        """What was withheld can be published now; perhaps."""
+        if self.withheld:
+            ending = self.withheld.pop(self.chance.randrange(len(self.withheld)))
+            if self.chance.random() < 0.5:
+                self.complete_elsewhere(ending)
+            if self.chance.random() < 0.9:  # else its worker has died
+                self.finish([ending])
+
+    def complete_elsewhere(self, ending: Settlement) -> None:
+        """As complete_task does, or would have done."""
+        if self.queue.completing(ending.task_id, ending.token, 90).held and self.chance.random() < 0.8:
+            with suppress(psycopg.errors.DeadlockDetected):
+                self.hand.execute(
+                    "UPDATE tasks SET status = 'Complete' WHERE id = %s AND status = 'In Progress'", (ending.task_id,)
+                )
 
     def spawn(self, task: ClaimedTask) -> None:
         kinds = [self.chance.choice(TYPES) for _ in range(self.chance.randint(1, 3))]
