@@ -56,6 +56,7 @@ class Claimer:
         self._offered: Mapping[str, int] = {}
         self._handed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
+        self._begun = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="claimer", daemon=True)
 
@@ -71,8 +72,9 @@ class Claimer:
             freed = any(count > self._offered.get(name, 0) for name, count in slots.items())
             more = freed or seen != self._seen
             self._offered, self._seen = dict(slots), Counter(seen)
-            if freed:
+            if freed and self._begun:  # at the start there is room, but nothing has ended
                 self._pace.worked()
+            self._begun = True
         if more:
             self._queue.interrupt()
 
