@@ -14,4 +14,5 @@ pytest_plugins = [
     "tests.comfy_worker",
     "tests.storage_server",
     "tests.conftest_tls",
+    "tests.edge_projects",
 ]

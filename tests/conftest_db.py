@@ -93,6 +93,10 @@ class PgServer:
         """The predecessor's tables in one, with our contract on them."""
         return self._template("supabase_predecessor_template", host_as_supabase, install_predecessor, migrate)
 
+    def supabase_untouched_template(self) -> str:
+        """The predecessor's tables in one, and nothing of ours."""
+        return self._template("supabase_untouched_template", host_as_supabase, install_predecessor)
+
     def supabase_bare_template(self) -> str:
         """One in which nobody has created anything."""
         return self._template("supabase_bare_template", host_as_supabase)

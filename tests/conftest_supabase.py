@@ -18,11 +18,13 @@ POLLING = ("--poll-interval", "0.2")
 def supabase_db(pg_server: PgServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of a fresh database with the roles of a hosted one and our contract.
 
-    By an indirect parameter another one: ``predecessor`` (its tables and our contract), ``bare`` (nothing).
+    By an indirect parameter another one: ``predecessor`` (its tables and our contract), ``untouched`` (its tables
+    alone), ``bare`` (nothing).
     """
     templates = {
         "ours": pg_server.supabase_template,
         "predecessor": pg_server.supabase_predecessor_template,
+        "untouched": pg_server.supabase_untouched_template,
         "bare": pg_server.supabase_bare_template,
     }
     yield from pg_server.borrow(templates[getattr(request, "param", "ours")]())

@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import psycopg
 from psycopg import sql
 
+from tests.edge_functions import EdgeFunctions
 from tests.postgrest import Postgrest
 from tests.storage_stand_in import StorageStandIn
 from tests.supabase_front import Front
@@ -37,6 +38,7 @@ class Stack:
         self.url = self.front.url
         self.postgrest = Postgrest(database_url, self.keys.jwt_secret, directory)
         self.storage = StorageStandIn(self.keys.is_service, directory / "storage")
+        self.functions = EdgeFunctions(database_url, self.keys.holder, self.storage, lambda: self.url)
 
     def __enter__(self) -> Stack:
         try:
@@ -44,6 +46,7 @@ class Stack:
             self.front.start()
             self.front.serve_rest(self.postgrest.address)
             self.front.serve("/storage/v1/", self.storage)
+            self.front.serve("/functions/v1/", self.functions)
         except BaseException:
             self.close()
             raise

@@ -47,6 +47,12 @@ FACTS: dict[str, tuple[str, str]] = {
     "queue.back": ("INFO", "Database reachable again after {seconds:.1f}s"),
     "queue.refused": ("ERROR", "The database refused a call: {error}"),
     "queue.deaf": ("WARNING", "No LISTEN through this connection (a transaction pooler?): polling"),
+    "edge.foreign": (
+        "WARNING",
+        "The queue gives {task_type} tasks, which no handler here takes now: they are put back, and less is claimed "
+        "while nothing else comes",
+    ),
+    "edge.adopted": ("WARNING", "Task {task_id} was claimed by a call whose answer was lost: going on with it"),
     "task.processing": ("INFO", "Processing {task_type} task {task_id}"),
     "task.saved": ("INFO", "Saved output: {path}"),
     "task.completed": ("INFO", "Task {task_id} completed"),
@@ -65,6 +71,11 @@ FACTS: dict[str, tuple[str, str]] = {
         "WARNING",
         "complete_task said yes and changed nothing for task {task_id}: its row is completed without it, so the app "
         "may not show the result",
+    ),
+    "publish.unsure": (
+        "WARNING",
+        "complete_task gave no answer for task {task_id}, and nothing tells what it did: its row is completed without "
+        "it, so the app may not show the result",
     ),
     "publish.left": ("WARNING", "Files of task {task_id} that nobody needs could not be deleted ({error}): {places}"),
     "handler.starting": ("INFO", "Starting handler {handler}"),

@@ -87,9 +87,9 @@ class StorageStore:
 
     def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
         """All files of one ending, side by side; the first failure is raised once none is under way any more."""
-        over = _Either(stop)
+        over = Either(stop)
         running = [self._pool.submit(self._send, item, over) for item in staged]
-        _settle_all(running, over)
+        settle_all(running, over)
         return [future.result() for future in running]
 
     def _send(self, item: Staged, stop: threading.Event) -> Staged:
@@ -107,7 +107,7 @@ class StorageStore:
             self._bucket.remove(paths)
 
 
-class _Either(threading.Event):
+class Either(threading.Event):
     """Set when it is set itself, or the event that it stands for."""
 
     def __init__(self, other: threading.Event) -> None:
@@ -127,7 +127,7 @@ class _Either(threading.Event):
         return self.is_set()
 
 
-def _settle_all(running: Sequence[Future[Staged]], over: threading.Event) -> None:
+def settle_all(running: Sequence[Future[Staged]], over: threading.Event) -> None:
     """Wait for all; after a failure the others are told to stop."""
     wait(running, return_when=FIRST_EXCEPTION)
     if any(future.done() and future.exception() is not None for future in running):

@@ -80,6 +80,12 @@ def completed_by(config: Config, backend: Backend, facts: Facts) -> TaskQueue:
 
     Raises :class:`~wan2gp.config.ConfigError` when that function was asked for by name and cannot be had.
     """
+    if backend.kind == "edge":
+        from wan2gp.supervisor.edge_queue import EdgeQueue
+
+        assert isinstance(backend.queue, EdgeQueue)
+        backend.queue.speak(facts)
+        return backend.queue
     named = config.finish_via == "complete_task"
     possible = backend.project is not None and config.publishes_to_storage and backend.kind != "edge"
     if config.finish_via == "sql" or not (possible or named):

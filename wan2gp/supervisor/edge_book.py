@@ -1,0 +1,145 @@
+"""What one life of a worker remembers of its tasks where no database of ours does: leases, tries and their causes."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wan2gp.supervisor.queue import FinishReply, LeaseBeat, Settlement, Verb
+
+REMEMBERED = 5000
+"""Tasks, and ends of leases, that are remembered."""
+
+
+@dataclass
+class Past:
+    """Of one task."""
+
+    starts: int = 0
+    failures: int = 0
+    losses: int = 0
+    causes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Held:
+    """A task that is ours. ``token`` names the task, so that one of an earlier life tells whose it is."""
+
+    task_id: str
+    token: str = field(repr=False)
+    lease_id: str
+    seen: bool = False
+    """The counts have listed it as active since we have it."""
+    missed: int = 0
+    """How often in a row they did not list it any more."""
+    beat: LeaseBeat | None = None
+    """What it does."""
+
+
+class Book:
+    """Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._past: OrderedDict[str, Past] = OrderedDict()
+        self._held: dict[str, Held] = {}
+        self._ended: OrderedDict[tuple[str, Verb], FinishReply] = OrderedDict()
+        self._verdicts: OrderedDict[str, tuple[bool, str]] = OrderedDict()
+        self._kept: set[str] = set()
+
+    def begin(self, task_id: str) -> tuple[Held, Past]:
+        """A new lease, and the task's past with this start counted."""
+        with self._lock:
+            past = self._past.setdefault(task_id, Past())
+            self._past.move_to_end(task_id)
+            past.starts += 1
+            held = Held(task_id, f"{task_id}.{uuid.uuid4().hex}", uuid.uuid4().hex)
+            self._held[task_id] = held
+            _bound(self._past)
+            return held, Past(past.starts, past.failures, past.losses, list(past.causes))
+
+    def held(self, task_id: str) -> Held | None:
+        with self._lock:
+            return self._held.get(task_id)
+
+    def ours(self) -> set[str]:
+        """The tasks that we hold, or that wait in the spool of an earlier life."""
+        with self._lock:
+            return {*self._held, *self._kept}
+
+    def keep(self, tokens: Iterable[str]) -> set[str]:
+        """Leases of an earlier life that are to stay; returns their tasks."""
+        with self._lock:
+            self._kept |= {token.rpartition(".")[0] for token in tokens}
+            return set(self._kept)
+
+    def note(self, beat: LeaseBeat) -> Held | None:
+        """What a task of ours does. None when its lease is not of this life."""
+        with self._lock:
+            held = self._held.get(beat.task_id)
+            if held is None or held.token != beat.token:
+                return None
+            held.beat = beat
+            return held
+
+    def ended(self, settlement: Settlement) -> FinishReply | None:
+        """The answer to this very settlement, if it was given."""
+        with self._lock:
+            return self._ended.get((settlement.token, settlement.verb))
+
+    def end(self, settlement: Settlement, reply: FinishReply) -> None:
+        """The lease is over."""
+        with self._lock:
+            self._ended[settlement.token, settlement.verb] = reply
+            _bound(self._ended)
+            held = self._held.get(settlement.task_id)
+            if held is not None and held.token == settlement.token:
+                del self._held[settlement.task_id]
+            self._kept.discard(settlement.task_id)
+
+    def withheld(self, settlement: Settlement) -> bool:
+        """Whether we ourselves failed its row because it could not be published."""
+        with self._lock:
+            reply = self._ended.get((settlement.token, Verb.WITHHOLD))
+            return reply is not None and reply.accepted
+
+    def verdict(self, settlement: Settlement, failures_max: int, losses_max: int) -> tuple[bool, str]:
+        """Whether a RETRY, LOSS or RELEASE queues its task again, and all that has gone wrong with it.
+
+        Counted once for each lease, however often it is asked.
+        """
+        with self._lock:
+            known = self._verdicts.get(settlement.token)
+            if known is None:
+                known = self._count(settlement, failures_max, losses_max)
+                self._verdicts[settlement.token] = known
+                _bound(self._verdicts)
+            return known
+
+    def _count(self, settlement: Settlement, failures_max: int, losses_max: int) -> tuple[bool, str]:
+        past = self._past.setdefault(settlement.task_id, Past())
+        if settlement.verb is Verb.RELEASE:
+            past.starts = max(0, past.starts - 1)
+            return True, ""
+        past.failures += settlement.verb is Verb.RETRY
+        past.losses += settlement.verb is Verb.LOSS
+        past.causes.append(settlement.error_message or settlement.verb.value)
+        again = past.failures < failures_max and past.losses < losses_max
+        return again, _all_of(past.causes)
+
+
+def _all_of(causes: list[str]) -> str:
+    """The last cause, whose code leads, and those before it."""
+    if len(causes) == 1:
+        return causes[0]
+    earlier = "; ".join(f"try {number}: {cause}" for number, cause in enumerate(causes[:-1], 1))
+    return f"{causes[-1]} (after {earlier})"
+
+
+def _bound(remembered: OrderedDict[Any, Any]) -> None:
+    while len(remembered) > REMEMBERED:
+        remembered.popitem(last=False)

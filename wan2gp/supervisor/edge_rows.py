@@ -1,0 +1,229 @@
+"""The predecessor's tables through PostgREST, for whom a service key opens them: what its Edge Functions cannot tell,
+and the few changes that are safer with a condition. None of it needs a function of ours in the database.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from wan2gp.supervisor.queue import FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
+from wan2gp.supervisor.rest_errors import Verdict, judge_answer, judge_transport, not_ours
+from wan2gp.supervisor.rest_patience import Patience
+from wan2gp.supervisor.supabase_project import SupabaseProject, retry_after_s
+from wan2gp.tasks import TaskStatus
+
+CALL_S = 15.0
+"""Within which a call ends, with its repeats, seconds."""
+SILENCE_S = 8.0
+RUNNING = TaskStatus.IN_PROGRESS.value
+QUEUED = TaskStatus.QUEUED.value
+HEARTBEAT = "func_worker_heartbeat_with_logs"
+WORKERS_MAX = 200
+_ROW = "id,status::text,worker_id,output_location"
+Row = dict[str, Any]
+
+
+class EdgeRows:
+    """Safe to use from several threads. Raises the errors of :mod:`wan2gp.supervisor.queue`."""
+
+    def __init__(self, project: SupabaseProject, *, call_s: float = CALL_S) -> None:
+        self._project = project
+        self._call_s = call_s
+        self._host = urlsplit(project.url).netloc
+        self._closed = threading.Event()
+        self._beats = True
+        self._status_said = False
+
+    def close(self) -> None:
+        """Ends repeats."""
+        self._closed.set()
+
+    def open(self) -> bool:
+        """Whether the key opens the table. Raises :class:`QueueUnavailable` when that cannot be told now."""
+        try:
+            self._rows("GET", "tasks", {"select": _ROW, "limit": "1"})
+        except QueueUnavailable:
+            raise
+        except QueueError:
+            return False
+        return True
+
+    def states(self, ids: Sequence[str]) -> dict[str, Row]:
+        """Status, worker and output of these tasks, by id; absent: no such row."""
+        found = self._rows("GET", "tasks", {"select": _ROW, "id": f"in.({','.join(ids)})"}) if ids else []
+        return {str(row["id"]): row for row in found}
+
+    def running(self, worker_id: str) -> list[Row]:
+        """What is In Progress under this worker's name, without params, oldest first."""
+        wanted = {"status": f"eq.{RUNNING}", "worker_id": f"eq.{worker_id}"}
+        return self._rows(
+            "GET", "tasks", {"select": "id,task_type,project_id,user_id", "order": "created_at", **wanted}
+        )
+
+    def params(self, task_id: str) -> bytes:
+        """The JSON text of a row's params: only its reader finds out whether Python can hold it."""
+        query = {"select": "params", "id": f"eq.{task_id}"}
+        response = self._send("GET", "tasks", query, None, {"Accept": "application/vnd.pgrst.object+json"})
+        return response.content
+
+    def put_back(self, task_id: str, worker_id: str) -> bool:
+        """Queue a task again that is In Progress and not another worker's. False when it is not so."""
+        where = {"id": f"eq.{task_id}", "status": f"eq.{RUNNING}", "or": f"(worker_id.is.null,{_is(worker_id)})"}
+        values = {"status": QUEUED, "worker_id": None, "generation_started_at": None, "updated_at": "now"}
+        return bool(self._change(where, values))
+
+    def touch(self, ids: Sequence[str], worker_id: str) -> None:
+        """Say that these are worked at: the pod scaler queues again what nobody touched for half an hour."""
+        where = {"id": f"in.({','.join(ids)})", "status": f"eq.{RUNNING}", "worker_id": f"eq.{worker_id}"}
+        self._change(where, {"updated_at": "now"})
+
+    def has_generation(self, storage_path: str) -> bool:
+        """Whether the app knows the file as a generation of somebody's."""
+        try:
+            query = {"select": "id", "location": f"like.*{storage_path}", "limit": "1"}
+            return bool(self._rows("GET", "generations", query))
+        except FunctionsMissing:
+            return False  # an app without generations makes none twice
+
+    def row(self, task_id: str) -> Row | None:
+        found = self._rows("GET", "tasks", {"select": "*", "id": f"eq.{task_id}"})
+        return found[0] if found else None
+
+    def rows(self, status: str | None, task_type: str | None, limit: int) -> list[Row]:
+        """The newest, without params."""
+        query = {"select": "*", "order": "created_at.desc,id", "limit": str(max(limit, 0))}
+        if status is not None:
+            query["status"] = f"eq.{status}"
+        if task_type is not None:
+            query["task_type"] = f"eq.{task_type}"
+        return [
+            {name: value for name, value in row.items() if name != "params"}
+            for row in self._rows("GET", "tasks", query)
+        ]
+
+    def insert(self, row: Mapping[str, Any]) -> None:
+        """Insert a task; one with this id is taken for the same."""
+        headers = {"Prefer": "return=minimal,resolution=ignore-duplicates"}
+        self._send("POST", "tasks", {}, row, headers)
+
+    def change(self, task_id: str, before: Sequence[str], values: Mapping[str, Any]) -> bool:
+        """Change a row that has one of these statuses. False when it has not."""
+        statuses = ",".join(f'"{status}"' for status in before)
+        return bool(self._change({"id": f"eq.{task_id}", "status": f"in.({statuses})"}, values))
+
+    def workers(self) -> list[Row]:
+        """The workers' table, those heard last first; empty where there is none."""
+        query = {"select": "*", "order": "last_heartbeat.desc.nullslast", "limit": str(WORKERS_MAX)}
+        try:
+            return self._rows("GET", "workers", query)
+        except (FunctionsMissing, QueueRefused):
+            return []
+
+    def beat(self, worker_id: str, metadata: Mapping[str, Any]) -> None:
+        """Tell the pod scaler that we live. Does nothing where it cannot be told.
+
+        The status is said once: said always it would undo what the scaler decided of us.
+        """
+        if not self._beats:
+            return
+        body: Row = {"worker_id_param": worker_id, "logs_param": []}
+        body |= {f"{name}_param": metadata.get(name) or 0 for name in ("vram_total_mb", "vram_used_mb")}
+        for status in ({}, {"status_param": "active"}) if self._status_said else ({"status_param": "active"}, {}):
+            try:
+                self._send("POST", f"rpc/{HEARTBEAT}", {}, {**body, **status})
+                self._status_said = True
+                return
+            except FunctionsMissing:
+                continue  # deployed versions differ in whether they know, or want, the status
+            except QueueRefused:
+                break
+        self._beats = False
+
+    def _change(self, where: Mapping[str, str], values: Mapping[str, Any]) -> list[Row]:
+        query = {"select": "id", **where}
+        return self._read(self._send("PATCH", "tasks", query, values, {"Prefer": "return=representation"}))
+
+    def _rows(self, method: str, path: str, query: Mapping[str, str]) -> list[Row]:
+        return self._read(self._send(method, path, query))
+
+    def _read(self, response: httpx.Response) -> list[Row]:
+        found: Any = None
+        try:
+            found = response.json()
+        except (ValueError, RecursionError) as error:
+            if "json" in response.headers.get("Content-Type", "") and response.content.strip():
+                raise QueueRefused(f"a row cannot be read: {error}") from None
+        if isinstance(found, list) and all(isinstance(row, dict) for row in found):
+            return found
+        raise not_ours(self._host, response.status_code, "no list of rows").error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Repeated within its time; everything here may be done twice."""
+        patience = Patience(time.monotonic() + self._call_s)
+        content = None if body is None else json.dumps(body).encode()
+        while True:
+            outcome, asked = self._try(method, path, query, content, headers or {}, patience.deadline)
+            if isinstance(outcome, httpx.Response):
+                return outcome
+            pause = patience.pause(outcome.again, time.monotonic(), asked)
+            if pause is None or self._closed.wait(pause):
+                raise _lasting(outcome.error)
+
+    def _try(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: bytes | None,
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> tuple[httpx.Response | Verdict, float | None]:
+        ours = {**self._project.headers(), "Content-Type": "application/json", **headers}
+        try:
+            with self._project.watch(deadline, SILENCE_S):
+                response = self._project.http.request(
+                    method, f"{self._project.rest_url}/{path}", params=dict(query), content=content, headers=ours
+                )
+        except (httpx.HTTPError, RuntimeError) as error:
+            return judge_transport(self._host, error), None
+        if response.is_success:
+            return response, None
+        code, message = _told(response)
+        asked = retry_after_s(response.headers.get("Retry-After"))
+        return judge_answer(self._host, code, message, response.status_code, response.headers.get("Location")), asked
+
+
+def _lasting(error: QueueError) -> QueueError:
+    """Nobody takes a task from us by the clock here: no outage endangers our work."""
+    return QueueUnavailable(str(error), server_down=True) if isinstance(error, QueueUnavailable) else error
+
+
+def _told(response: httpx.Response) -> tuple[str | None, str | None]:
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(body, dict):
+        return None, None
+    code, message = body.get("code"), body.get("message")
+    return (code if isinstance(code, str) else None), (message if isinstance(message, str) else None)
+
+
+def _is(worker_id: str) -> str:
+    """A filter within ``or``, where commas and brackets mean something."""
+    escaped = worker_id.replace("\\", "\\\\").replace('"', '\\"')
+    return f'worker_id.eq."{escaped}"'
