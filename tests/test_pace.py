@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import psycopg
+
+from tests.conftest_worker import Worker
+from tests.supabase_stack import Stack
 from wan2gp.config_options import OPTIONS
 from wan2gp.supervisor.pace import FIRST_S, Pace
 
@@ -80,3 +84,15 @@ def test_many_workers_are_not_in_step() -> None:
         busiest = max(sum(1 for other in moments if 0 <= other - one < 0.05) for one in moments)
         assert busiest < 60
         assert due_s is None or moments[0] >= due_s
+
+
+def test_a_worker_that_polls_once_an_hour_finds_what_comes_right_after_its_last_task(
+    supabase_stack: Stack, start_supabase_worker: Callable[..., Worker]
+) -> None:
+    insert = "INSERT INTO tasks (task_type, params, status) VALUES ('noop', '{}', 'queued') RETURNING id"
+    with psycopg.connect(supabase_stack.database, autocommit=True) as connection:
+        first = str((connection.execute(insert).fetchone() or [""])[0])
+    worker = start_supabase_worker("--poll-interval", "3600")
+    assert worker.ended(first)["status"] == "Complete"
+    for _ in range(2):
+        assert worker.ended(worker.insert("noop"))["status"] == "Complete"
