@@ -87,3 +87,10 @@ def test_no_link_leads_nowhere(page: Path) -> None:
 def test_every_source_file_that_a_page_names_is_there(page: Path) -> None:
     for name in re.findall(r"`((?:wan2gp|tests|docs)/[\w./-]+)`", page.read_text()):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_page_on_supabase_says_all_that_the_edge_backend_lacks() -> None:
+    from wan2gp.supervisor.edge_queue import WEAKER
+
+    page = " ".join((ROOT / "docs" / "supabase.md").read_text().split())
+    assert [each for each in WEAKER if each not in page] == []

@@ -20,6 +20,7 @@ import pytest
 from tests.comfy_jobs import picture
 from tests.comfy_worker import spec_sql
 from tests.conftest_worker import FINAL, eventually
+from tests.supabase_stack import Stack
 from tests.test_spec_promises import TASK_DISTRIBUTION
 from wan2gp.demo_stage import Video, read_video
 from wan2gp.supervisor.embedded_cluster import find_binaries
@@ -152,18 +153,18 @@ def test_an_operator_installs_steers_and_drains(tmp_path: Path, empty_db: str) -
     assert set(statuses.values()) == {"Complete"} and len(statuses) == 2
 
 
-def test_what_is_not_there_yet_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path)
-    for kind in ("supabase", "edge"):
-        done = subprocess.run(
-            ["bash", "-c", f"wan2gp-supervisor check --queue {kind}"],
-            cwd=tmp_path,
-            env=terminal.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 2 and "not in this version" in done.stderr
+def test_an_owner_of_a_project_starts_a_worker_on_it(tmp_path: Path, supabase_stack: Stack) -> None:
+    (start,) = commands("On Supabase")
+    start = start.replace("https://your-project.supabase.co", supabase_stack.url).replace(
+        "your-key", supabase_stack.key
+    )
+    terminal = Terminal(tmp_path, COMFY_PATH="builtin", WORKER_ID="mine")
+    (tmp_path / "params.json").write_text(json.dumps({"workflow": picture()}))
+    with terminal.leaves_running(start):
+        task = terminal.types("wan2gp-ctl submit comfy --params params.json").strip()
+        row = ended(supabase_stack.database, task)
+    assert row["status"] == "Complete" and row["output_location"].startswith(supabase_stack.url)
+    assert len(supabase_stack.storage.paths("image_uploads")) == 1
 
 
 @pytest.mark.parametrize("variable", ["COMFY_PATH", "COMFY_PORT", "WAN2GP_STOP_GRACE_S", "COMFY_WHEN_MISSING"])

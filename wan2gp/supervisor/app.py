@@ -95,7 +95,7 @@ class App:
             self._sweep()
             run_dir = RunDir.prepare(config)
             opened.callback(run_dir.remove)
-            self._backend = open_backend(config, kind, run_dir.path)
+            self._backend = open_backend(config, kind, run_dir.path, self._facts)
             opened.callback(self._backend.close)
             for note in self._backend.notes:
                 self._facts("worker.warning", text=note)

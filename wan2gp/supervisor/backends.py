@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan2gp.config import Config, ConfigError
+from wan2gp.logs import Facts
 from wan2gp.supervisor.embedded import EmbeddedPostgres, EmbeddedUnavailable
 from wan2gp.supervisor.queue import FunctionsMissing, QueueRefused, TaskQueue
 
@@ -98,7 +99,7 @@ def _read_url(config: Config) -> None:
         raise ConfigError([f"DATABASE_URL = *** cannot be used: {error}"]) from error
 
 
-def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:
+def open_backend(config: Config, kind: str, run_dir: Path, facts: Facts) -> Backend:
     """Connect, or start the embedded server, bring its functions up to date and connect.
 
     Must be called from the main thread. Raises ``EmbeddedUnavailable``, ``QueueUnavailable``, ``QueueRefused`` or
@@ -108,7 +109,7 @@ def open_backend(config: Config, kind: str, run_dir: Path) -> Backend:
     try:
         if kind in ("supabase", "edge"):
             assert project is not None
-            return _open_hosted(config, kind, project)
+            return _open_hosted(config, kind, project, facts)
         return _open_postgres(config, kind, run_dir, project)
     except BaseException:
         if project is not None:
@@ -124,9 +125,9 @@ def _project(config: Config) -> SupabaseProject | None:
     return SupabaseProject(config.supabase_url, config.supabase_key, poll_interval_s=config.poll_interval_s)
 
 
-def _open_hosted(config: Config, kind: str, project: SupabaseProject) -> Backend:
+def _open_hosted(config: Config, kind: str, project: SupabaseProject, facts: Facts) -> Backend:
     if kind == "edge":
-        return _open_edge(config, project)
+        return _open_edge(config, project, facts)
     from wan2gp.supervisor.supabase_queue import SupabaseQueue
 
     try:
@@ -134,21 +135,21 @@ def _open_hosted(config: Config, kind: str, project: SupabaseProject) -> Backend
     except FunctionsMissing:
         if config.queue == "supabase":
             raise
-        return _open_edge(config, project)
+        return _open_edge(config, project, facts)
     except QueueRefused as refusal:
         if config.queue == "supabase":
             raise
         try:
-            return _open_edge(config, project)  # a personal access token opens the functions, and nothing else
+            return _open_edge(config, project, facts)  # a personal access token opens the functions, and nothing else
         except QueueRefused:
             raise refusal from None
 
 
-def _open_edge(config: Config, project: SupabaseProject) -> Backend:
+def _open_edge(config: Config, project: SupabaseProject, facts: Facts) -> Backend:
     from wan2gp.supervisor.edge_queue import WEAKER, EdgeQueue
 
     note = f"Working by Edge Functions: {'; '.join(WEAKER)}. `wan2gp-ctl db sql` prints what lifts that"
-    return _checked(Backend(EdgeQueue(project, config.worker_id), "edge", project=project, notes=(note,)))
+    return _checked(Backend(EdgeQueue(project, config.worker_id, facts), "edge", project=project, notes=(note,)))
 
 
 def _open_postgres(config: Config, kind: str, run_dir: Path, project: SupabaseProject | None) -> Backend:
