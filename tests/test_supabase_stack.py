@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from aiohttp import web
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from tests import postgrest
 from tests.conftest_db import PgServer
 from tests.conftest_worker import ROOT, eventually
 from tests.front_faults import Fault
@@ -82,10 +84,23 @@ class TestKeys:
             answer = client.get(f"{supabase_stack.url}/rest/v1/tasks")
         assert (answer.status_code, answer.json()["message"]) == (401, "No API key found in request")
 
+    def test_a_path_that_nobody_serves_is_told(self, client: httpx.Client) -> None:
+        assert client.get("/graphql/v1").status_code == 404
+
     def test_storage_knows_the_keys_by_itself(self, supabase_stack: Stack, client: httpx.Client) -> None:
         assert client.get("/storage/v1/bucket").json()[0]["name"] == "image_uploads"
         with client_of(supabase_stack, supabase_stack.anon_key) as anon:
             assert anon.post("/storage/v1/object/image_uploads/x", content=b"x").status_code >= 400
+
+    @pytest.mark.parametrize("supabase_db", ["predecessor"], indirect=True)
+    def test_functions_know_a_users_token_and_the_service(self, supabase_stack: Stack) -> None:
+        answers = {}
+        for name in ("pat", "key", "jwt_key", "anon_key"):
+            headers = {"Authorization": f"Bearer {getattr(supabase_stack, name)}"}
+            with httpx.Client(base_url=supabase_stack.url, headers=headers, verify=False) as client:
+                answers[name] = client.post("/functions/v1/task-counts", json={}).status_code
+        assert answers.pop("anon_key") in (401, 403)
+        assert set(answers.values()) == {200}
 
 
 class TestFaults:
@@ -299,6 +314,21 @@ class TestPostgrest:
             assert alive(pid)
             os.kill(run.pid, signal.SIGKILL)
         eventually("PostgREST is gone", lambda: not alive(pid))
+
+    @pytest.mark.parametrize("taken", [0, 1])
+    def test_a_port_that_another_process_was_quicker_to_take_costs_a_second_try(
+        self, supabase_db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+    ) -> None:
+        free = postgrest.free_ports
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            first = list(free())
+            first[taken] = other.getsockname()[1]
+            pairs = iter([tuple(first)])
+            monkeypatch.setattr(postgrest, "free_ports", lambda: next(pairs, None) or free())
+            one = Postgrest(supabase_db, "x" * 32, tmp_path)
+            one.start()
+            one.stop()
+        assert next(pairs, None) is None
 
     def test_one_that_ends_while_it_starts_is_told_with_its_words(
         self, supabase_db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
