@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.supabase_stack import Stack
 from wan2gp.config_options import Secret
 from wan2gp.supervisor.edge_calls import EdgeCalls
 from wan2gp.supervisor.edge_queue import EdgeQueue
+from wan2gp.supervisor.queue import ClaimedTask
 from wan2gp.supervisor.supabase_project import SupabaseProject
 
 BUCKET = "image_uploads"
@@ -28,6 +31,30 @@ PROJECT = "aaaaaaaa-0000-4000-8000-000000000001"
 USER = "aaaaaaaa-0000-4000-8000-000000000002"
 """Whose it is; the personal access token of :class:`EdgeProject` is theirs."""
 Row = dict[str, Any]
+
+
+class Clock:
+    """Stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Heard(list[tuple[str, dict[str, Any]]]):
+    """Facts, as they were stated."""
+
+    def __call__(self, name: str, /, **fields: Any) -> None:
+        self.append((name, fields))
+
+    def bind(self, **who: str) -> Heard:
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self]
 
 
 @dataclass
@@ -42,16 +69,18 @@ class EdgeProject:
     def functions(self) -> EdgeFunctions:
         return self.stack.functions
 
-    def project(self, key: str | None = None) -> SupabaseProject:
+    def project(self, key: str = "service") -> SupabaseProject:
         """A worker's view of it, closed at the test's end."""
-        project = SupabaseProject(self.stack.url, Secret(key or self.stack.key))
+        given = {"service": self.stack.key, "pat": self.pat}.get(key, key)
+        project = SupabaseProject(self.stack.url, Secret(given))
         self.opened.append(project)
         return project
 
-    def queue(self, key: str | None = None, *, checked: bool = True) -> EdgeQueue:
-        """By the service key, or another one; with short pauses."""
+    def queue(self, key: str = "service", *, checked: bool = True, clock: Clock | None = None) -> EdgeQueue:
+        """By the key of a name (``service``, ``pat``), or one that is given; with short pauses."""
         project = self.project(key)
-        queue = EdgeQueue(project, WORKER, calls=EdgeCalls(project, pause_s=0.02), looks_s=(0.02, 0.05, 0.1))
+        calls = EdgeCalls(project, pause_s=0.02)
+        queue = EdgeQueue(project, WORKER, calls=calls, looks_s=(0.02, 0.05, 0.1), clock=clock or time.monotonic)
         if checked:
             queue.check()
         return queue
@@ -94,6 +123,23 @@ class EdgeProject:
         return httpx.request(method, url, headers=headers, content=content, timeout=30)
 
 
+TYPES = ("comfy", "t2v")
+_claims = itertools.count()
+
+
+def claim(queue: EdgeQueue, types: Sequence[str] = TYPES) -> ClaimedTask | None:
+    """What one claim gives."""
+    reply = queue.claim(f"claim-{next(_claims)}", WORKER, types, 1, 90.0)
+    return reply.tasks[0] if reply.tasks else None
+
+
+def claimed(queue: EdgeQueue, types: Sequence[str] = TYPES) -> ClaimedTask:
+    """One that there must be."""
+    task = claim(queue, types)
+    assert task is not None
+    return task
+
+
 @pytest.fixture(scope="session")
 def _lasting_edge(_pg_session: PgServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingStack]:
     _pg_session.start_server()
@@ -116,7 +162,3 @@ def edge(pg_server: PgServer, _lasting_edge: LastingStack) -> Iterator[EdgeProje
             one.close()
         stack.front.faults.clear()
         project.sql("DELETE FROM generations WHERE params IS NOT NULL")
-
-
-Keyed = Callable[[EdgeProject], str]
-KEYS: dict[str, Keyed] = {"service": lambda edge: edge.stack.key, "pat": lambda edge: edge.pat}

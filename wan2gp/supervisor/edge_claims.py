@@ -62,6 +62,7 @@ class EdgeClaims:
         book: Book,
         rows: Callable[[], EdgeRows | None],
         stopped: Callable[[float], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``rows()``: the table, if it is open. ``stopped(s)`` waits; True when it was cut short."""
         self._calls = calls
@@ -69,6 +70,7 @@ class EdgeClaims:
         self._book = book
         self._rows = rows
         self._stopped = stopped
+        self._clock = clock
         self._owed: list[str] = []
         self._parked: set[str] = set()
         self._doubt_until = float("-inf")
@@ -88,7 +90,7 @@ class EdgeClaims:
         adopted = self._adopt(worker_id, types)
         if adopted is not None:
             return ClaimReply((adopted,))
-        if time.monotonic() < self._shy_until and self._foreign.isdisjoint(types):
+        if self._clock() < self._shy_until and self._foreign.isdisjoint(types):
             return ClaimReply(())
         expected = self._counts.before_claim(types)
         if expected is Queued.NOTHING:
@@ -132,10 +134,10 @@ class EdgeClaims:
             said = self._calls.once(CLAIM, {"worker_id": worker_id, "run_type": "gpu"}, self._stopped)
             given = None if said.status == 204 else _given(said)
         except Doubtful:
-            self._doubt_until = time.monotonic() + DOUBT_S
+            self._doubt_until = self._clock() + DOUBT_S
             raise
         if given is None and said.status != 204:
-            self._doubt_until = time.monotonic() + DOUBT_S
+            self._doubt_until = self._clock() + DOUBT_S
             raise QueueUnavailable(
                 f"the Edge Function {CLAIM} answered {said.status} with something that is no task ({said.words})",
                 server_down=True,
@@ -163,7 +165,7 @@ class EdgeClaims:
 
     def _grow_shy(self, aside: Sequence[Given]) -> None:
         self._shy_s = min(SHY_MAX_S, self._shy_s * 2.0 or SHY_FIRST_S)
-        self._shy_until = time.monotonic() + self._shy_s * random.uniform(0.8, 1.2)
+        self._shy_until = self._clock() + self._shy_s * random.uniform(0.8, 1.2)
         self._foreign = {given.task_type for given in aside}
         for task_type in sorted(self._foreign - self._said):
             self._said.add(task_type)
@@ -198,7 +200,7 @@ class EdgeClaims:
 
     def _adopt(self, worker_id: str, types: Sequence[str]) -> ClaimedTask | None:
         rows = self._rows()
-        if rows is None or time.monotonic() > self._doubt_until:
+        if rows is None or self._clock() > self._doubt_until:
             return None
         known = self._book.ours() | self._parked
         adopted = None

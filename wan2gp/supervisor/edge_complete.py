@@ -98,7 +98,8 @@ class EdgeCompletion:
         sight = self._ends.look(one)
         over = self._over(one, sight)
         if over is None and sight.running is None:
-            over = FinishReply(True, DONE)
+            # Nothing of an earlier life tells whether its row had failed, which the function does not complete.
+            over = FinishReply(True, DONE) if self._ends.is_of_this_life(one) else self._by_hand(one, None)
         return over or self._later(one) or self._by_hand(one, "publish.no_effect")
 
     def _later(self, one: Settlement) -> FinishReply | None:

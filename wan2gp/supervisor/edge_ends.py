@@ -129,10 +129,15 @@ class EdgeEnds:
     def revivable(self, settlement: Settlement, sight: Sight) -> bool:
         """Whether it was we who failed the row, since its result could not be published."""
         if sight.row is None:
-            return sight.running is False and self._book.withheld(settlement)
+            return sight.running is not True and self._book.withheld(settlement)
         ours = sight.row["worker_id"] in (None, self.worker_id)
         said = self._book.withheld(settlement) or sight.output.startswith(WITHHELD)
         return sight.status == FAILED and ours and said
+
+    def is_of_this_life(self, settlement: Settlement) -> bool:
+        """Whether we remember the claim of it."""
+        held = self._book.held(settlement.task_id)
+        return held is not None and held.token == settlement.token
 
     def look(self, settlement: Settlement) -> Sight:
         """Raises :class:`QueueUnavailable`."""

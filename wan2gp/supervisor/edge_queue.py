@@ -8,8 +8,9 @@ some of it: what is ours is looked at, and changed under conditions. A personal 
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wan2gp.logs import Facts
@@ -70,6 +71,7 @@ class EdgeQueue:
         *,
         calls: EdgeCalls | None = None,
         looks_s: Sequence[float] = LOOKS_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``worker_id`` is that of every call. ``looks_s``: pauses before the looks at what an unanswered
         ``complete_task`` did."""
@@ -79,12 +81,12 @@ class EdgeQueue:
         self.rest = False
         """Whether the key opens the tables; found out by :meth:`check`."""
         self._book = Book()
-        self._counts = EdgeCounts(self._calls)
+        self._counts = EdgeCounts(self._calls, clock)
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._claims = EdgeClaims(self._calls, self._counts, self._book, self._rows, self._wake.wait)
+        self._claims = EdgeClaims(self._calls, self._counts, self._book, self._rows, self._wake.wait, clock)
         self._ends = EdgeEnds(worker_id, self._calls, self._counts, self._book, self._rows)
         self._completion = EdgeCompletion(self._ends, self._calls, self._rows, looks_s)
-        self._heartbeat = EdgeHeartbeat(worker_id, self._counts, self._book, self._rows)
+        self._heartbeat = EdgeHeartbeat(worker_id, self._counts, self._book, self._rows, clock)
         self._people = EdgePeople(self._counts, self._book, self._rows)
         if facts is not None:
             self.speak(facts)
