@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.conftest_db",
     "tests.conftest_worker",
     "tests.conftest_supabase",
+    "tests.lasting_databases",
     "tests.lasting_stacks",
     "tests.conftest_comfy",
     "tests.builtin_fixtures",

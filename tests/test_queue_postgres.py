@@ -22,12 +22,8 @@ from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, Q
 
 
 @pytest.fixture
-def database(pg_server: PgServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh database: ours, unless the test asks for the predecessor's."""
-    ours = getattr(request, "param", "ours") == "ours"
-    url = pg_server.new_database(pg_server.contract_template() if ours else pg_server.predecessor_template())
-    yield url
-    pg_server.drop_database(url)
+def database(lasting_database: str) -> str:
+    return lasting_database
 
 
 @pytest.fixture
@@ -43,7 +39,7 @@ def task_queue(database: str) -> Iterator[PostgresQueue]:
     queue.close()
 
 
-@pytest.mark.parametrize("database", ["ours", "predecessor"], indirect=True)
+@pytest.mark.parametrize("lasting_database", ["ours", "predecessor"], indirect=True)
 class TestContract(QueueContract):
     """The contract, on both schemas."""
 

@@ -60,6 +60,8 @@ class Listener:
     def wait(self, timeout_s: float) -> bool:
         """True as soon as something may be claimable: also when that was said since the last wait."""
         self._start()
+        if self._closed:  # another wait may have heard the ring that said so
+            return False
         poller = select.poll()
         poller.register(self._bell, select.POLLIN)
         ear = self._ear
