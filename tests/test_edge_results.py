@@ -259,6 +259,20 @@ class TestCompleting:
         edge.sql("UPDATE tasks SET status = 'Complete', output_location = 'https://x/other' WHERE id = %s", one.id)
         assert one.queue.finish(settlement) == FinishReply(False, "Complete")
 
+    def test_a_place_of_the_apps_own_for_what_we_gave_it_is_no_reason_to_delete_it(
+        self, edge: EdgeProject, result: Make
+    ) -> None:
+        one = result("service")
+        settlement = one.upload()
+        edge.sql("CREATE FUNCTION elsewhere() RETURNS trigger LANGUAGE plpgsql AS $$"
+                 " BEGIN NEW.output_location := 'https://cdn.test/1'; RETURN NEW; END $$;"
+                 "CREATE TRIGGER elsewhere BEFORE UPDATE ON tasks FOR EACH ROW WHEN (NEW.status = 'Complete')"
+                 " EXECUTE FUNCTION elsewhere()")  # fmt: skip
+        try:
+            assert one.queue.finish(settlement) == FinishReply(True, "Complete")
+        finally:
+            edge.sql("DROP TRIGGER elsewhere ON tasks; DROP FUNCTION elsewhere()")
+
     def test_with_a_personal_token_a_cancelled_task_is_known_once_it_was_seen_to_run(
         self, edge: EdgeProject, result: Make
     ) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from wan2gp.supervisor.queue import FinishReply, LeaseBeat, Settlement, Verb
 
+FAILURES_MAX, LOSSES_MAX = 3, 2
+"""So many failures of its own, or losses of its process, and a task is given up."""
 REMEMBERED = 5000
 """Tasks, and ends of leases, that are remembered."""
 
@@ -107,7 +109,7 @@ class Book:
             reply = self._ended.get((settlement.token, Verb.WITHHOLD))
             return reply is not None and reply.accepted
 
-    def verdict(self, settlement: Settlement, failures_max: int, losses_max: int) -> tuple[bool, str]:
+    def verdict(self, settlement: Settlement) -> tuple[bool, str]:
         """Whether a RETRY, LOSS or RELEASE queues its task again, and all that has gone wrong with it.
 
         Counted once for each lease, however often it is asked.
@@ -115,12 +117,12 @@ class Book:
         with self._lock:
             known = self._verdicts.get(settlement.token)
             if known is None:
-                known = self._count(settlement, failures_max, losses_max)
+                known = self._count(settlement)
                 self._verdicts[settlement.token] = known
                 _bound(self._verdicts)
             return known
 
-    def _count(self, settlement: Settlement, failures_max: int, losses_max: int) -> tuple[bool, str]:
+    def _count(self, settlement: Settlement) -> tuple[bool, str]:
         past = self._past.setdefault(settlement.task_id, Past())
         if settlement.verb is Verb.RELEASE:
             past.starts = max(0, past.starts - 1)
@@ -128,7 +130,7 @@ class Book:
         past.failures += settlement.verb is Verb.RETRY
         past.losses += settlement.verb is Verb.LOSS
         past.causes.append(settlement.error_message or settlement.verb.value)
-        again = past.failures < failures_max and past.losses < losses_max
+        again = past.failures < FAILURES_MAX and past.losses < LOSSES_MAX
         return again, _all_of(past.causes)
 
 

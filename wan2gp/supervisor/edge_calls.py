@@ -50,11 +50,12 @@ class NotDone(QueueUnavailable):
 
 
 class Doubtful(QueueUnavailable):
-    """The function may have done its work, or may do it yet."""
+    """The function may have done its work, or may do it yet. ``status``: what it answered; None: nothing."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, status: int | None = None) -> None:
         super().__init__(message, server_down=True)
         self.retry_after_s = retry_after_s
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class EdgeCalls:
                 self._hold_until = time.monotonic() + min(asked, RETRY_AFTER_MAX_S)
             return NotDone(f"{what} cannot be called now: HTTP {status}: {said.words}", asked)
         if status >= 500 or status in _PASSES:
-            return Doubtful(f"{what} failed: HTTP {status}: {said.words}", asked)
+            return Doubtful(f"{what} failed: HTTP {status}: {said.words}", asked, status)
         if 300 <= status < 400:
             return AccessDenied(f"{what} sends its callers elsewhere: mend SUPABASE_URL", code=str(status))
         if status == 404 and _is_gateways(response):

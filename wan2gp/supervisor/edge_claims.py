@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.logs import Facts
-from wan2gp.supervisor.edge_book import Book
+from wan2gp.supervisor.edge_book import FAILURES_MAX, Book
 from wan2gp.supervisor.edge_calls import CLAIM, UPDATE, Doubtful, EdgeCalls, NotDone, Said
 from wan2gp.supervisor.edge_counts import EdgeCounts, Queued
 from wan2gp.supervisor.edge_rows import QUEUED, EdgeRows
 from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, QueueUnavailable
 
-FAILURES_MAX = 3
-"""Failures of its own after which a task is given up."""
 LOOK_PAST = 3
 """How many rows that are not for us are set aside to see what is behind them."""
 SHY_FIRST_S = 5.0

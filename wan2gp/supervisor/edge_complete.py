@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from urllib.parse import unquote
 
 from wan2gp.logs import Facts
 from wan2gp.supervisor.edge_calls import COMPLETE, Doubtful, EdgeCalls, NotDone, Said
@@ -64,7 +65,7 @@ class EdgeCompletion:
     def _over(self, one: Settlement, sight: Sight) -> FinishReply | None:
         """The answer when there is nothing to do any more."""
         if sight.status == DONE:
-            return FinishReply(_is_ours(one, sight), DONE)
+            return FinishReply(self._is_ours(one, sight), DONE)
         if sight.running is False and not self._ends.revivable(one, sight):
             if self._rows() is None and one.token in self._called:
                 return FinishReply(True, DONE)  # it was active before the call, and is no more
@@ -127,6 +128,13 @@ class EdgeCompletion:
         rows = self._rows()
         return rows is not None and one.storage_path is not None and rows.has_generation(one.storage_path)
 
+    def _is_ours(self, one: Settlement, sight: Sight) -> bool:
+        """Nobody else's result has our path: it names the lease. An app may show another place for what we gave it."""
+        if one.storage_path is not None and one.storage_path in unquote(sight.output):
+            return True
+        ours = sight.row is not None and sight.row["worker_id"] == self._ends.worker_id
+        return ours and one.token in self._called
+
     def _by_hand(self, one: Settlement, fact: str | None) -> FinishReply:
         reply = self._ends.write(one, DONE, one.output_location)
         if reply.accepted and fact is not None and self.facts is not None:
@@ -146,11 +154,6 @@ class EdgeCompletion:
             f"{_CANNOT}: {meaning} (HTTP {said.status}: {said.words}): mend that, {RETRY}",
             permanent=True,
         )
-
-
-def _is_ours(one: Settlement, sight: Sight) -> bool:
-    """Nobody else's result has our path: it names the lease."""
-    return one.storage_path is not None and sight.output.endswith(one.storage_path)
 
 
 def _for_now(why: str, retry_after_s: float | None = None) -> PublishFailed:

@@ -20,7 +20,6 @@ from wan2gp.supervisor.edge_rows import QUEUED, RUNNING, EdgeRows, Row
 from wan2gp.supervisor.queue import FinishReply, QueueUnavailable, Settlement, Verb
 from wan2gp.tasks import TaskStatus
 
-FAILURES_MAX, LOSSES_MAX = 3, 2
 FAILED, COMPLETE = TaskStatus.FAILED.value, TaskStatus.COMPLETE.value
 WITHHELD = "publish."
 """How the reason begins when a row failed because its result could not be published."""
@@ -90,7 +89,7 @@ class EdgeEnds:
         if settlement.verb is Verb.COMPLETE:
             return COMPLETE, settlement.output_location or _texts(settlement.result_data)
         if settlement.verb in (Verb.RETRY, Verb.LOSS, Verb.RELEASE):
-            again, causes = self._book.verdict(settlement, FAILURES_MAX, LOSSES_MAX)
+            again, causes = self._book.verdict(settlement)
             return (QUEUED, None) if again else (FAILED, causes)
         return FAILED, settlement.error_message or "failed"
 

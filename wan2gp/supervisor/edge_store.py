@@ -35,6 +35,8 @@ REMEMBERED = 1000
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
 """What a name has none of: the path must stand in a URL as it is."""
 _SIGNED = "/object/upload/sign/"
+_NAME_TAKEN = 500
+"""Said, among other things, of a name that a try of an earlier life has used."""
 _EXISTS = ("KeyAlreadyExists", "Duplicate")
 _BODY_MAX = 64 * 1024
 
@@ -163,8 +165,8 @@ class _Upload:
         except (AccessDenied, FunctionsMissing) as error:
             raise PublishFailed("publish.forbidden", f"{target.cannot()}: {error}; {RETRY}", permanent=True) from None
         except QueueUnavailable as error:
-            # It also fails on a name that is taken, by a try of ours whose answer was lost.
-            self._rename()
+            if getattr(error, "status", None) == _NAME_TAKEN:
+                self._rename()
             raise unavailable(target, str(error), getattr(error, "retry_after_s", None)) from None
         if not said.ok:
             raise PublishFailed(
