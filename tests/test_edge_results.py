@@ -203,8 +203,7 @@ class TestCompleting:
         assert (row["status"], row["output_location"]) == ("Complete", one.staged[0].url)
         assert one.heard.names == ["publish.unsure"] and len(edge.generations(one.id)) == 0
 
-    @ALL
-    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize(("key", "status"), [("service", 429), ("pat", 503)])
     def test_a_call_that_never_reached_it_is_made_again(
         self, edge: EdgeProject, result: Make, key: str, status: int
     ) -> None:

@@ -46,13 +46,21 @@ class EdgeEnds:
     """Safe to use from several threads, except for two on one task."""
 
     def __init__(
-        self, worker_id: str, calls: EdgeCalls, counts: EdgeCounts, book: Book, rows: Callable[[], EdgeRows | None]
+        self,
+        worker_id: str,
+        calls: EdgeCalls,
+        counts: EdgeCounts,
+        book: Book,
+        rows: Callable[[], EdgeRows | None],
+        again_s: float = 1.0,
     ) -> None:
+        """``again_s``: before the second look at counts that do not list a task any more, seconds."""
         self.worker_id = worker_id
         self._calls = calls
         self._counts = counts
         self._book = book
         self._rows = rows
+        self._again_s = again_s
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -151,7 +159,7 @@ class EdgeEnds:
     def _active(self, settlement: Settlement) -> bool | None:
         """By the counts. That a task is missing there means something only after it was there, and twice."""
         held = self._book.held(settlement.task_id)
-        for pause in (0.0, 1.0):
+        for pause in (0.0, self._again_s):
             if self._closed.wait(pause):
                 raise QueueUnavailable("the worker stops", server_down=True)
             active = self._counts.active()

@@ -84,7 +84,7 @@ class EdgeQueue:
         self._counts = EdgeCounts(self._calls, clock)
         self._wake, self._closed = threading.Event(), threading.Event()
         self._claims = EdgeClaims(self._calls, self._counts, self._book, self._rows, self._wake.wait, clock)
-        self._ends = EdgeEnds(worker_id, self._calls, self._counts, self._book, self._rows)
+        self._ends = EdgeEnds(worker_id, self._calls, self._counts, self._book, self._rows, looks_s[0])
         self._completion = EdgeCompletion(self._ends, self._calls, self._rows, looks_s)
         self._heartbeat = EdgeHeartbeat(worker_id, self._counts, self._book, self._rows, clock)
         self._people = EdgePeople(self._counts, self._book, self._rows)
