@@ -91,7 +91,8 @@ class DependencyContract:
                 admin.execute("UPDATE tasks SET status = 'Complete' WHERE id = %s", (first,))
                 late = pool.submit(task_queue.enqueue, "comfy", {}, depends_on=[first])
                 until_blocked(admin, late)
-            assert take(task_queue).id == late.result(30)
+            task_id = late.result(30)
+            assert take(task_queue).id == task_id
 
     def test_what_depends_on_a_failed_task_ends_at_once(self, task_queue: TaskQueue) -> None:
         first = task_queue.enqueue("comfy", {})
