@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,8 +63,11 @@ class Store(Protocol):
     def stage(self, ending: Ending, folder: Path) -> list[Staged]:
         """Take the artifacts into ``folder`` and check them. Raises :class:`~wan2gp.supervisor.staging.Refused`."""
 
-    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
-        """Send what must be sent before the row may say so. Raises :class:`PublishFailed`; ends soon after ``stop``."""
+    def upload(
+        self, ending: Ending, staged: Sequence[Staged], stop: threading.Event, sent: Callable[[Staged], None] = ...
+    ) -> list[Staged]:
+        """Send what must be sent before the row may say so, but for files that have a ``url`` already. ``sent`` hears of
+        each one that is up, also when another fails. Raises :class:`PublishFailed`; ends soon after ``stop``."""
 
     def commit(self, ending: Ending, staged: Sequence[Staged]) -> None:
         """The end was accepted: show the files."""
@@ -105,7 +108,13 @@ class LocalStore:
                 break
         return target
 
-    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
+    def upload(
+        self,
+        ending: Ending,
+        staged: Sequence[Staged],
+        stop: threading.Event,
+        sent: Callable[[Staged], None] = lambda item: None,
+    ) -> list[Staged]:
         """Nothing leaves this machine."""
         return list(staged)
 

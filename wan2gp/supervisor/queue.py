@@ -160,6 +160,8 @@ class FinishReply:
     """True when this very settlement had been accepted before (its answer was lost)."""
     error: str | None = None
     """Why the database would not store it (a trigger or a constraint of its own): the task failed with that."""
+    kept: bool = False
+    """Refused, but what this lease published is what the row shows: it must not be deleted."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class Ending(msgspec.Struct, frozen=True):
     """A signed URL that the task gave for its primary artifact; itself a secret."""
     withheld: str | None = None
     """Why it could not be published (``code: sentence``): the row is Failed until that is mended."""
+    refused: bool = False
+    """The database did not take it: all that is left to do is to delete what was uploaded."""
+    resumed: bool = False
+    """An earlier life of the worker left it, which may have sent some of it."""
 
     @property
     def key(self) -> str:
@@ -102,7 +106,8 @@ class Spool:
 
     def leftovers(self) -> list[Ending]:
         """What an earlier life or an outage left, oldest first."""
-        return [msgspec.json.decode(value, type=Ending) for value in self._journal.live.values()]
+        found = [msgspec.json.decode(value, type=Ending) for value in self._journal.live.values()]
+        return [msgspec.structs.replace(ending, resumed=True) for ending in found]
 
     def close(self) -> None:
         """Give the journal's file back."""
