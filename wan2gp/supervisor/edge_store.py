@@ -10,7 +10,7 @@ import dataclasses
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -70,12 +70,19 @@ class EdgeStore:
             staged.append(Staged(artifact, path))
         return staged
 
-    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
+    def upload(
+        self,
+        ending: Ending,
+        staged: Sequence[Staged],
+        stop: threading.Event,
+        sent: Callable[[Staged], None] = lambda item: None,
+    ) -> list[Staged]:
         """All files of one ending, side by side; what an earlier call of this life has sent is not sent again."""
         over = Either(stop)
         names = _names(ending, staged)
         running = [
-            self._pool.submit(self._once, ending, item, name, over) for item, name in zip(staged, names, strict=True)
+            self._pool.submit(self._once, ending, item, name, over, sent)
+            for item, name in zip(staged, names, strict=True)
         ]
         settle_all(running, over)
         return [future.result() for future in running]
@@ -93,7 +100,11 @@ class EdgeStore:
             if failure.code != "publish.forbidden":
                 raise
 
-    def _once(self, ending: Ending, item: Staged, name: str, stop: threading.Event) -> Staged:
+    def _once(
+        self, ending: Ending, item: Staged, name: str, stop: threading.Event, told: Callable[[Staged], None]
+    ) -> Staged:
+        if item.url is not None:
+            return item
         key = f"{ending.key}/{item.path.name}"
         with self._lock:
             sent = self._sent.get(key)
@@ -103,6 +114,7 @@ class EdgeStore:
                 self._sent[key] = sent
                 while len(self._sent) > REMEMBERED:
                     self._sent.popitem(last=False)
+        told(sent)
         return sent
 
 
