@@ -31,9 +31,9 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 class Bench:
     """A log whose lines go to a database."""
 
-    def __init__(self, database: str, directory: Path, **settings: Any) -> None:
+    def __init__(self, database: str, directory: Path, url: str | None = None, **settings: Any) -> None:
         self.database = database
-        self.queue = PostgresQueue(database, connect_timeout_s=2, call_timeout_s=5)
+        self.queue = PostgresQueue(url or database, connect_timeout_s=2, call_timeout_s=5)
         self.log = Log([SECRET])
         self.log.open(directory, screen=False)
         self.file = directory / "worker.log"
@@ -168,7 +168,7 @@ def test_a_database_that_refuses_every_line_is_let_alone(make: Callable[..., Ben
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute(
             "CREATE OR REPLACE FUNCTION wan2gp_log(p_worker text, p_lines jsonb) RETURNS int LANGUAGE plpgsql AS"
-            " $$ BEGIN RAISE 'not for you' USING ERRCODE = '42501'; END $$"
+            " $$ BEGIN RAISE 'not for you'; END $$"
         )
     bench.shipper.start()
 
@@ -180,6 +180,53 @@ def test_a_database_that_refuses_every_line_is_let_alone(make: Callable[..., Ben
     eventually(lambda: "refuses log lines" in bench.file.read_text())
     assert bench.file.read_text().count("refuses log lines") == 1
     assert bench.stored() == []
+
+
+LOG = "wan2gp_log(text, jsonb)"
+
+
+@pytest.mark.parametrize(
+    ("away", "back"),
+    [
+        (f"REVOKE ALL ON FUNCTION {LOG} FROM shipper", f"GRANT EXECUTE ON FUNCTION {LOG} TO shipper"),
+        (f"ALTER FUNCTION {LOG} RENAME TO away", "ALTER FUNCTION away(text, jsonb) RENAME TO wan2gp_log"),
+    ],
+    ids=["forbidden for a while", "missing for a while"],
+)
+def test_what_somebody_mends_is_no_refusal(
+    make: Callable[..., Bench], database: str, pg_server: PgServer, away: str, back: str
+) -> None:
+    """A migration took the functions away for a moment, three times in a row, and no line was sent ever after."""
+    with psycopg.connect(database, autocommit=True) as admin:
+        if admin.execute("SELECT FROM pg_roles WHERE rolname = 'shipper'").fetchone() is None:
+            admin.execute("CREATE ROLE shipper LOGIN PASSWORD 'only here'")
+        admin.execute(f"GRANT EXECUTE ON FUNCTION {LOG}, wan2gp_facts() TO shipper".encode())
+        bench = make(database, url=psycopg.conninfo.make_conninfo(database, user="shipper", password="only here"))
+        bench.shipper.start()
+        bench.say("worker.warning", text="before")
+        eventually(lambda: bench.words() == ["before"])
+        admin.execute(away.encode())
+        bench.say("worker.warning", text="during")
+        eventually(lambda: bench.shipper._pause_s > 0.02 * 2**log_shipper.REFUSALS)
+        admin.execute(back.encode())
+        eventually(lambda: bench.words() == ["before", "during"])
+        admin.execute("DROP OWNED BY shipper")
+    assert bench.file.read_text().count("takes no log lines now") == 1
+
+
+def test_a_table_that_has_no_line_of_ours_is_spoken_of_once(make: Callable[..., Bench], database: str) -> None:
+    bench = make(database)
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("ALTER TABLE system_logs ADD CONSTRAINT never CHECK (source_type <> 'worker') NOT VALID")
+        bench.shipper.start()
+        bench.say("worker.warning", text="one")
+        eventually(lambda: "stored none of" in bench.file.read_text())
+        bench.say("worker.warning", text="two")
+        eventually(lambda: not bench.shipper._lines and not bench.shipper._batch)
+        admin.execute("ALTER TABLE system_logs DROP CONSTRAINT never")
+        bench.say("worker.warning", text="three")
+        eventually(lambda: "three" in bench.words())
+    assert bench.file.read_text().count("stored none of") == 1
 
 
 def test_one_refusal_costs_one_batch_and_is_told_in_the_next(make: Callable[..., Bench], database: str) -> None:

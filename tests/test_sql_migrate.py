@@ -15,7 +15,7 @@ from tests.contract_bench import Admin, claim
 from tests.contract_predecessor import GENERATIONS, SYSTEM_LOGS
 from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
 from wan2gp.supervisor.postgres import PostgresQueue
-from wan2gp.supervisor.queue import QueueRefused
+from wan2gp.supervisor.queue import AccessDenied
 
 SHAPE = """
     SELECT 'column', table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable || ' '
@@ -201,7 +201,7 @@ class TestRights:
         with psycopg.connect(roles, autocommit=True) as admin:
             self.make_role(admin, "stranger", "LOGIN PASSWORD 'only here'")
         url = psycopg.conninfo.make_conninfo(roles, user="stranger", password="only here")
-        with closing(PostgresQueue(url)) as queue, pytest.raises(QueueRefused, match="grant it EXECUTE") as refused:
+        with closing(PostgresQueue(url)) as queue, pytest.raises(AccessDenied, match="grant it EXECUTE") as refused:
             queue.check()
         assert refused.value.code == "42501"
 

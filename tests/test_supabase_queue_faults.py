@@ -356,7 +356,7 @@ class TestRefusals:
         for key in (stack.anon_key, stack.keys.anon_jwt):
             with queue_on(stack, key) as queue:
                 error = error_of(queue.check)
-            assert isinstance(error, QueueRefused) and error.code == "42501" and "service_role" in str(error)
+            assert isinstance(error, AccessDenied) and error.code == "42501" and "service_role" in str(error)
 
     @pytest.mark.parametrize(
         "answer",

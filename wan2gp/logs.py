@@ -41,6 +41,10 @@ FACTS: dict[str, tuple[str, str]] = {
     "worker.swept": ("WARNING", "Ended {count} process(es) that an earlier life left"),
     "logs.away": ("WARNING", "The database takes no log lines now ({error}): the last ones are kept and sent later"),
     "logs.back": ("INFO", "The database takes log lines again"),
+    "logs.unstored": (
+        "WARNING",
+        "The database stored none of this worker's log lines: its log has the reason (cannot store the log lines of …)",
+    ),
     "logs.refused": ("WARNING", "The database refuses log lines ({error}): none are sent to it any more"),
     "worker.took_back": ("INFO", "Took back {count} task(s) of this worker's last life"),
     "queue.unavailable": ("WARNING", "Database unreachable: {error}. Trying again"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.logs import Facts
-from wan2gp.supervisor.queue import FunctionsMissing, QueueError, QueueUnavailable, TaskQueue
+from wan2gp.supervisor.queue import AccessDenied, FunctionsMissing, QueueError, QueueUnavailable, TaskQueue
 
 FLUSH_S = 5.0
 """How long a line waits for others at most, seconds."""
@@ -86,6 +86,10 @@ class LogShipper:
         """On its way; sent again as it is when the answer was lost."""
         self._dropped = 0
         self._refusals = 0
+        self._taken = False
+        """Whether a batch was ever taken: what is missing or forbidden after that comes back."""
+        self._unstored = False
+        """Whether it was said that the table has none of a batch."""
         self._pause_s = 0.0
         """Before the next try; 0 while the database takes lines."""
         self._wanted: bool | None = None
@@ -171,17 +175,30 @@ class LogShipper:
             if self._wanted is None:
                 self._wanted = bool(self._queue.facts().get("system_logs"))
             if self._wanted:
-                self._queue.log(self._worker_id, self._batch)
-        except QueueUnavailable as error:
-            self._unreachable(error)
-            return False
+                self._sent(self._queue.log(self._worker_id, self._batch))
         except QueueError as error:
+            if self._passes(error):
+                self._unreachable(error)
+                return False
             return self._refused(error)
         self._batch, self._refusals = [], 0
         if self._pause_s:
             self._pause_s = 0.0
             self._facts("logs.back")
         return self._wanted
+
+    def _sent(self, stored: int) -> None:
+        """A call that succeeds may have stored nothing, when the table will have no line of ours."""
+        self._taken = True
+        if not stored and not self._unstored:
+            self._unstored = True
+            self._facts("logs.unstored")
+
+    def _passes(self, error: QueueError) -> bool:
+        """A key that is refused is mended some day; functions that were there are so again after a migration."""
+        return isinstance(error, QueueUnavailable | AccessDenied) or (
+            self._taken and isinstance(error, FunctionsMissing)
+        )
 
     def _unreachable(self, error: QueueError) -> None:
         if not self._pause_s:

@@ -68,8 +68,9 @@ def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
     if is_unavailable(state) or session_lost(error):
         down = server_down or state in GOING_DOWN or _COMES_OR_GOES in str(error)
         return QueueUnavailable(f"cannot reach the database: {text}", server_down=down)
-    if state == NO_PERMISSION:
-        text += "; let a superuser grant it EXECUTE on the wan2gp functions"
+    if state == NO_PERMISSION:  # of the verb itself, for what happens inside one is told otherwise: a grant mends it
+        sentence = f"the database refused: {text}; let a superuser grant it EXECUTE on the wan2gp functions"
+        return AccessDenied(sentence, code=state)
     return QueueRefused(f"the database refused: {text}", code=state)
 
 

@@ -70,8 +70,10 @@ def judge_answer(host: str, code: object, message: object, status: int, location
         return Verdict(AccessDenied(sentence, code=code), Again.NEVER)
     if code in _UNREADY or (len(code) == 5 and is_unavailable(code)):
         return Verdict(_unavailable(host, code, text), _when(code))
+    if code == NO_PERMISSION:
+        return Verdict(_not_granted(text), Again.NEVER)
     if len(code) == 5 or (code and status < 500):
-        return Verdict(_refused(code, text), Again.NEVER)
+        return Verdict(QueueRefused(f"the database refused: {text}", code=code), Again.NEVER)
     return Verdict(*_judge_status(host, status, text, location))
 
 
@@ -130,13 +132,13 @@ def _when(code: str) -> Again:
     return Again.AFRESH if code in GOING_DOWN - {STARTING} else Again.SOON
 
 
-def _refused(code: str, text: str) -> QueueRefused:
-    if code == NO_PERMISSION:
-        text += (
-            "; the key must be the service_role one, not the anon one; if it is, let `wan2gp-ctl db migrate` grant the "
-            "functions to service_role"
-        )
-    return QueueRefused(f"the database refused: {text}", code=code)
+def _not_granted(text: str) -> AccessDenied:
+    """The verb itself is refused, for what happens inside one is told otherwise: a grant mends it."""
+    return AccessDenied(
+        f"the database refused: {text}; the key must be the service_role one, not the anon one; if it is, let "
+        "`wan2gp-ctl db migrate` grant the functions to service_role",
+        code=NO_PERMISSION,
+    )
 
 
 def _is_code(code: str) -> bool:
