@@ -175,41 +175,44 @@ CREATE OR REPLACE FUNCTION public.wan2gp_level(p_level text) RETURNS text LANGUA
 $fn$;
 
 -- Stores one line after the other by p_insert; one that the table will not have is tried without its task, then left out.
+-- A table that will have none of them is spoken of: nobody else would know.
 CREATE OR REPLACE FUNCTION public.wan2gp_log_singly(p_insert text, p_worker text, p_lines jsonb) RETURNS int
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_line jsonb;
     v_form jsonb;
-    v_rows int;
+    v_why text;
     v_stored int := 0;
 BEGIN
     FOR v_line IN SELECT l.value FROM jsonb_array_elements(p_lines) WITH ORDINALITY AS l(value, n) ORDER BY l.n LOOP
         FOREACH v_form IN ARRAY ARRAY[v_line, v_line - 'task_id'] LOOP
             BEGIN
                 EXECUTE p_insert USING p_worker, jsonb_build_array(v_form);
-                GET DIAGNOSTICS v_rows = ROW_COUNT;
-                v_stored := v_stored + v_rows;
+                v_stored := v_stored + 1;
                 EXIT;
             EXCEPTION WHEN OTHERS THEN
                 IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
                     RAISE;
                 END IF;
+                v_why := SQLERRM;
             END;
         END LOOP;
     END LOOP;
+    IF v_stored = 0 AND v_why IS NOT NULL THEN
+        RAISE WARNING 'cannot store the log lines of the worker %: %', p_worker, v_why;
+    END IF;
     RETURN v_stored;
 END
 $fn$;
 
 -- Stores what a worker says: [{at, level, message, task_id, metadata, id}]. The id, a uuid that the caller made, makes a
--- repeat after a lost answer harmless. Answers how many lines are new; 0 where there is no such table.
+-- repeat after a lost answer harmless. Answers how many of them it has now; 0 where there is no such table.
 CREATE OR REPLACE FUNCTION public.wan2gp_log(p_worker text, p_lines jsonb) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_lines jsonb;
     v_columns text;
     v_values text;
     v_insert text;
-    v_stored int;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     IF jsonb_typeof(p_lines) IS DISTINCT FROM 'array' OR NOT (wan2gp_facts() ->> 'system_logs')::boolean THEN
@@ -235,8 +238,7 @@ BEGIN
                        ' AS l(value, n) ORDER BY l.n ON CONFLICT DO NOTHING', v_columns, v_values);
     BEGIN
         EXECUTE v_insert USING p_worker, v_lines;
-        GET DIAGNOSTICS v_stored = ROW_COUNT;
-        RETURN v_stored;
+        RETURN jsonb_array_length(v_lines);
     EXCEPTION WHEN OTHERS THEN
         IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
             RAISE;
