@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.bad_web_server",
     "tests.comfy_jobs",
     "tests.comfy_worker",
+    "tests.put_server",
     "tests.storage_server",
     "tests.conftest_tls",
     "tests.edge_projects",

@@ -6,16 +6,15 @@ import ipaddress
 import json
 import ssl
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.put_server import QUERY, SIGNATURE, PutServer
 from tests.storage_server import StorageServer
 from wan2gp.addresses import Address
 from wan2gp.config import Secret
@@ -25,74 +24,6 @@ from wan2gp.supervisor.signed_put import put
 from wan2gp.supervisor.supabase_project import SupabaseProject
 
 QUICK = Patience(first_s=0.005, max_s=0.02)
-SIGNATURE = "s3cr3t-signature%2Bof%2Fa-task"
-QUERY = f"X-Amz-Expires=60&X-Amz-Signature={SIGNATURE}"
-
-
-class PutServer(ThreadingHTTPServer):
-    """Answers with what ``answers`` has next, else 200; keeps what was sent."""
-
-    daemon_threads = False
-    block_on_close = True
-
-    def __init__(self, trust: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Put)
-        self.answers: list[tuple[int, dict[str, str], str]] = []
-        self.seen: list[tuple[str, dict[str, str], bytes]] = []
-        self.early = False
-        """It answers before it has read the body, and closes."""
-        self.drops = 0
-        """So many requests are read to their end and not answered."""
-        self.silent = threading.Event()
-        self.reached = threading.Event()
-        self.scheme = "http"
-        if trust is not None:
-            self.socket, self.scheme = trust.wrap_socket(self.socket, server_side=True), "https"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def url(self, host: str = "127.0.0.1", path: str = "/bucket/a%20clip.mp4") -> str:
-        return f"{self.scheme}://{host}:{self.server_address[1]}{path}?{QUERY}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that leave are expected."""
-
-    def close(self) -> None:
-        self.silent.clear()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-
-class _Put(BaseHTTPRequestHandler):
-    server: PutServer
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """The test's output is not the place."""
-
-    def do_PUT(self) -> None:
-        self.server.reached.set()
-        while self.server.silent.is_set():
-            time.sleep(0.01)
-        body = b"" if self.server.early else self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, dict(self.headers.items()), body))
-        if self.server.drops:
-            self.server.drops -= 1
-            return
-        status, headers, said = self.server.answers.pop(0) if self.server.answers else (200, {}, "")
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(said.encode())))
-        self.end_headers()
-        self.wfile.write(said.encode())
-
-
-@pytest.fixture
-def put_server() -> Iterator[PutServer]:
-    server = PutServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -103,7 +34,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def send(url: str, file: Path, **given: Any) -> None:
-    wanted: dict[str, Any] = {"stop": threading.Event(), "allow_private_hosts": ("127.0.0.1",), "patience": QUICK}
+    wanted: dict[str, Any] = {"stop": threading.Event(), "allow_private_urls": True, "patience": QUICK}
     put(url, file, "video/mp4", **{**wanted, **given})
 
 
@@ -168,7 +99,7 @@ def test_real_storages_signed_upload_takes_it(storage_server: StorageServer, cli
     ],
 )
 def test_a_url_that_cannot_be_used(clip: Path, url: str, words: str) -> None:
-    failed = failure(url, clip, lookup=found_at("127.0.0.1"), allow_private_hosts=())
+    failed = failure(url, clip, lookup=found_at("127.0.0.1"), allow_private_urls=False)
     assert (failed.code, failed.permanent) == ("publish.bad_put_url", True) and words in failed.message
 
 
@@ -179,9 +110,9 @@ def test_a_private_address_is_refused_whatever_its_name(put_server: PutServer, c
         f"https://[{address}]:1/a" if ":" in address else f"https://{address}/",
     ):
         url = url.replace("http://", "https://")
-        failed = failure(url, clip, lookup=found_at(address), allow_private_hosts=())
+        failed = failure(url, clip, lookup=found_at(address), allow_private_urls=False)
         assert (failed.code, failed.permanent) == ("publish.bad_put_url", True), failed.message
-        assert "private address" in failed.message and "allow_private_hosts" in failed.message
+        assert "private address" in failed.message and "WAN2GP_ALLOW_PRIVATE_PUT_URLS" in failed.message
     assert put_server.seen == []
 
 
@@ -193,7 +124,7 @@ def test_the_checked_address_is_the_one_connected_to(put_server: PutServer, clip
         asked.append(host)
         return [ipaddress.ip_address("127.0.0.1" if len(asked) == 1 else "192.0.2.1")]
 
-    send(put_server.url("media.example"), clip, lookup=lookup, allow_private_hosts=("media.example",))
+    send(put_server.url("media.example"), clip, lookup=lookup)
     assert asked == ["media.example"] and put_server.seen[0][1]["Host"].startswith("media.example")
 
 
@@ -202,7 +133,7 @@ def test_the_certificate_must_be_the_hosts(certificate: Path, clip: Path, monkey
     trust.load_cert_chain(certificate)
     server = PutServer(trust)
     try:
-        given = {"lookup": found_at("127.0.0.1"), "allow_private_hosts": ("media.example", "other.example")}
+        given = {"lookup": found_at("127.0.0.1")}
         failed = failure(server.url("media.example"), clip, **given)
         assert (failed.code, failed.permanent) == ("publish.put_refused", True) and "certificate" in failed.message
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -274,7 +205,10 @@ def test_an_answer_before_the_end_of_the_body(put_server: PutServer, tmp_path: P
         file.truncate(50_000_000)
     put_server.early, put_server.answers = True, [(403, {}, "expired")] * QUICK.tries
     failed = failure(put_server.url(), large)
-    assert failed.code in ("publish.put_refused", "publish.unavailable")  # the answer may be lost with the connection
+    assert failed.code in (
+        "publish.put_refused",
+        "publish.put_unavailable",
+    )  # the answer may be lost with the connection
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -284,7 +218,7 @@ def test_what_passes_is_tried_again(put_server: PutServer, clip: Path, status: i
     assert len(put_server.seen) == 3
     put_server.answers = [(status, {}, "later")] * 9
     failed = failure(put_server.url(), clip)
-    assert (failed.code, failed.permanent) == ("publish.unavailable", False) and str(status) in failed.message
+    assert (failed.code, failed.permanent) == ("publish.put_unavailable", False) and str(status) in failed.message
 
 
 def test_a_long_retry_after_is_the_callers_to_wait_for(put_server: PutServer, clip: Path) -> None:
@@ -307,8 +241,8 @@ def test_nobody_there(clip: Path, addresses: tuple[str, ...]) -> None:
             raise OSError("no such name")
         return [ipaddress.ip_address(each) for each in addresses]
 
-    failed = failure("http://media.example:9/a?" + QUERY, clip, lookup=lookup, allow_private_hosts=("media.example",))
-    assert (failed.code, failed.permanent) == ("publish.unavailable", False)
+    failed = failure("http://media.example:9/a?" + QUERY, clip, lookup=lookup)
+    assert (failed.code, failed.permanent) == ("publish.put_unavailable", False)
 
 
 def test_a_stop_ends_a_server_that_says_nothing(put_server: PutServer, clip: Path) -> None:
@@ -325,7 +259,7 @@ def test_a_stop_ends_a_server_that_says_nothing(put_server: PutServer, clip: Pat
 def test_a_server_that_says_nothing_is_given_up(put_server: PutServer, clip: Path) -> None:
     put_server.silent.set()
     failed = failure(put_server.url(), clip, patience=Patience(tries=2, first_s=0.01, answer_s=0.1))
-    assert (failed.code, failed.permanent) == ("publish.unavailable", False)
+    assert (failed.code, failed.permanent) == ("publish.put_unavailable", False)
 
 
 def test_a_file_that_is_gone(put_server: PutServer, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class Config:
     storage_url: str
     storage_signed_url_s: float
     uploads: int
+    allow_private_put_urls: bool
     ship_logs: bool
     run_dir: str
     poll_interval_s: float

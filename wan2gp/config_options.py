@@ -205,6 +205,13 @@ OPTIONS: dict[str, Option] = {
         "storage.signed_url_s", "WAN2GP_SIGNED_URL_S", 604800.0, _at_least(1.0), "how long a signed URL holds, seconds"
     ),
     "uploads": Option("publish.parallel", "WAN2GP_UPLOADS", 3, _positive, "uploads at once"),
+    "allow_private_put_urls": Option(
+        "publish.allow_private_put_urls",
+        "WAN2GP_ALLOW_PRIVATE_PUT_URLS",
+        False,
+        _flag,
+        "`put_url` may lead to private addresses, also without TLS",
+    ),
     "ship_logs": Option(
         "logs.ship", "WAN2GP_SHIP_LOGS", True, _flag, "copy the worker's log to the table system_logs, if there is one"
     ),

@@ -215,6 +215,12 @@ _TABLE = (
         "Give a URL that is signed for PUT and has not expired; retry the task.",
     ),
     (
+        "publish.put_unavailable",
+        True,
+        "The server behind `put_url` cannot be reached, or fails for now.",
+        "Nothing for 15 minutes, while the file is sent again; then mend its server and `wan2gp-ctl publish retry`.",
+    ),
+    (
         "publish.quota",
         False,
         "The project is over one of its quotas.",

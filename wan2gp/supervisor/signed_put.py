@@ -13,7 +13,6 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -22,6 +21,7 @@ from wan2gp import __version__
 from wan2gp.addresses import Resolve, resolve
 from wan2gp.brake import Brake
 from wan2gp.pinned import PrivateAddress, dial, find, reason, speak
+from wan2gp.supervisor.direct_store import PutFailed
 from wan2gp.supervisor.patience import Patience, apart
 from wan2gp.supervisor.publish import PublishFailed
 from wan2gp.supervisor.storage_answers import spoken
@@ -43,36 +43,40 @@ def put(
     *,
     stop: threading.Event,
     allow_private_urls: bool = False,
-    allow_private_hosts: Collection[str] = (),
+    begun_before: bool = False,
     patience: Patience | None = None,
     lookup: Resolve = resolve,
 ) -> None:
     """Send ``file``; returns when the server has taken it. ``stop`` ends it at once.
 
+    ``allow_private_urls``: of private addresses, and without TLS. ``begun_before``: an earlier call may have been taken
+    without anybody's hearing of it, so that a server which takes nothing twice may refuse this one.
+
     Raises :class:`PublishFailed`: ``publish.bad_put_url``, ``publish.put_refused``, ``publish.file_changed`` (these
-    are permanent), ``publish.unavailable``, ``worker.stopping``.
+    are permanent), ``publish.put_unavailable``, ``worker.stopping``.
     """
-    place, private = _checked(url, allow_private_urls, allow_private_hosts)
+    place = _checked(url, allow_private_urls)
     patience = patience or Patience()
-    sender = _Sender(place, private, patience, lookup)
+    sender = _Sender(place, allow_private_urls, patience, lookup, doubtful=begun_before)
     try:
         apart(lambda: patience.persist(lambda: sender.send(file, plain_mime(mime), stop), stop), stop)
-    except PublishFailed:
+    except PublishFailed as failure:
         sender.brake.pull(stopped())  # what still hangs in a call leaves it
+        if isinstance(failure, PutFailed):
+            failure.arrived = sender.doubtful
         raise
 
 
-def _checked(url: str, allow_private_urls: bool, allow_private_hosts: Collection[str]) -> tuple[WebUrl, bool]:
+def _checked(url: str, private: bool) -> WebUrl:
     try:
         place = parse_url(url)
     except BadUrl as error:
         raise _bad_url(str(error)) from None
-    private = allow_private_urls or place.host in allow_private_hosts
     if place.authorization is not None:
         raise _bad_url("it holds a user or a password: give a signed URL without them")
     if place.scheme != "https" and not private:
         raise _bad_url(f"{place.shown} is not https, so anybody on the way could read and change the result")
-    return place, private
+    return place
 
 
 def _bad_url(why: str) -> PublishFailed:
@@ -89,7 +93,7 @@ class _Sender:
     lookup: Resolve
     brake: Brake = field(default_factory=Brake)
     doubtful: bool = False
-    """An earlier try sent everything and saw no answer: the file may be there."""
+    """An earlier try sent everything and saw no answer, or none that is the server's own: the file may be there."""
 
     def send(self, file: Path, mime: str, stop: threading.Event) -> None:
         self.brake = Brake()  # one that was pulled stays pulled
@@ -119,7 +123,7 @@ class _Sender:
                 return speak(place.scheme, place.host, place.port, raw, closing)
         except PrivateAddress as error:
             raise _bad_url(
-                f"{error}: use a public host, or let the worker's operator add it to inputs.allow_private_hosts"
+                f"{error}: use a public host, or let the worker's operator set WAN2GP_ALLOW_PRIVATE_PUT_URLS"
             ) from None
         except ssl.SSLCertVerificationError as error:
             self.brake.check()
@@ -174,6 +178,8 @@ class _Sender:
         said = f"{true_status} {_phrase(true_status)}".strip()
         said = f"{said}: {words}" if (words := self._spoken(text)) else said
         if true_status in _NOW_ONLY or status in _NOW_ONLY:
+            # Whoever stands before the server says so of files, too, that the server has stored by now.
+            self.doubtful = self.doubtful or max(status, true_status) >= 500
             raise self._unavailable(f"it answered {said}", retry_after_s(response.headers.get("Retry-After")))
         if 300 <= status < 400:
             raise self._refused(f"it redirects ({said}), which is not followed: give the final URL")
@@ -199,13 +205,11 @@ class _Sender:
         return tuple(sorted({self.place.query, *long} - {""}, key=len, reverse=True))
 
     def _refused(self, why: str) -> PublishFailed:
-        return PublishFailed(
-            "publish.put_refused", f"cannot send the result to {self.place.shown}: {why}", permanent=True
-        )
+        return PutFailed("publish.put_refused", f"cannot send the result to {self.place.shown}: {why}", permanent=True)
 
     def _unavailable(self, why: str, again_s: float | None = None) -> PublishFailed:
-        return PublishFailed(
-            "publish.unavailable",
+        return PutFailed(
+            "publish.put_unavailable",
             f"cannot send the result to {self.place.shown}: {why}",
             permanent=False,
             retry_after_s=again_s,

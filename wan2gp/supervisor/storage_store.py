@@ -1,4 +1,4 @@
-"""Publishing into a bucket of Supabase Storage, or by PUT to a URL that the task gave.
+"""Publishing into a bucket of Supabase Storage.
 
 A file is uploaded before the fence, so its path names the attempt and the lease: nobody else ever writes there, a
 repeat writes the same bytes, and what a refused end has published is deleted again.
@@ -7,14 +7,15 @@ repeat writes the same bytes, and what a refused end has published is deleted ag
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
-from wan2gp.supervisor.publish import PublishFailed, Staged, Store, primary
+from wan2gp.supervisor.publish import PublishFailed, Staged
 from wan2gp.supervisor.spool import Ending
 from wan2gp.supervisor.staging import check, places, safe_name, take
 
@@ -62,13 +63,11 @@ class StorageStore:
         return staged
 
     def _name(self, name: str, node_id: str | None, taken: Sequence[str | None], ending: Ending) -> str:
+        """A path of its own for each file, and the same one whenever the same ending is staged."""
         node = f"{safe_name(node_id)}_" if node_id else ""
-        path = ""
-        for middle in ("", node, f"{node}{len(taken)}_"):
-            path = self.path(ending, f"{middle}{safe_name(name)}")
-            if path not in taken:
-                break
-        return path
+        numbered = (f"{node}{number}_" for number in itertools.count(len(taken)))
+        paths = (self.path(ending, f"{middle}{safe_name(name)}") for middle in itertools.chain(("", node), numbered))
+        return next(path for path in paths if path not in taken)
 
     def path(self, ending: Ending, filename: str) -> str:
         """Where in the bucket a file of this attempt belongs."""
@@ -79,18 +78,24 @@ class StorageStore:
             lease=ending.lease_id[:LEASE_CHARACTERS],
             filename=filename,
             task_type=safe_name(ending.task_type),
-            user_id=ending.user_id or "nobody",
-            project_id=ending.project_id or "none",
+            user_id=safe_name(ending.user_id or "nobody"),
+            project_id=safe_name(ending.project_id or "none"),
             worker=safe_name(self._worker),
         )
         return NO_KEY.sub("_", path)
 
-    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
+    def upload(
+        self,
+        ending: Ending,
+        staged: Sequence[Staged],
+        stop: threading.Event,
+        sent: Callable[[Staged], None] = lambda item: None,
+    ) -> list[Staged]:
         """All files of one ending, side by side; the first failure is raised once none is under way any more."""
         over = Either(stop)
-        running = [self._pool.submit(self._send, item, over) for item in staged]
-        settle_all(running, over)
-        return [future.result() for future in running]
+        running = {item.path: self._pool.submit(self._send, item, over) for item in staged if item.url is None}
+        settle_all(list(running.values()), over, sent)
+        return [running[item.path].result() if item.path in running else item for item in staged]
 
     def _send(self, item: Staged, stop: threading.Event) -> Staged:
         assert item.storage_path is not None
@@ -127,50 +132,28 @@ class Either(threading.Event):
         return self.is_set()
 
 
-def settle_all(running: Sequence[Future[Staged]], over: threading.Event) -> None:
-    """Wait for all; after a failure the others are told to stop."""
-    wait(running, return_when=FIRST_EXCEPTION)
-    if any(future.done() and future.exception() is not None for future in running):
-        over.set()
-        for future in running:
-            future.cancel()
-        wait([future for future in running if not future.cancelled()])
-        errors = [error for future in running if not future.cancelled() and (error := future.exception())]
+def settle_all(
+    running: Sequence[Future[Staged]], over: threading.Event, sent: Callable[[Staged], None] = lambda item: None
+) -> None:
+    """Wait for all; ``sent`` hears of each that succeeds, in this thread. After a failure the others are told to
+    stop, and the failure that was the reason is raised."""
+    errors: list[BaseException] = []
+    left = set(running)
+    while left:
+        done, left = wait(left, return_when=FIRST_COMPLETED)
+        for future in done:
+            error = future.exception()
+            if error is None:
+                sent(future.result())
+            else:
+                errors.append(error)
+        if errors:
+            over.set()
+            left = {future for future in left if not future.cancel()}
+    if errors:
         raise min(errors, key=_told_to_stop)
 
 
 def _told_to_stop(error: BaseException) -> bool:
     """True for an upload that ended for another one's sake: the reason is what that other one met."""
     return isinstance(error, PublishFailed) and error.code == "worker.stopping"
-
-
-class DirectStore:
-    """Another store, except that the primary artifact goes to the URL that its task gave, if it gave one."""
-
-    def __init__(self, inner: Store, put: Callable[[str, Path, str, threading.Event], None]) -> None:
-        """``put(url, file, mime, stop)`` sends one file; it raises
-        :class:`~wan2gp.supervisor.publish.PublishFailed`."""
-        self._inner = inner
-        self._put = put
-
-    def stage(self, ending: Ending, folder: Path) -> list[Staged]:
-        """See :class:`~wan2gp.supervisor.publish.Store`."""
-        return self._inner.stage(ending, folder)
-
-    def upload(self, ending: Ending, staged: Sequence[Staged], stop: threading.Event) -> list[Staged]:
-        """The one file first: its URL is of the task's own making, and may be no good."""
-        main = primary(staged) if ending.put_url else None
-        if main is None or ending.put_url is None:
-            return self._inner.upload(ending, staged, stop)
-        self._put(ending.put_url, main.path, main.artifact.mime, stop)
-        sent = dataclasses.replace(main, url=ending.put_url.partition("?")[0], storage_path=None)
-        others = self._inner.upload(ending, [item for item in staged if item is not main], stop)
-        return [sent, *others]
-
-    def commit(self, ending: Ending, staged: Sequence[Staged]) -> None:
-        """See :class:`~wan2gp.supervisor.publish.Store`."""
-        self._inner.commit(ending, staged)
-
-    def withdraw(self, ending: Ending, staged: Sequence[Staged]) -> None:
-        """What was PUT cannot be taken back: a signed URL allows only that."""
-        self._inner.withdraw(ending, staged)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from wan2gp.config import Config, ConfigError
 from wan2gp.logs import Facts
 from wan2gp.supervisor.backends import Backend
+from wan2gp.supervisor.direct_store import DirectStore
 from wan2gp.supervisor.publish import LocalStore, Store
 from wan2gp.supervisor.queue import TaskQueue
 from wan2gp.supervisor.signer import Signer
-from wan2gp.supervisor.storage_store import DirectStore, StorageStore
+from wan2gp.supervisor.storage_store import StorageStore
 
 if TYPE_CHECKING:
     from wan2gp.supervisor.supabase_project import SupabaseProject  # it loads an HTTP client
@@ -47,17 +48,10 @@ def _inner_store(config: Config, backend: Backend) -> Store:
     return LocalStore(config.data_dir / "outputs")
 
 
-def _put(config: Config, url: str, file: Path, mime: str, stop: threading.Event) -> None:
+def _put(config: Config, url: str, file: Path, mime: str, stop: threading.Event, begun_before: bool) -> None:
     from wan2gp.supervisor.signed_put import put
 
-    put(
-        url,
-        file,
-        mime,
-        stop=stop,
-        allow_private_urls=config.allow_private_urls,
-        allow_private_hosts=config.allow_private_hosts,
-    )
+    put(url, file, mime, stop=stop, allow_private_urls=config.allow_private_put_urls, begun_before=begun_before)
 
 
 def signer_for(config: Config, backend: Backend, post: Callable[[Callable[[], None]], None]) -> Signer:
