@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest_db import PgServer
@@ -25,7 +26,7 @@ from tests.publish_bench import (
 )
 from wan2gp.supervisor import staging
 from wan2gp.supervisor.postgres import PostgresQueue
-from wan2gp.supervisor.publish import LocalStore
+from wan2gp.supervisor.publish import LocalStore, PublishFailed
 from wan2gp.supervisor.queue import Verb
 from wan2gp.supervisor.spool import Spool
 from wan2gp.supervisor.staging import Refused, safe_name
@@ -232,6 +233,62 @@ def test_a_disk_that_is_broken_for_a_while_is_waited_for(bench: Bench, monkeypat
     assert (bench.shown(), bench.row(task)["status"]) == ({"a.txt": "x"}, "Complete")
 
 
+def test_a_disk_that_is_full_while_a_result_is_withheld_ends_no_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(LocalStore):
+        """Takes nothing, until a person mends it."""
+
+        open = False
+
+        def upload(self, ending: Any, staged: Any, stop: Any, sent: Any = None) -> Any:
+            if not self.open:
+                raise PublishFailed("publish.too_large", "too large", permanent=True)
+            return super().upload(ending, staged, stop, sent)
+
+    task = bench.claim()
+    store, full = Closed(bench.outputs), threading.Event()
+    with bench.life(store=store) as settler:
+        add, full_disk = Spool.add, OSError(errno.ENOSPC, "No space left on device")
+
+        def refuse_once(spool: Spool, endings: Any) -> None:
+            withheld = [ending for ending in endings if ending.withheld]
+            if withheld and not full.is_set():
+                full.set()
+                raise full_disk
+            add(spool, endings)
+
+        monkeypatch.setattr(Spool, "add", refuse_once)
+        settler.submit(bench.ending(task, {"a.txt": "x"}))
+        assert settler.flush(PATIENCE_S) and full.is_set() and not bench.failures
+        row = bench.row(task)
+        assert row["status"] == "Failed" and row["error_message"].startswith("publish.too_large: ")
+        assert [one["state"] for one in settler.publishing()] == ["withheld"]
+        store.open = True
+        assert settler.retry_publishing(task.id) == 1
+        assert settler.flush(PATIENCE_S)
+    assert (bench.row(task)["status"], bench.shown(), bench.rest()) == ("Complete", {"a.txt": "x"}, [])
+
+
+def test_a_withheld_result_whose_row_is_gone_is_forgotten_without_being_sent(bench: Bench) -> None:
+    sent: list[str] = []
+
+    class Closed(LocalStore):
+        def upload(self, ending: Any, staged: Any, stop: Any, sent_: Any = None) -> Any:
+            sent.append(ending.task_id)
+            raise PublishFailed("publish.bucket_missing", "no such bucket", permanent=True)
+
+    task = bench.claim()
+    with bench.life(store=Closed(bench.outputs)) as settler:
+        settler.submit(bench.ending(task, {"a.txt": "x"}))
+        assert settler.flush(PATIENCE_S) and len(sent) == 1
+        bench.queue.retry(task.id)
+        bench.queue.cancel(task.id)
+        assert settler.retry_publishing() == 1
+        assert settler.flush(PATIENCE_S)
+    assert (len(sent), bench.shown(), bench.rest(), bench.row(task)["status"]) == (1, {}, [], "Cancelled")
+
+
 def rename_within(source: Any, target: Any, _real: Any = os.rename, **more: Any) -> None:
     if more:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
@@ -275,7 +332,7 @@ def test_every_kind_of_end_may_be_told_twice(bench: Bench, verb: Verb) -> None:
     before = bench.row(task)
     next_life(bench)
     assert bench.row(task) == before
-    assert bench.settled == [ending]
+    assert bench.settled == [msgspec.structs.replace(ending, resumed=True)]
 
 
 def test_a_settler_that_fails_says_so(bench: Bench) -> None:

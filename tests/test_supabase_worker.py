@@ -87,7 +87,7 @@ class TestPublishing:
     def test_a_url_that_the_task_gave_gets_the_primary_file_and_no_log_has_its_signature(
         self, start_supabase_worker: Start, supabase_stack: Stack
     ) -> None:
-        worker = start_supabase_worker(environ={"WAN2GP_ALLOW_PRIVATE_URLS": "1"})
+        worker = start_supabase_worker(environ={"WAN2GP_ALLOW_PRIVATE_PUT_URLS": "1"})
         ask = Request(
             f"{supabase_stack.url}/storage/v1/object/upload/sign/{BUCKET}/mine/x.txt",
             method="POST",
@@ -156,6 +156,31 @@ class TestRefusedEnds:
         eventually("the spool is empty", supabase_worker.spool_is_empty)
         finished_once(supabase_worker, supabase_worker.insert("maker", TEXT))
 
+    def test_a_deletion_that_was_not_possible_is_made_by_the_next_life(
+        self, start_supabase_worker: Start, supabase_stack: Stack
+    ) -> None:
+        """Storage goes away between the upload and the refusal, then the worker dies."""
+        worker = start_supabase_worker()
+        slow = supabase_stack.front.faults.add(Fault("rpc/wan2gp_finish_many", "slow", delay_s=1.0))
+        task_id = worker.insert("maker", TEXT)
+        eventually("the end is on its way", lambda: slow.hits)
+        away = supabase_stack.front.faults.add(Fault("/storage/v1/", "status", status=503, times=None))
+        worker.sql("UPDATE tasks SET status = 'Cancelled' WHERE id = %s", task_id)
+        eventually("it is refused", lambda: "was refused, its row is Cancelled" in worker.log)
+        eventually("it waits", lambda: [one["state"] for one in told(worker)] == ["deleting"])
+        assert worker.ctl("drain", "--wait").returncode == 0, "nobody waits for a deletion"
+        worker.kill()
+        supabase_stack.front.faults.remove(away)
+        worker = start_supabase_worker()
+        eventually("the file is gone", lambda: supabase_stack.storage.paths(BUCKET) == [])
+        eventually("the spool is empty", worker.spool_is_empty)
+        assert worker.row(task_id)["status"] == "Cancelled"
+
+
+def told(worker: Worker) -> list[Row]:
+    """What status says of results that are not published."""
+    return list(worker.status()["worker"]["publishing"])
+
 
 class TestWithheld:
     def test_a_result_that_the_bucket_does_not_take_waits_for_a_person_and_holds_up_nobody(
@@ -167,9 +192,12 @@ class TestWithheld:
         row = supabase_worker.ended(large)
         assert row["status"] == "Failed" and row["error_message"].startswith("publish.too_large: ")
         finished_once(supabase_worker, supabase_worker.insert("maker", TEXT))
-        (told,) = supabase_worker.status()["worker"]["publishing"]
-        assert (told["task_id"], told["state"], told["bytes"]) == (large, "withheld", 100)
+        (one,) = told(supabase_worker)
+        assert (one["task_id"], one["state"], one["bytes"]) == (large, "withheld", 100)
         assert "publish.too_large" in supabase_worker.ctl("status").stdout
+        drained = supabase_worker.ctl("drain", "--wait")
+        assert drained.returncode == 1 and "1 result(s)" in drained.stderr and "publish retry" in drained.stderr
+        assert supabase_worker.ctl("resume").returncode == 0
         again = supabase_worker.ctl("publish", "retry", large)
         assert (again.returncode, again.stdout) == (0, "1 result sent again: see `wan2gp-ctl status`\n")
         eventually("it is withheld again", lambda: supabase_worker.log.count("its files stay in the spool") == 2)
@@ -220,10 +248,29 @@ class TestStarts:
         noop = worker.insert("noop")
         finished_once(worker, noop)
         assert worker.row(task_id)["status"] == "In Progress"
-        assert [one["state"] for one in worker.status()["worker"]["publishing"]] in (["waiting"], ["uploading"])
+        assert [one["state"] for one in told(worker)] in (["waiting"], ["uploading"])
         supabase_stack.front.faults.remove(fault)
         finished_once(worker, task_id)
         published_once(supabase_stack, worker, task_id)
+
+    def test_results_that_go_up_slowly_after_a_start_are_not_taken_by_another_worker(
+        self, start_supabase_worker: Start, supabase_stack: Stack
+    ) -> None:
+        """They had finished; their leases ended while the worker that started again was still sending."""
+        short = {"WAN2GP_LEASE_S": "3", "WAN2GP_RENEW_S": "0.5", "WAN2GP_UPLOADS": "1"}
+        away = supabase_stack.front.faults.add(Fault("/storage/v1/", "status", status=503, times=None))
+        worker = start_supabase_worker(environ=short)
+        tasks = [worker.insert("maker", TEXT) for _ in range(4)]
+        eventually("all wait", lambda: len(told(worker)) == 4)
+        other = start_supabase_worker(name="other", environ=short)
+        worker.kill()
+        supabase_stack.front.faults.remove(away)
+        supabase_stack.front.faults.add(Fault("/storage/v1/", "slow", delay_s=1.5, times=4))
+        worker = start_supabase_worker(environ=short)
+        for task_id in tasks:
+            finished_once(worker, task_id)
+            published_once(supabase_stack, worker, task_id)
+        assert "Processing" not in other.log
 
     def test_a_project_without_the_functions_says_what_to_run(
         self, start_supabase_worker: Start, supabase_stack: Stack

@@ -57,17 +57,25 @@ def drain(args: argparse.Namespace) -> int:
     with connect(args) as link:
         write_line(link.ask(DrainRequest(), DoneReply).message)
         sys.stdout.flush()  # whoever reads the pipe may act on it at once
-        if args.wait:
-            _await_empty(link)
-            write_line("drained: nothing runs, every outcome is recorded")
+        if not args.wait:
+            return Exit.OK
+        withheld = _await_empty(link)
+    if withheld:
+        raise CtlError(
+            Exit.FAILED,
+            f"drained, but {withheld} result(s) that could not be published are on this machine alone: "
+            "`wan2gp-ctl status` says why, `wan2gp-ctl publish retry` sends them",
+        )
+    write_line("drained: nothing runs, every outcome is recorded")
     return Exit.OK
 
 
-def _await_empty(link: Link) -> None:
+def _await_empty(link: Link) -> int:
+    """Returns when nothing runs and all is told; how many results are withheld then."""
     while True:
         worker = link.ask(StatusRequest(), StatusReply).worker
         if not worker.running and not worker.spool_depth:
-            return
+            return sum(result.state == "withheld" for result in worker.publishing)
         if worker.state == "running":
             raise CtlError(Exit.FAILED, "somebody resumed the worker meanwhile: it claims tasks again")
         time.sleep(LOOK_S)

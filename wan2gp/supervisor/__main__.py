@@ -114,5 +114,15 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _entry() -> NoReturn:
+    """A signal that comes before there is anything to stop in order raises SystemExit: it must not wait either for
+    whatever thread still hangs in a call."""
+    try:
+        code = main()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else USAGE
+    _end(code)
+
+
 if __name__ == "__main__":
-    _end(main())
+    _entry()

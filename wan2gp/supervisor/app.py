@@ -47,6 +47,8 @@ STOPPED = "stopped"
 """What our row in `workers` says after an orderly end: the worker id is free."""
 SPOOL_AT_START_S = 30.0
 LOOK_AT_SPOOL_S = 0.25
+END_S, LEAST_S = 3.0, 0.3
+"""How long the threads may take to end when nothing answers them, together and each at least, seconds."""
 FLUSH_S = 2.0
 """How long the last outcomes may take to reach the database at the end; what does not stays in the spool, seconds."""
 
@@ -76,6 +78,7 @@ class App:
         self._said_of_database: str | None = None
         self._said_deaf = False
         self._gpus = GpuReader()
+        self._end_by: float | None = None
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -135,6 +138,7 @@ class App:
             loop.crash,
             uploads=config.uploads,
             progressed=loop.publishing,
+            retried=loop.publishing_again,
         )
         leases = LeaseKeeper(
             queue, config.worker_id, config.lease_s, config.renew_s, facts, self._metadata, loop.heard, loop.crash
@@ -154,10 +158,9 @@ class App:
         signer = signer_for(config, self._backend, inbox.post)
         opened.callback(signer.stop)
         loop.attach(claimer, leases, settler, signer)
+        opened.callback(lambda: settler.stop(self._time_left()))
+        opened.callback(lambda: leases.stop(self._time_left()))
         self._recover(settler, leases, spool)
-        opened.callback(settler.stop)
-        leases.start()
-        opened.callback(leases.stop)
         self._announce(run_dir, loop, inbox, opened)
         claimer.start()
         opened.callback(self._last_claims, claimer, inbox, settler)
@@ -182,21 +185,25 @@ class App:
         opened.callback(self._log.listen, None)
 
     def _recover(self, settler: Settler, leases: LeaseKeeper, spool: Spool) -> None:
-        """First what the last life finished, which its leases still cover; then what it left running goes back."""
+        """First what the last life finished, which its leases still cover; then what it left running goes back.
+
+        Results with files are published meanwhile: only what the database does not take stops a start.
+        """
         for ending in spool.leftovers():
-            if ending.artifacts and ending.withheld is None:
+            if ending.artifacts and not ending.refused:
                 leases.hold(ending.task_id, ending.lease_id, ending.token, boot_clock())
         settler.start()
+        leases.start()
         deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
-        while not settler.flush(LOOK_AT_SPOOL_S) and not settler.stuck and time.monotonic() < deadline:
-            if settler.depth < before:  # large files take their time; only standing still is a failure
+        while settler.depth > len(settler.unpublished()) and settler.error is None and time.monotonic() < deadline:
+            settler.flush(LOOK_AT_SPOOL_S)
+            if settler.depth < before:  # only standing still is a failure
                 deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
         if settler.error is not None:
             raise settler.error
         waiting = settler.unpublished()
         if settler.depth > len(waiting):
             raise QueueUnavailable("the outcomes of the last run cannot be delivered")
-        # What a storage that is away cannot take yet keeps its lease; claiming need not wait for it.
         taken = self._backend.queue.reclaim_own(self._config.worker_id, [ending.token for ending in waiting])
         if taken:
             self._facts("worker.took_back", count=len(taken))
@@ -290,11 +297,17 @@ class App:
 
     def _last_claims(self, claimer: Claimer, inbox: Inbox, settler: Settler) -> None:
         """A claim that was on its way when the loop ended goes back, uncounted."""
-        claimer.stop()
+        claimer.stop(self._time_left())
         self._loop.refuse_all()
         inbox.drain()
-        settler.flush(FLUSH_S)
+        settler.flush(min(FLUSH_S, self._time_left()))
         self._stopped = True
+
+    def _time_left(self) -> float:
+        """For the next part to end, seconds: together they get no more than :data:`END_S`."""
+        now = time.monotonic()
+        self._end_by = self._end_by or now + END_S
+        return max(LEAST_S, self._end_by - now)
 
     def _end_children(self) -> None:
         """After a crash there may be children; after an orderly stop there are none."""

@@ -82,12 +82,12 @@ class Claimer:
         """Claim soon, not only at the next poll."""
         self._queue.interrupt()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = JOIN_S) -> None:
         """End the thread; a claim on its way is still handed over."""
         self._stopping.set()
         self._queue.interrupt()
         if self._thread.is_alive():
-            self._thread.join(JOIN_S)
+            self._thread.join(timeout_s)
 
     def _open(self) -> frozenset[str]:
         """Handlers with a slot that no claim on its way will take."""

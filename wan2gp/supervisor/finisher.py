@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -38,26 +38,42 @@ class Work:
     """An ending on its way, with what has been done about it."""
 
     ending: Ending
-    staged: Sequence[Staged] = ()
+    origin: Ending = field(init=False)
+    """As it was at first, with its files."""
+    staged: list[Staged] = field(default_factory=list)
+    """Its files in the spool; those with a ``url`` are uploaded."""
     sent: bool = False
-    """Its files are uploaded."""
-    left: Sequence[Staged] = ()
+    """All of them are."""
+    left: list[Staged] = field(default_factory=list)
     """What was uploaded for an outcome that is no more."""
+    unspooled: bool = False
+    """The ending has changed, and the spool does not know."""
+    withholding: str | None = None
+    """Why it is to be withheld, once the database knows (``code: sentence``)."""
     reply: FinishReply | None = None
+    given_up: bool = False
     tries: int = 0
     failing_since: float | None = None
-    """When publishing it first failed, monotonic seconds."""
+    """When the host that the task named was first not to be had, monotonic seconds."""
     error: str | None = None
     """Why it is not published yet (``code: sentence``)."""
+
+    def __post_init__(self) -> None:
+        self.origin = self.ending
 
     def settlement(self) -> Settlement:
         """What the database is told."""
         return self.ending.settlement(**outcome_of(self.ending, self.staged))
 
+    def uploaded(self, item: Staged) -> None:
+        """One of its files is up."""
+        self.staged = [item if one.path == item.path else one for one in self.staged]
+
     def becomes(self, verb: Verb, message: str) -> None:
         """It ends otherwise, without files."""
-        self.left, self.staged = self.staged, ()
+        self.left, self.staged = [*self.left, *self.staged], []
         self.ending = msgspec.structs.replace(self.ending, verb=verb, error_message=message, artifacts=())
+        self.unspooled = True
 
 
 class Finisher:
@@ -104,7 +120,7 @@ class Finisher:
                     self._facts("queue.back", seconds=time.monotonic() - since)
                 return reply
             except (QueueError, *UNSPEAKABLE) as error:
-                if _hopeless(error):
+                if _hopeless(error) and not work.given_up:
                     self._give_up_on(work, error)
                 elif pause == RETRY_FIRST_S and isinstance(error, QueueError):
                     self._facts(fact_of(error), error=error)
@@ -114,33 +130,54 @@ class Finisher:
 
     def _give_up_on(self, work: Work, error: Exception) -> None:
         """The database will not have this outcome, ever: the task fails, with that reason and nothing else of it."""
+        work.given_up = True
         self._facts("queue.refused", error=error)
         sentence = f"the outcome cannot be stored: {type(error).__name__}: {error}"
         work.becomes(Verb.FAIL, error_message("queue.refused", sentence))
         work.ending = msgspec.structs.replace(work.ending, result_data={}, cause=None)
 
     def conclude(self, work: Work, reply: FinishReply) -> None:
-        """Show the files or take them back, and forget the ending. Raises :class:`OSError` and
-        :class:`~wan2gp.supervisor.publish.PublishFailed`; safe to repeat."""
+        """The database has spoken: show the files, or say that they were refused, and forget the ending unless
+        something must be deleted yet. Raises :class:`OSError`; safe to repeat."""
         ending = work.ending
         facts = self._facts.bind(task=ending.task_id)
-        if reply.accepted:
+        if reply.accepted or reply.kept:
             self._store.commit(ending, work.staged)
-            self._store.withdraw(ending, work.left)
             for item in work.staged:
                 facts("task.saved", path=item.place.partition("?")[0])  # a signed URL's query opens the file
             self._say(ending, reply, facts)
         else:
-            self._store.withdraw(ending, [*work.staged, *work.left])
+            work.left, work.staged = [*work.left, *work.staged], []
             if ending.verb is Verb.COMPLETE or reply.status is not None:
                 facts("task.refused", task_id=ending.task_id, status=reply.status)
-        self._spool.remove(ending)
+        if work.left:
+            refused = msgspec.structs.replace(work.origin, refused=True)
+            self._spool.add([refused])  # another life must not send it once more to find out
+            work.ending = refused
+        else:
+            self._spool.remove(ending)
         clear(Path(ending.work_dir))
         self._settled(ending)
 
+    def sweep(self, work: Work) -> None:
+        """Delete what was uploaded and refused, then forget the ending. Raises
+        :class:`~wan2gp.supervisor.publish.PublishFailed`; safe to repeat."""
+        self._store.withdraw(work.ending, work.left)
+        self._spool.remove(work.ending)
+
+    def unwelcome(self, ending: Ending) -> FinishReply | None:
+        """Of a result that was withheld: the refusal, when its row can be seen to wait for it no more. Spares sending a
+        large file for nothing."""
+        with contextlib.suppress(QueueError):
+            row = self._queue.task(ending.task_id)
+            status = None if row is None else str(row.get("status"))
+            if status not in _WAITS:
+                return FinishReply(False, status)
+        return None
+
     def withhold(self, work: Work, message: str) -> bool:
         """The row fails for now, and the files wait in the spool for a person. False when the worker stops first, or
-        when nobody waits for them: the lease is somebody else's."""
+        when nobody waits for them: the lease is somebody else's. Raises :class:`OSError`; safe to repeat."""
         ending = work.ending
         told = Work(msgspec.structs.replace(ending, verb=Verb.WITHHOLD, error_message=message, artifacts=()))
         reply = self.tell_one(told)
@@ -157,12 +194,14 @@ class Finisher:
         return True
 
     def _say(self, ending: Ending, reply: FinishReply, facts: Facts) -> None:
-        name = _SAID[ending.verb]
+        name = "task.completed" if reply.kept else _SAID[ending.verb]
         if reply.status == "Failed":
             name = "task.failed"
         facts(name, task_id=ending.task_id, error=ending.error_message or "the worker stops")
 
 
+_WAITS = ("Failed", "In Progress")
+"""What the row of a withheld result is: In Progress only while it is being completed by another hand than ours."""
 _SAID = {
     Verb.COMPLETE: "task.completed",
     Verb.FAIL: "task.failed",

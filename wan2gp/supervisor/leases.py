@@ -135,13 +135,13 @@ class LeaseKeeper:
         silent = self._asking and boot_clock() - self._last > SILENT_S
         return self._down_since is None and not silent
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = JOIN_S) -> None:
         """End the thread. Leases that are still held are left to the queue."""
         with self._change:
             self._stopped = True
             self._change.notify()
         if self._thread.is_alive():
-            self._thread.join(JOIN_S)
+            self._thread.join(timeout_s)
 
     def _sooner(self, when: float) -> None:
         if when < self._next:

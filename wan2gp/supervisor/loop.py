@@ -23,7 +23,7 @@ from wan2gp.supervisor.courier_desk import CourierDesk
 from wan2gp.supervisor.desk import Desk, Surroundings
 from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.inbox import Inbox
-from wan2gp.supervisor.leases import Key, LeaseKeeper
+from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import On, State
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
@@ -283,6 +283,10 @@ class Loop:
     def publishing(self, ending: Ending, detail: str) -> None:
         """From a publisher's thread: what is being done about a result whose lease we still hold."""
         self._leases.progress(ending.task_id, ending.lease_id, None, "publish", detail)
+
+    def publishing_again(self, ending: Ending) -> None:
+        """A result that was withheld is sent again: its lease may come back to life, and must then be kept."""
+        self._leases.hold(ending.task_id, ending.lease_id, ending.token, boot_clock())
 
     def _look_again(self) -> None:
         self._drained = frozenset()

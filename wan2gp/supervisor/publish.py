@@ -66,8 +66,8 @@ class Store(Protocol):
     def upload(
         self, ending: Ending, staged: Sequence[Staged], stop: threading.Event, sent: Callable[[Staged], None] = ...
     ) -> list[Staged]:
-        """Send what must be sent before the row may say so, but for files that have a ``url`` already. ``sent`` hears of
-        each one that is up, also when another fails. Raises :class:`PublishFailed`; ends soon after ``stop``."""
+        """Send what must be sent before the row may say so, but for files that have a ``url`` already. ``sent`` hears
+        of each one that is up, also when another fails. Raises :class:`PublishFailed`; ends soon after ``stop``."""
 
     def commit(self, ending: Ending, staged: Sequence[Staged]) -> None:
         """The end was accepted: show the files."""

@@ -7,6 +7,7 @@ one that only a person can mend is withheld: its row fails with the reason, its 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import random
@@ -19,7 +20,7 @@ from wan2gp.errors import error_message
 from wan2gp.logs import Facts
 from wan2gp.supervisor.finisher import RETRY_FIRST_S, Finisher, Work
 from wan2gp.supervisor.publish import PublishFailed, Store
-from wan2gp.supervisor.queue import Verb
+from wan2gp.supervisor.queue import FinishReply, Verb
 from wan2gp.supervisor.spool import Ending, Spool
 from wan2gp.supervisor.staging import Refused
 
@@ -27,9 +28,12 @@ RETRY_MAX_S = 30.0
 """The longest pause between two tries to publish one ending, seconds."""
 DIRECT_PATIENCE_S = 900.0
 """How long a host that a task named itself may be unreachable before its file is withheld, seconds."""
-WITHDRAW_TRIES = 8
-"""How often the deletion of refused files is tried."""
-JOIN_S = 1.5
+ASKED_MAX_S = 300.0
+"""The longest pause that the other side may ask for, seconds."""
+PUT_UNAVAILABLE = "publish.put_unavailable"
+SWEEP_MAX_S = 300.0
+SWEEPS = 300
+"""How often the deletion of refused files is tried, with at most so long a pause: for about a day."""
 
 
 @dataclass(order=True)
@@ -54,8 +58,10 @@ class Publisher:
         done: Callable[[], None],
         failed: Callable[[BaseException], None],
         progressed: Callable[[Ending, str], None] = lambda ending, detail: None,
+        retried: Callable[[Ending], None] = lambda ending: None,
     ) -> None:
-        """``progressed(ending, detail)``: what is being done about an ending that still holds its lease."""
+        """``progressed(ending, detail)``: what is being done about an ending that still holds its lease. ``retried``:
+        one that was withheld is tried again, and may get its lease back."""
         self._spool = spool
         self._store = store
         self._finisher = finisher
@@ -64,6 +70,7 @@ class Publisher:
         self._done = done
         self._failed = failed
         self._progressed = progressed
+        self._retried = retried
         self._numbers = itertools.count()
         self._change = threading.Condition(threading.RLock())
         self._waiting: list[_Due] = []
@@ -90,6 +97,8 @@ class Publisher:
         with self._change:
             chosen = [key for key, work in self._withheld.items() if task_id in (None, work.ending.task_id)]
             before(len(chosen))
+            for key in chosen:
+                self._retried(self._withheld[key].ending)
             waiting = [due for due in self._waiting if due.work.tries and task_id in (None, due.work.ending.task_id)]
             for due in waiting:
                 due.at = 0.0
@@ -98,11 +107,11 @@ class Publisher:
             self._change.notify_all()
         return len(chosen) + len(waiting)
 
-    def unpublished(self, *, failing: bool = False) -> list[Ending]:
-        """Endings that are not settled; with ``failing`` only those whose publishing has failed at least once."""
+    def unpublished(self) -> list[Ending]:
+        """Endings that are not settled."""
         with self._change:
             works = [due.work for due in self._waiting] + self._busy
-            return [work.ending for work in works if not failing or work.tries]
+            return [work.ending for work in works if not work.ending.refused]
 
     def describe(self) -> list[dict[str, str | int | None]]:
         """What is not published yet, for `status`."""
@@ -110,6 +119,7 @@ class Publisher:
             known = [("withheld", work) for work in self._withheld.values()]
             known += [("waiting" if due.work.tries else "queued", due.work) for due in self._waiting]
             known += [("uploading", work) for work in self._busy]
+            known = [("deleting" if work.ending.refused else state, work) for state, work in known]
         return [
             {
                 "task_id": work.ending.task_id,
@@ -121,13 +131,15 @@ class Publisher:
             for state, work in known
         ]
 
-    def stop(self) -> None:
-        """After ``stopping`` was set: end the threads; the spool keeps what they were about."""
+    def wake(self) -> None:
+        """``stopping`` was set: the threads end, and the spool keeps what they were about."""
         with self._change:
             self._change.notify_all()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(JOIN_S)
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """To be waited for."""
+        return self._threads
 
     # -- the threads -------------------------------------------------------------------------------------------------
 
@@ -165,11 +177,6 @@ class Publisher:
         """Take an ending as far as it goes. Returns the pause before the next try, None when there is none to come."""
         try:
             return self._steps(work)
-        except Refused as refusal:
-            # The work's own fault: told at once, by the same way, without files.
-            work.becomes(Verb.FAIL, error_message("output.refused", f"cannot publish the result: {refusal}"))
-            self._spool.add([work.ending])
-            return 0.0
         except PublishFailed as failure:
             return self._publish_failed(work, failure)
         except OSError as error:
@@ -177,58 +184,100 @@ class Publisher:
             return self._pause(work)
 
     def _steps(self, work: Work) -> float | None:
-        ending = work.ending
-        if work.reply is None:
-            if ending.artifacts and not work.sent:
-                work.staged = self._store.stage(ending, self._spool.folder(ending))
-                self._progressed(ending, _sending(work))
-                work.staged = self._store.upload(ending, work.staged, self._stopping)
-                work.sent = True
+        """From where it stands; each step is noted on the work, so that a repeat begins with the one that failed."""
+        if work.ending.refused:
+            return self._sweep(work)
+        if work.ending.withheld and work.tries == 0 and work.withholding is None:
+            work.reply = work.reply or self._finisher.unwelcome(work.ending)
+        if work.reply is None and work.withholding is None:
+            self._send(work)
+            if work.unspooled:
+                self._spool.add([work.ending])
+                work.unspooled = False
             work.reply = self._finisher.tell_one(work)
-        if work.reply is not None:  # else the worker stops
-            self._finisher.conclude(work, work.reply)
+        elif work.reply is None and work.withholding is not None and self._finisher.withhold(work, work.withholding):
+            self._set_aside(work)
+            return None
+        if work.reply is None:
+            return None  # the worker stops
+        return self._conclude(work, work.reply)
+
+    def _send(self, work: Work) -> None:
+        ending = work.ending
+        if not ending.artifacts or work.sent:
+            return
+        try:
+            work.staged = work.staged or self._store.stage(ending, self._spool.folder(ending))
+        except Refused as refusal:
+            # The work's own fault: told by the same way, without files.
+            work.becomes(Verb.FAIL, error_message("output.refused", f"cannot publish the result: {refusal}"))
+            return
+        self._progressed(ending, _sending(work))
+        work.staged = self._store.upload(ending, work.staged, self._stopping, work.uploaded)
+        work.sent = True
+
+    def _conclude(self, work: Work, reply: FinishReply) -> float | None:
+        if work.ending.artifacts and not (work.staged or reply.accepted or reply.kept):
+            with contextlib.suppress(Refused):  # it was withheld: some of it may have been sent before
+                work.staged = self._store.stage(work.ending, self._spool.folder(work.ending))
+        self._finisher.conclude(work, reply)
+        work.tries = 0
+        try:
+            if work.left:
+                self._finisher.sweep(work)
+        except PublishFailed as failure:
+            return self._publish_failed(work, failure)
+        finally:
             self._done()
+        return None
+
+    def _sweep(self, work: Work) -> float | None:
+        """Nobody waits for it any more; only files that nobody will name are still where they were sent."""
+        if not work.left:  # an earlier life had begun with it
+            with contextlib.suppress(Refused):
+                work.left = self._store.stage(work.ending, self._spool.folder(work.ending))
+        self._finisher.sweep(work)
         return None
 
     def _publish_failed(self, work: Work, failure: PublishFailed) -> float | None:
         if self._stopping.is_set():
             return None
         work.error = error_message(failure.code, failure.message)
-        if work.reply is not None:
-            return self._not_withdrawn(work)
-        now = time.monotonic()
-        work.failing_since = work.failing_since or now
-        direct = work.ending.put_url is not None and now - work.failing_since > DIRECT_PATIENCE_S
-        if failure.permanent or direct:
-            return self._withhold(work, work.error)
+        if work.ending.refused:
+            return self._not_swept(work)
+        if failure.permanent or self._unreachable(work, failure):
+            work.withholding = work.error
+            return 0.0
         if work.tries == 0:
             self._facts.bind(task=work.ending.task_id)("publish.waiting", task_id=work.ending.task_id, error=work.error)
         self._progressed(work.ending, f"waits to publish: {failure.message}")
-        return max(self._pause(work), min(failure.retry_after_s or 0.0, RETRY_MAX_S))
+        return max(self._pause(work), min(failure.retry_after_s or 0.0, ASKED_MAX_S))
 
-    def _not_withdrawn(self, work: Work) -> float:
-        """The database has spoken; only files that nobody will name are still where they were sent."""
-        if work.tries < WITHDRAW_TRIES:
-            return self._pause(work)
-        places = ", ".join(item.place.partition("?")[0] for item in [*work.staged, *work.left])
+    def _unreachable(self, work: Work, failure: PublishFailed) -> bool:
+        """Whether the host that the task named has been away for too long: nobody but its owner can mend that."""
+        if failure.code != PUT_UNAVAILABLE:
+            return False
+        now = time.monotonic()
+        work.failing_since = work.failing_since or now
+        return now - work.failing_since > DIRECT_PATIENCE_S
+
+    def _not_swept(self, work: Work) -> float | None:
+        if work.tries < SWEEPS:
+            return self._pause(work, SWEEP_MAX_S)
+        places = ", ".join(item.storage_path or item.path.name for item in work.left)
         self._facts("publish.left", task_id=work.ending.task_id, places=places, error=work.error)
-        work.left = ()
-        if work.reply is not None and not work.reply.accepted:
-            work.staged = ()
-        return 0.0
+        self._spool.remove(work.ending)
+        return None
 
-    def _withhold(self, work: Work, message: str) -> float | None:
-        if not self._finisher.withhold(work, message):
-            return 0.0 if work.reply is not None else None
-        work.sent, work.tries, work.failing_since = False, 0, None
+    def _set_aside(self, work: Work) -> None:
+        work.tries, work.failing_since, work.withholding = 0, None, None
         with self._change:
             self._withheld[work.ending.key] = work
         self._done()
-        return None
 
-    def _pause(self, work: Work) -> float:
+    def _pause(self, work: Work, longest_s: float = RETRY_MAX_S) -> float:
         work.tries += 1
-        return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(work.tries - 1, 10)) * random.uniform(0.8, 1.2))
+        return float(min(longest_s, RETRY_FIRST_S * 2.0 ** min(work.tries - 1, 10)) * random.uniform(0.8, 1.2))
 
 
 def _sending(work: Work) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Settler:
         *,
         uploads: int = 3,
         progressed: Callable[[Ending, str], None] = lambda ending, detail: None,
+        retried: Callable[[Ending], None] = lambda ending: None,
     ) -> None:
         """``uploads``: endings published at once."""
         self._spool = spool
@@ -67,6 +69,7 @@ class Settler:
             done=lambda: self._count(-1),
             failed=self._fail,
             progressed=progressed,
+            retried=retried,
         )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._keep,), name="spooler", daemon=True),
@@ -76,7 +79,7 @@ class Settler:
     def start(self) -> None:
         """Begin with what the spool still holds; returns the threads' start, not their end."""
         for ending in self._spool.leftovers():
-            self._count(+1)
+            self._count(0 if ending.refused else +1)
             self._spooled.put(ending)
         self._publisher.start()
         for thread in self._threads:
@@ -104,11 +107,6 @@ class Settler:
         return self._publisher.unpublished()
 
     @property
-    def stuck(self) -> bool:
-        """True when nothing is left but results whose publishing fails for now."""
-        return self._pending == len(self._publisher.unpublished(failing=True))
-
-    @property
     def depth(self) -> int:
         """Endings that are not settled yet; those that wait for a person do not count."""
         return self._pending
@@ -119,14 +117,16 @@ class Settler:
             self._idle.wait_for(lambda: self._pending == 0 or self.error is not None, timeout_s)
             return self._pending == 0
 
-    def stop(self) -> None:
-        """End the threads; what is not settled stays in the spool for the next life."""
+    def stop(self, timeout_s: float = JOIN_S) -> None:
+        """End the threads, within ``timeout_s`` all together; what is not settled stays in the spool for the next
+        life."""
         self._stopping.set()
         self._todo.put(None)
-        self._publisher.stop()
-        for thread in self._threads:
+        self._publisher.wake()
+        deadline = time.monotonic() + timeout_s
+        for thread in (*self._threads, *self._publisher.threads):
             if thread.is_alive():
-                thread.join(JOIN_S)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _count(self, change: int) -> None:
         with self._idle:
@@ -166,7 +166,9 @@ class Settler:
             for found in batch:
                 if isinstance(found, Path):
                     clear(found)
-                elif found.artifacts:  # hashing and sending a file must not hold up the end of another task
+                elif (
+                    found.artifacts or found.refused
+                ):  # hashing and sending a file must not hold up the end of another task
                     self._publisher.put(found)
                 else:
                     plain.append(Work(found))
