@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from psycopg import sql
 
 from tests.conftest_db import PREDECESSOR
-from tests.contract_bench import Admin, claim
+from tests.contract_bench import Admin, beat, claim, row, take, until_blocked
 from tests.contract_predecessor import GENERATIONS, SYSTEM_LOGS
-from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps
+from wan2gp.supervisor.contract_queue import CONTRACT_VERSION
+from wan2gp.supervisor.migrate import MigrationFailed, migrate, sql_text, steps, transactions
 from wan2gp.supervisor.postgres import PostgresQueue
-from wan2gp.supervisor.queue import AccessDenied
+from wan2gp.supervisor.queue import AccessDenied, FinishReply, Settlement, Verb
 
 SHAPE = """
     SELECT 'column', table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable || ' '
@@ -58,6 +60,67 @@ def test_a_second_migration_changes_nothing(before: str) -> None:
     migrate(before)
     execute(before, sql_text())
     assert shape(before) == first
+
+
+OURS = "tasks, workers, task_leases, task_dependencies, task_children, task_events, worker_contacts"
+
+
+def test_a_second_migration_waits_for_nobody_who_works(before: str) -> None:
+    """Each took the lock that nobody else may hold: it waited for the longest transaction, and all workers for it."""
+    migrate(before)
+    with psycopg.connect(before) as worker:
+        worker.execute(f"LOCK TABLE {OURS} IN ROW EXCLUSIVE MODE".encode())
+        migrate(before, lock_timeout_s=0.1, tries=1)
+        worker.execute(f"LOCK TABLE {OURS} IN SHARE UPDATE EXCLUSIVE MODE".encode())
+        migrate(before, lock_timeout_s=0.1, tries=1)
+
+
+def test_a_first_migration_lets_others_go_on_between_its_tries(empty_db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(empty_db, PREDECESSOR)
+    with psycopg.connect(empty_db) as worker:
+        worker.execute("LOCK TABLE tasks IN ROW EXCLUSIVE MODE")
+        monkeypatch.setattr("wan2gp.supervisor.migrate.PAUSE_S", 0.01)
+        with pytest.raises(MigrationFailed, match="holds a lock for too long"):
+            migrate(empty_db, lock_timeout_s=0.05, tries=2)
+        assert rows(empty_db, "SELECT to_regclass('task_leases'), to_regprocedure('wan2gp_version()')") == [
+            (None, None)
+        ]
+        with ThreadPoolExecutor(1) as pool:
+            patient = pool.submit(migrate, empty_db, lock_timeout_s=0.05, tries=1000)
+            until_blocked(worker, patient)
+            worker.rollback()
+            patient.result()
+
+
+def test_the_verbs_work_while_a_migration_runs(empty_db: str) -> None:
+    """Between a function's definition and its rights it was everybody's, and could do nothing: finished work failed."""
+    with psycopg.connect(empty_db, autocommit=True) as admin:
+        if admin.execute("SELECT FROM pg_roles WHERE rolname = 'service_role'").fetchone() is None:
+            admin.execute("CREATE ROLE service_role NOLOGIN BYPASSRLS")
+    migrate(empty_db)
+    with closing(PostgresQueue(psycopg.conninfo.make_conninfo(empty_db, options="-c role=service_role"))) as queue:
+        with psycopg.connect(empty_db) as migrating:
+            for step in transactions()[1]:
+                migrating.execute(step.sql.encode())
+                task_id = queue.enqueue("comfy", {})
+                task = take(queue)
+                assert beat(queue, task) == ([], []), step.name
+                assert queue.completing(task.id, task.token, 90).held
+                assert queue.finish_many([Settlement(task_id, task.token, Verb.COMPLETE)]) == (
+                    FinishReply(True, "Complete"),
+                ), step.name
+        assert row(queue, task_id)["status"] == "Complete"
+
+
+@pytest.mark.parametrize("how", [migrate, lambda url: execute(url, sql_text())], ids=["migrate", "pasted"])
+def test_an_older_program_takes_nothing_back(empty_db: str, how: Callable[[str], None]) -> None:
+    migrate(empty_db)
+    newer = f"SELECT {CONTRACT_VERSION + 1}"
+    execute(empty_db, f"CREATE OR REPLACE FUNCTION wan2gp_version() RETURNS int LANGUAGE sql AS '{newer}'")
+    before = shape(empty_db)
+    with pytest.raises((MigrationFailed, psycopg.Error), match="this program is older than the database's functions"):
+        how(empty_db)
+    assert shape(empty_db) == before
 
 
 def test_two_that_migrate_at_once_take_turns(before: str) -> None:

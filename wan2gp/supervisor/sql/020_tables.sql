@@ -1,4 +1,5 @@
--- Tables and columns. What exists already is left as it is; only what is missing is added.
+-- Tables and columns. What exists already is left as it is; only what is missing is added. It is looked for first: ALTER
+-- TABLE and CREATE INDEX lock the table, and with it every worker, even where IF NOT EXISTS then has nothing to do.
 DO $step$
 BEGIN
     IF to_regclass('public.tasks') IS NULL THEN
@@ -23,32 +24,6 @@ BEGIN
 END
 $step$;
 
-ALTER TABLE public.tasks
-    ADD COLUMN IF NOT EXISTS project_id uuid,
-    ADD COLUMN IF NOT EXISTS user_id uuid,
-    ADD COLUMN IF NOT EXISTS dependant_on uuid,
-    ADD COLUMN IF NOT EXISTS worker_id text,
-    ADD COLUMN IF NOT EXISTS attempts int NOT NULL DEFAULT 0,
-    ADD COLUMN IF NOT EXISTS error_message text,
-    ADD COLUMN IF NOT EXISTS output_location text,
-    ADD COLUMN IF NOT EXISTS result_data jsonb DEFAULT '{}',
-    ADD COLUMN IF NOT EXISTS generation_started_at timestamptz,
-    ADD COLUMN IF NOT EXISTS generation_processed_at timestamptz,
-    ADD COLUMN IF NOT EXISTS created_at timestamptz DEFAULT now(),
-    ADD COLUMN IF NOT EXISTS updated_at timestamptz DEFAULT now(),
-    ADD COLUMN IF NOT EXISTS priority int NOT NULL DEFAULT 0,
-    ADD COLUMN IF NOT EXISTS max_attempts int NOT NULL DEFAULT 3,
-    ADD COLUMN IF NOT EXISTS run_after timestamptz,
-    ADD COLUMN IF NOT EXISTS open_dependencies int NOT NULL DEFAULT 0;
-
-ALTER TABLE public.workers
-    ADD COLUMN IF NOT EXISTS instance_type text,
-    ADD COLUMN IF NOT EXISTS status text,
-    ADD COLUMN IF NOT EXISTS last_heartbeat timestamptz,
-    ADD COLUMN IF NOT EXISTS metadata jsonb DEFAULT '{}',
-    ADD COLUMN IF NOT EXISTS created_at timestamptz DEFAULT now(),
-    ADD COLUMN IF NOT EXISTS updated_at timestamptz DEFAULT now();
-
 -- One row per task that was ever claimed. A lease is live while it has a token; what outlives the lease are the
 -- counters, the causes of the attempts before, and which token was settled last (so that a repeat is recognised).
 CREATE TABLE IF NOT EXISTS public.task_leases (
@@ -72,13 +47,6 @@ CREATE TABLE IF NOT EXISTS public.task_leases (
     last_token text,
     last_verb text
 );
-ALTER TABLE public.task_leases ADD COLUMN IF NOT EXISTS completing boolean NOT NULL DEFAULT false;
-COMMENT ON COLUMN public.task_leases.completing IS
-    'Under this lease the predecessor''s function complete_task may make the row Complete, and that is no foreign hand.';
-COMMENT ON COLUMN public.task_leases.parked_lease IS
-    'The lease under which this task brought forth the children that it waits for; null when it waits for none.';
-CREATE INDEX IF NOT EXISTS task_leases_claim ON public.task_leases (claim_id);
-CREATE INDEX IF NOT EXISTS task_leases_expiry ON public.task_leases (expires_at) WHERE token IS NOT NULL;
 
 -- Which task waits for which. tasks.dependant_on is mirrored here, so that one place answers.
 CREATE TABLE IF NOT EXISTS public.task_dependencies (
@@ -88,9 +56,6 @@ CREATE TABLE IF NOT EXISTS public.task_dependencies (
     missing_since timestamptz,
     PRIMARY KEY (task_id, depends_on)
 );
-CREATE INDEX IF NOT EXISTS task_dependencies_waiting ON public.task_dependencies (depends_on) WHERE open;
-CREATE INDEX IF NOT EXISTS task_dependencies_missing ON public.task_dependencies (missing_since)
-    WHERE missing_since IS NOT NULL;
 
 -- The children of a parked parent, in the order in which it named them.
 CREATE TABLE IF NOT EXISTS public.task_children (
@@ -100,7 +65,6 @@ CREATE TABLE IF NOT EXISTS public.task_children (
     position int NOT NULL,
     is_final boolean NOT NULL DEFAULT false
 );
-CREATE INDEX IF NOT EXISTS task_children_parent ON public.task_children (parent_id, position);
 
 CREATE TABLE IF NOT EXISTS public.task_events (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -111,7 +75,6 @@ CREATE TABLE IF NOT EXISTS public.task_events (
     attempt int,
     detail jsonb NOT NULL DEFAULT '{}'
 );
-CREATE INDEX IF NOT EXISTS task_events_task ON public.task_events (task_id, id);
 
 -- Since when a worker has been in contact without a gap: what entitles it to judge others dead.
 CREATE TABLE IF NOT EXISTS public.worker_contacts (
@@ -122,15 +85,79 @@ CREATE TABLE IF NOT EXISTS public.worker_contacts (
     lease_s float8 NOT NULL DEFAULT 90
 );
 
-ALTER TABLE public.task_leases ENABLE ROW LEVEL SECURITY;
-ALTER TABLE public.task_dependencies ENABLE ROW LEVEL SECURITY;
-ALTER TABLE public.task_children ENABLE ROW LEVEL SECURITY;
-ALTER TABLE public.task_events ENABLE ROW LEVEL SECURITY;
-ALTER TABLE public.worker_contacts ENABLE ROW LEVEL SECURITY;
-
--- The claim reads exactly this index, one probe per task type. A row that waits for a time or for other tasks is not
--- in it, so that no number of them slows a claim down.
-CREATE INDEX IF NOT EXISTS tasks_wan2gp_claimable ON public.tasks (task_type, priority DESC, created_at, id)
-    WHERE status = 'Queued' AND open_dependencies = 0 AND run_after IS NULL;
-CREATE INDEX IF NOT EXISTS tasks_wan2gp_due ON public.tasks (run_after)
-    WHERE status = 'Queued' AND open_dependencies = 0 AND run_after IS NOT NULL;
+DO $step$
+DECLARE
+    v_one record;
+BEGIN
+    FOR v_one IN
+        SELECT w.tab, string_agg(format('ADD COLUMN IF NOT EXISTS %I %s', w.col, w.definition), ', ' ORDER BY w.n) AS missing
+          FROM (VALUES
+            (1, 'tasks', 'project_id', 'uuid'),
+            (2, 'tasks', 'user_id', 'uuid'),
+            (3, 'tasks', 'dependant_on', 'uuid'),
+            (4, 'tasks', 'worker_id', 'text'),
+            (5, 'tasks', 'attempts', 'int NOT NULL DEFAULT 0'),
+            (6, 'tasks', 'error_message', 'text'),
+            (7, 'tasks', 'output_location', 'text'),
+            (8, 'tasks', 'result_data', 'jsonb DEFAULT ''{}'''),
+            (9, 'tasks', 'generation_started_at', 'timestamptz'),
+            (10, 'tasks', 'generation_processed_at', 'timestamptz'),
+            (11, 'tasks', 'created_at', 'timestamptz DEFAULT now()'),
+            (12, 'tasks', 'updated_at', 'timestamptz DEFAULT now()'),
+            (13, 'tasks', 'priority', 'int NOT NULL DEFAULT 0'),
+            (14, 'tasks', 'max_attempts', 'int NOT NULL DEFAULT 3'),
+            (15, 'tasks', 'run_after', 'timestamptz'),
+            (16, 'tasks', 'open_dependencies', 'int NOT NULL DEFAULT 0'),
+            (17, 'workers', 'instance_type', 'text'),
+            (18, 'workers', 'status', 'text'),
+            (19, 'workers', 'last_heartbeat', 'timestamptz'),
+            (20, 'workers', 'metadata', 'jsonb DEFAULT ''{}'''),
+            (21, 'workers', 'created_at', 'timestamptz DEFAULT now()'),
+            (22, 'workers', 'updated_at', 'timestamptz DEFAULT now()'),
+            (23, 'task_leases', 'completing', 'boolean NOT NULL DEFAULT false')
+          ) AS w(n, tab, col, definition)
+         WHERE NOT EXISTS (SELECT FROM pg_attribute a
+                            WHERE a.attrelid = to_regclass('public.' || w.tab) AND a.attname = w.col AND NOT a.attisdropped)
+         GROUP BY w.tab ORDER BY w.tab
+    LOOP
+        EXECUTE format('ALTER TABLE public.%I %s', v_one.tab, v_one.missing);
+    END LOOP;
+    -- The claim reads exactly tasks_wan2gp_claimable, one probe per task type. A row that waits for a time or for other
+    -- tasks is not in it, so that no number of them slows a claim down.
+    FOR v_one IN SELECT * FROM (VALUES
+        ('task_leases_claim', 'public.task_leases (claim_id)'),
+        ('task_leases_expiry', 'public.task_leases (expires_at) WHERE token IS NOT NULL'),
+        ('task_dependencies_waiting', 'public.task_dependencies (depends_on) WHERE open'),
+        ('task_dependencies_missing', 'public.task_dependencies (missing_since) WHERE missing_since IS NOT NULL'),
+        ('task_children_parent', 'public.task_children (parent_id, position)'),
+        ('task_events_task', 'public.task_events (task_id, id)'),
+        ('tasks_wan2gp_claimable', 'public.tasks (task_type, priority DESC, created_at, id)
+            WHERE status = ''Queued'' AND open_dependencies = 0 AND run_after IS NULL'),
+        ('tasks_wan2gp_due', 'public.tasks (run_after)
+            WHERE status = ''Queued'' AND open_dependencies = 0 AND run_after IS NOT NULL')
+    ) AS w(name, definition) LOOP
+        IF to_regclass('public.' || v_one.name) IS NULL THEN
+            EXECUTE format('CREATE INDEX %I ON %s', v_one.name, v_one.definition);
+        END IF;
+    END LOOP;
+    FOR v_one IN
+        SELECT c.relname FROM pg_class c
+         WHERE c.relnamespace = 'public'::regnamespace AND NOT c.relrowsecurity
+           AND c.relname IN ('task_leases', 'task_dependencies', 'task_children', 'task_events', 'worker_contacts')
+    LOOP
+        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', v_one.relname);
+    END LOOP;
+    FOR v_one IN SELECT * FROM (VALUES
+        ('completing',
+         'Under this lease the predecessor''s function complete_task may make the row Complete, and that is no foreign hand.'),
+        ('parked_lease',
+         'The lease under which this task brought forth the children that it waits for; null when it waits for none.')
+    ) AS w(col, said) LOOP
+        IF NOT EXISTS (SELECT FROM pg_attribute a
+                        WHERE a.attrelid = 'public.task_leases'::regclass AND a.attname = v_one.col
+                          AND col_description(a.attrelid, a.attnum) = v_one.said) THEN
+            EXECUTE format('COMMENT ON COLUMN public.task_leases.%I IS %L', v_one.col, v_one.said);
+        END IF;
+    END LOOP;
+END
+$step$;
