@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class StorageServer:
         """Of every request, in order."""
         self.hangs = threading.Event()
         """While set, requests are read and not answered."""
+        self.hangs_for: Callable[[web.Request], bool] = lambda request: True
+        """Which of them."""
         self.hung = threading.Event()
         """Set once a request hangs."""
         self._loop = asyncio.new_event_loop()
@@ -76,7 +78,8 @@ class StorageServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.headers.append(dict(request.headers))
-        while self.hangs.is_set():
+        waits = self.hangs_for(request)
+        while waits and self.hangs.is_set():
             self.hung.set()
             await asyncio.sleep(0.02)
         answer = await self.storage.handle(request)

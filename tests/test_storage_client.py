@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from tests.storage_server import StorageServer
@@ -24,6 +27,8 @@ from wan2gp.config import Secret
 from wan2gp.protocol import Artifact
 from wan2gp.supervisor.patience import Patience
 from wan2gp.supervisor.publish import Staged
+from wan2gp.supervisor.queue import Verb
+from wan2gp.supervisor.spool import Ending
 from wan2gp.supervisor.storage import Bucket, PublishFailed, StorageMissing
 from wan2gp.supervisor.storage_store import StorageStore
 from wan2gp.supervisor.supabase_project import SupabaseProject
@@ -32,6 +37,8 @@ from wan2gp.supervisor.upload_file import UploadFile
 NAME = "image_uploads"
 MIB = 1024**2
 QUICK = Patience(first_s=0.005, max_s=0.02)
+STOP = threading.Event()
+"""Never set."""
 RESUMABLE = "/storage/v1/upload/resumable"
 
 
@@ -587,8 +594,47 @@ def test_files_side_by_side_fail_for_the_reason_of_the_one_that_failed(
     store = StorageStore(Bucket(project, NAME, patience=Patience(first_s=1000.0, max_s=1000.0)), "w")
     artifact = Artifact("x", "x.mp4", "video", "video/mp4", 1000, "")
     staged = [Staged(artifact, make(1000, f"{n}"), storage_path=f"{n}.mp4") for n in range(2)]
-    ending: Any = None  # it only names the paths, and they are named
-    assert failure(lambda: store.upload(ending, staged, threading.Event())).code == "publish.quota"
+    assert failure(lambda: store.upload(ending(), staged, STOP)).code == "publish.quota"
+
+
+def ending(**given: Any) -> Ending:
+    made = Ending("task", "maker", 1, "0123456789abcdef", "token", Verb.COMPLETE, "/work")
+    return msgspec.structs.replace(made, **given)
+
+
+def test_each_file_that_is_up_is_told_of_though_another_fails_and_is_not_sent_again(
+    storage_server: StorageServer, project: SupabaseProject, make: Callable[..., Path]
+) -> None:
+    storage_server.storage.mischief.refusals = [Refusal(402, {"message": QUOTA}, part=f"object/{NAME}/0.mp4")]
+    store = StorageStore(Bucket(project, NAME, patience=QUICK), "w", uploads=1)
+    artifact = Artifact("x", "x.mp4", "video", "video/mp4", 1000, "")
+    staged = [Staged(artifact, make(1000, f"{n}"), storage_path=f"{n}.mp4") for n in range(3)]
+    up = dataclasses.replace(staged[1], url="https://host/of-an-earlier-try")
+    told: list[Staged] = []
+    failed = failure(lambda: store.upload(ending(), [staged[2], up, staged[0]], STOP, told.append))
+    assert failed.code == "publish.quota"
+    assert [item.storage_path for item in told] == ["2.mp4"] and told[0].url is not None
+    again = store.upload(ending(), [told[0], up, staged[0]], STOP, told.append)
+    assert again[:2] == [told[0], up] and told[1:] == [again[2]]
+    assert [path.rpartition("/")[2] for _, path, _ in storage_server.seen] == ["2.mp4", "0.mp4", "0.mp4"]
+
+
+@pytest.mark.parametrize(
+    "names", [["2_x", "x", "x"], ["x", "x", "x"], ["ü", "ö", "_", "2__", "3__"], ["1_x", "x", "x"]]
+)
+def test_no_two_files_of_one_ending_share_a_path(project: SupabaseProject, tmp_path: Path, names: list[str]) -> None:
+    work, store = tmp_path / "work", StorageStore(Bucket(project, NAME), "w")
+    work.mkdir()
+    made = []
+    for number, name in enumerate(names):
+        (work / str(number)).write_bytes(b"x")
+        made.append(Artifact(str(number), name, "file", "text/plain", 1, hashlib.sha256(b"x").hexdigest()))
+    for folder in ("spool", "again"):
+        (tmp_path / folder).mkdir()
+    one = ending(work_dir=str(work), artifacts=tuple(made))
+    paths = [item.storage_path for item in store.stage(one, tmp_path / "spool")]
+    assert len(set(paths)) == len(names)
+    assert [item.storage_path for item in store.stage(one, tmp_path / "spool")] == paths
 
 
 # -- deleting and signing ---------------------------------------------------------------------------------------------
@@ -616,6 +662,72 @@ def test_deleting_ends_what_was_begun_there(
     bucket.remove(["task/1-lease/clip.mp4"])
     assert storage_server.storage.resumable.uploads == {}
     bucket.remove(["task/1-lease/clip.mp4"])
+
+
+def given_up(server: StorageServer, bucket: Bucket, file: Path, path: str = "task/x.mp4") -> str:
+    """An upload that was told to stop while it waits for the answer to its last bytes."""
+    rest = file.stat().st_size % CHUNK
+    server.hangs_for = lambda request: (
+        len(server.headers) == 1 if file.stat().st_size < CHUNK else request.content_length == rest
+    )
+    server.hangs.set()
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(bucket.put, path, file, "video/mp4", stop=stop)
+        assert server.hung.wait(20)
+        stop.set()
+        error = running.exception(timeout=10)
+    assert isinstance(error, PublishFailed) and error.code == "worker.stopping"
+    return path
+
+
+@pytest.mark.parametrize("size", [1000, CHUNK + 1000])
+def test_an_upload_that_was_given_up_and_lands_late_is_deleted_nevertheless(
+    storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs in a call that nothing ends, while its result is refused and deleted."""
+    path = given_up(storage_server, bucket, make(size))
+    with monkeypatch.context() as hasty:
+        hasty.setattr("wan2gp.supervisor.storage.GIVEN_UP_S", 0.01)
+        failed = failure(lambda: bucket.remove([path, "task/other"]))
+    assert (failed.code, failed.permanent) == ("publish.unavailable", False)
+    assert path in failed.message and "given up" in failed.message
+    storage_server.hangs.clear()
+    monkeypatch.setattr("wan2gp.supervisor.storage.GIVEN_UP_S", 30.0)
+    bucket.remove([path])
+    assert storage_server.storage.paths(NAME) == []
+    if size < CHUNK:
+        assert [method for method, _, _ in storage_server.seen] == ["DELETE", "POST", "DELETE"], "it did land late"
+
+
+def test_an_upload_waits_for_one_to_the_same_path_that_was_given_up(
+    storage_server: StorageServer, bucket: Bucket, make: Callable[..., Path]
+) -> None:
+    path = given_up(storage_server, bucket, make(1000, "first"))
+    second = make(2000, "second")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(put, bucket, second, path)
+        put(bucket, make(10, "third"), "task/elsewhere")
+        assert len(storage_server.headers) == 2 and not running.done()
+        storage_server.hangs.clear()
+        running.result(60)
+    assert storage_server.storage.content(NAME, path) == second.read_bytes()
+
+
+def test_whoever_waits_for_an_upload_that_was_given_up_ends_with_a_stop_or_in_time(
+    storage_server: StorageServer, project: SupabaseProject, make: Callable[..., Path]
+) -> None:
+    bucket, stop = Bucket(project, NAME, patience=QUICK), threading.Event()
+    path = given_up(storage_server, bucket, make(1000))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(bucket.put, path, make(10, "other"), "video/mp4", stop=stop)
+        stop.set()
+        error = running.exception(timeout=10)
+    assert isinstance(error, PublishFailed) and error.code == "worker.stopping"
+    bucket._patience = Patience(connect_s=0.01, write_s=0.01, answer_s=0.01)
+    assert failure(lambda: put(bucket, make(10, "other"), path)).code == "publish.unavailable"
+    assert len(storage_server.headers) == 1
+    storage_server.hangs.clear()
 
 
 def test_a_deletion_that_cannot_be_says_so(storage_server: StorageServer, bucket: Bucket) -> None:

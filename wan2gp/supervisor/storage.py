@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ CACHE_S = 3600
 _BATCH = 500
 _REMEMBERED = 64
 """Unfinished uploads that a later call can go on with."""
+GIVEN_UP_S = 2.0
+"""How long a deletion waits for an upload that was given up and hangs in a call yet, seconds."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class _Begun:
 
 
 class Bucket:
-    """Safe to use from several threads; two of them must not write the same path at once.
+    """Safe to use from several threads. One path is in one upload's hands at a time, also in those of one that was
+    given up and hangs in a call yet: what it sends may land late, so others write and delete there after its end.
 
     Every method raises :class:`PublishFailed`. Messages name the bucket and the path, never the key.
     """
@@ -50,15 +54,42 @@ class Bucket:
         self._resumable = Resumable(self._wire, self._patience)
         self._begun: dict[str, _Begun] = {}
         self._lock = threading.Lock()
+        self._under_way: set[str] = set()
+        self._ended = threading.Condition()
 
     def put(self, path: str, file: Path, mime: str, *, stop: threading.Event) -> None:
         """Store ``file`` under ``path``, over what is there. Returns when Storage has it.
 
-        ``stop`` ends it at once (``worker.stopping``). A later call for the same file goes on where this one failed.
+        ``stop`` ends it at once (``worker.stopping``). A later call for the same file goes on where this one failed, in
+        the same life of the worker.
         """
         _check_path("upload", self.name, path)
-        check_stop(stop)
-        apart(lambda: self._put(path, file, plain_mime(mime), stop), stop)
+        self._begin(path, stop)
+        apart(lambda: self._only(path, file, plain_mime(mime), stop), stop)
+
+    def _begin(self, path: str, stop: threading.Event) -> None:
+        """Wait for an upload to the same path that was given up; its own time-outs end it."""
+        limits = self._patience
+        deadline = time.monotonic() + limits.connect_s + limits.write_s + limits.answer_s
+        with self._ended:
+            while path in self._under_way and time.monotonic() < deadline:
+                check_stop(stop)
+                self._ended.wait(0.05)
+            check_stop(stop)
+            if path in self._under_way:
+                raise self._hangs("upload", path)
+            self._under_way.add(path)
+
+    def _only(self, path: str, file: Path, mime: str, stop: threading.Event) -> None:
+        try:
+            self._put(path, file, mime, stop)
+        finally:
+            with self._ended:
+                self._under_way.discard(path)
+                self._ended.notify_all()
+
+    def _hangs(self, verb: str, path: str) -> PublishFailed:
+        return unavailable(Target(verb, self.name, path), "an upload that was given up may land there yet")
 
     def _put(self, path: str, file: Path, mime: str, stop: threading.Event) -> None:
         with UploadFile(file, stop) as opened:
@@ -100,8 +131,13 @@ class Bucket:
                 del self._begun[next(iter(self._begun))]
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Delete the objects, and what was begun to be uploaded there; it is fine when some are absent."""
+        """Delete the objects, and what was begun to be uploaded there; it is fine when some are absent.
+
+        Raises :class:`PublishFailed` (``publish.unavailable``), too, while an upload that was given up may bring one of
+        them back.
+        """
         over = threading.Event()  # never set: deletions are short
+        hangs = self._given_up(paths)
         for path in paths:
             _check_path("delete", self.name, path)
             with self._lock:
@@ -111,6 +147,14 @@ class Bucket:
         for first in range(0, len(paths), _BATCH):
             batch = list(paths[first : first + _BATCH])
             self._patience.persist(lambda batch=batch: self._delete(batch), over)  # type: ignore[misc]
+        if hangs:
+            raise self._hangs("delete", hangs[0])
+
+    def _given_up(self, paths: Sequence[str]) -> list[str]:
+        """Those to which something is being sent, after a short wait for its end."""
+        with self._ended:
+            self._ended.wait_for(lambda: self._under_way.isdisjoint(paths), GIVEN_UP_S)
+            return [path for path in paths if path in self._under_way]
 
     def _delete(self, paths: list[str]) -> None:
         content = json.dumps({"prefixes": paths}).encode()
@@ -120,6 +164,15 @@ class Bucket:
             self._wire.demand(Target("delete", self.name), "DELETE", place, headers=headers, content=content)
         except StorageMissing:
             return  # a bucket that does not exist holds none of them
+
+    def is_public(self) -> bool:
+        """Asked for once. Raises :class:`StorageMissing` when there is no such bucket."""
+        target = Target("look at", self.name)
+        answer = self._wire.demand(target, "GET", self._wire.place("bucket", self.name))
+        public = answer.json().get("public")
+        if not isinstance(public, bool):
+            raise _nonsense(target, answer)
+        return public
 
     def url(self, path: str, signed_s: float | None) -> str:
         """Where anybody can get the object: for ``signed_s`` seconds by a signed URL, or None: in a public bucket."""

@@ -83,4 +83,4 @@ def check_stop(stop: threading.Event) -> None:
 
 
 def stopped() -> PublishFailed:
-    return PublishFailed("worker.stopping", "the worker stops: the upload goes on in its next life", permanent=False)
+    return PublishFailed("worker.stopping", "the worker stops: its next life sends the file", permanent=False)
