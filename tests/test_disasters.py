@@ -236,7 +236,7 @@ def test_a_killed_worker_is_replaced_by_another_after_its_lease(start_worker: St
     short = {"WAN2GP_LEASE_S": "2", "WAN2GP_RENEW_S": "0.5"}
     first, second = (start_worker(*OFTEN, name=name, environ=short) for name in ("w1", "w2"))
     second.ctl("drain")
-    task = first.insert("sleeper", {"seconds": 0.5})
+    task = first.insert("sleeper", {"seconds": 3})
     first.running(task)
     second.ctl("resume")
     first.kill()
