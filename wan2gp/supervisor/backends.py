@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 from wan2gp.config import Config, ConfigError
 from wan2gp.logs import Facts
 from wan2gp.supervisor.embedded import EmbeddedPostgres, EmbeddedUnavailable
-from wan2gp.supervisor.queue import FunctionsMissing, QueueRefused, TaskQueue
+from wan2gp.supervisor.queue import (
+    AccessDenied,
+    ContractTooOld,
+    FunctionsMissing,
+    QueueError,
+    QueueRefused,
+    TaskQueue,
+)
 
 if TYPE_CHECKING:
     from wan2gp.supervisor.supabase_project import SupabaseProject  # it loads an HTTP client
 
+UNKNOWN_KEY = frozenset({"401", "PGRST301", "PGRST302", "PGRST303"})
+"""What the gateway and PostgREST say of a key that is none of the project's."""
 REVIVE_S = 5.0
 """How long the loop may wait for the embedded server to start again, seconds."""
 
@@ -132,17 +141,22 @@ def _open_hosted(config: Config, kind: str, project: SupabaseProject, facts: Fac
 
     try:
         return _checked(Backend(SupabaseQueue(project), kind, project=project))
-    except FunctionsMissing:
-        if config.queue == "supabase":
+    except QueueError as error:
+        if config.queue == "supabase" or not _functions_may_do(error):
             raise
+        first = error
+    try:
         return _open_edge(config, project, facts)
-    except QueueRefused as refusal:
-        if config.queue == "supabase":
-            raise
-        try:
-            return _open_edge(config, project, facts)  # a personal access token opens the functions, and nothing else
-        except QueueRefused:
-            raise refusal from None
+    except QueueError:
+        raise first from None  # the queue that was meant comes first, and so does what is wrong with it
+
+
+def _functions_may_do(error: QueueError) -> bool:
+    """Whether the project may be one that nobody can migrate, or the key a personal access token, which opens the Edge
+    Functions and nothing else. A queue that is ours and refuses is no reason to work without leases."""
+    if isinstance(error, AccessDenied):
+        return error.code in UNKNOWN_KEY
+    return isinstance(error, FunctionsMissing) and not isinstance(error, ContractTooOld)
 
 
 def _open_edge(config: Config, project: SupabaseProject, facts: Facts) -> Backend:

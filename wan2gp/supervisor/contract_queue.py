@@ -14,8 +14,8 @@ import msgspec
 from wan2gp.supervisor.queue import (
     ClaimReply,
     Completing,
+    ContractTooOld,
     FinishReply,
-    FunctionsMissing,
     HeartbeatReply,
     LeaseBeat,
     QueueRefused,
@@ -71,7 +71,7 @@ class ContractQueue(abc.ABC):
     def check(self) -> None:
         version = self._call("version", {}, int)
         if version < CONTRACT_VERSION:
-            raise FunctionsMissing(
+            raise ContractTooOld(
                 f"the database has version {version} of the queue's functions, this program needs {CONTRACT_VERSION}: "
                 "run `wan2gp-ctl db migrate`"
             )

@@ -30,6 +30,10 @@ class FunctionsMissing(QueueError):
     """The database answers but lacks the contract's functions: run ``wan2gp-ctl db migrate``."""
 
 
+class ContractTooOld(FunctionsMissing):
+    """It has them, of an older version than this program's."""
+
+
 class QueueRefused(QueueError):
     """The database refused the call: our fault or the caller's, not the network's. ``code`` is its SQLSTATE."""
 
