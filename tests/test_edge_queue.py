@@ -16,7 +16,9 @@ from tests.edge_projects import PROJECT, TYPES, WORKER, Clock, EdgeProject, Hear
 from tests.front_faults import Fault
 from wan2gp.supervisor.edge_claims import LOOK_PAST, SHY_MAX_S
 from wan2gp.supervisor.edge_counts import BELIEVED_S
+from wan2gp.supervisor.edge_debts import REFUSED_S
 from wan2gp.supervisor.edge_queue import WEAKER, EdgeQueue
+from wan2gp.supervisor.edge_rows import BEATS_AGAIN_S
 from wan2gp.supervisor.queue import (
     AccessDenied,
     ClaimedTask,
@@ -76,7 +78,7 @@ class TestCheck:
             edge.stack.front.up()
 
     def test_what_is_weaker_is_said(self, edge: EdgeProject) -> None:
-        assert len(WEAKER) == 8 and all(sentence == sentence.strip(" .") for sentence in WEAKER)
+        assert len(WEAKER) == 9 and all(sentence == sentence.strip(" .") for sentence in WEAKER)
         queue = edge.queue()
         assert queue.facts() == {"predecessor": True, "system_logs": False}
         assert queue.log(WORKER, [{"message": "a"}]) == 0 and queue.rescue(WORKER) == 0
@@ -266,6 +268,54 @@ class TestWhatIsNotForUs:
         claim(queue)
         assert (edge.row(foreign)["status"], edge.row(foreign)["worker_id"]) == ("In Progress", RIVAL)
 
+    @pytest.mark.parametrize(("status", "words"), [(401, "does not accept"), (400, None)])
+    def test_a_row_is_owed_until_it_is_back_whatever_the_refusal(
+        self, edge: EdgeProject, status: int, words: str | None
+    ) -> None:
+        edge.functions.faults.counts_details = False
+        foreign = edge.insert("magic_edit")
+        clock = Clock()
+        queue = edge.queue("pat", clock=clock)
+        edge.functions.faults.before["update-task-status"] = [status] * 2
+        assert claim(queue) is None and edge.row(foreign)["status"] == "In Progress"
+        if words:
+            with pytest.raises(AccessDenied, match=words):
+                claim(queue)
+        else:
+            ours = edge.insert()
+            clock.now += 10.0
+            assert claimed(queue).id == ours, "one row that is refused stops nobody"
+            clock.now += REFUSED_S + 1
+            claim(queue)
+            clock.now += REFUSED_S + 1
+        claim(queue)
+        assert edge.row(foreign)["status"] == "Queued"
+
+    def test_refusals_of_every_row_end_the_claims_before_all_are_set_aside(self, edge: EdgeProject) -> None:
+        edge.functions.faults.counts_details = False
+        foreign = [edge.insert("magic_edit") for _ in range(20)]
+        clock = Clock()
+        queue = edge.queue("pat", clock=clock)
+        edge.functions.faults.before["update-task-status"] = [400] * 500
+        claim(queue)
+        for _ in range(5):
+            clock.now += SHY_MAX_S * 2
+            with pytest.raises(QueueRefused):
+                claim(queue)
+        assert edge.statuses(*foreign).count("In Progress") == LOOK_PAST + 1
+
+    @ALL
+    def test_what_is_owed_goes_back_when_the_worker_ends(self, edge: EdgeProject, key: str) -> None:
+        edge.functions.faults.counts_details = False
+        foreign = edge.insert("magic_edit")
+        queue = edge.queue(key)
+        where = "update-task-status" if key == "pat" else "rest/v1/tasks"
+        edge.stack.front.faults.add(Fault(where, "status", status=401))
+        claim(queue)
+        assert edge.row(foreign)["status"] == "In Progress"
+        queue.close()
+        assert edge.row(foreign)["status"] == "Queued"
+
 
 class TestLostClaims:
     def lose(self, edge: EdgeProject, how: str) -> None:
@@ -377,14 +427,60 @@ class TestHeartbeats:
             queue.heartbeat(WORKER, beats(task), 90.0, {})
             assert (edge.row(task.id)["updated_at"].year > 2020) is touched
 
-    def test_a_project_without_the_heartbeat_function_is_not_asked_for_it_again(self, edge: EdgeProject) -> None:
-        queue = edge.queue()
+    def test_a_project_without_the_heartbeat_function_is_asked_for_it_every_few_minutes(
+        self, edge: EdgeProject
+    ) -> None:
+        clock = Clock()
+        queue = edge.queue(clock=clock)
         rpc = "rpc/func_worker_heartbeat_with_logs"
         body = {"code": "42501", "message": "permission denied"}
-        edge.stack.front.faults.add(Fault(rpc, "status", status=403, body=body, times=None))
+        away = edge.stack.front.faults.add(Fault(rpc, "status", status=403, body=body, times=None))
         for _ in range(3):
             queue.heartbeat(WORKER, [], 90.0, {})
-        assert len(edge.stack.front.seen(rpc)) == 1
+        assert len(edge.stack.front.seen(rpc)) == 1 and not edge.sql("SELECT id FROM workers")
+        edge.stack.front.faults.remove(away)
+        clock.now += BEATS_AGAIN_S + 1
+        queue.heartbeat(WORKER, [], 90.0, {})
+        assert edge.sql("SELECT id FROM workers") == [{"id": WORKER}]
+
+    def test_a_key_that_is_refused_for_a_moment_ends_no_heartbeats(self, edge: EdgeProject) -> None:
+        queue = edge.queue()
+        edge.insert()
+        task = claimed(queue)
+        edge.stack.front.faults.add(Fault("rpc/func_worker_heartbeat_with_logs", "status", status=401, times=2))
+        assert not queue.heartbeat(WORKER, beats(task), 90.0, {}).lost
+        with pytest.raises(AccessDenied):
+            queue.heartbeat(WORKER, [], 90.0, {})
+        queue.heartbeat(WORKER, [], 90.0, {})
+        assert edge.sql("SELECT id FROM workers") == [{"id": WORKER}]
+
+    def test_a_cancellation_is_told_although_the_pod_scaler_cannot_be(self, edge: EdgeProject) -> None:
+        queue = edge.queue()
+        ids = [edge.insert(), edge.insert()]
+        tasks = [claimed(queue) for _ in ids]
+        edge.sql("UPDATE tasks SET status = 'Cancelled' WHERE id = %s", ids[0])
+        edge.stack.front.faults.add(Fault("rpc/func_worker_heartbeat_with_logs", "status", times=None))
+        edge.stack.front.faults.add(Fault("rest/v1/tasks", "status", method="PATCH", times=None))
+        assert queue.heartbeat(WORKER, beats(*tasks), 90.0, {}).cancelled == (ids[0],)
+
+    def test_a_row_without_a_name_is_not_taken_for_what_a_service_key_claimed(self, edge: EdgeProject) -> None:
+        queue = edge.queue()
+        edge.insert()
+        task = claimed(queue)
+        edge.sql("UPDATE tasks SET worker_id = NULL WHERE id = %s", task.id)
+        assert queue.heartbeat(WORKER, beats(task), 90.0, {}).lost == (task.id,)
+        before = edge.row(task.id)
+        for verb in (Verb.FAIL, Verb.RELEASE):
+            assert not queue.finish(Settlement(task.id, task.token, verb, error_message="a.b: c")).accepted
+        assert edge.row(task.id) == before
+
+    def test_what_a_token_claimed_is_ours_too_after_the_key_was_exchanged(self, edge: EdgeProject) -> None:
+        task_id = edge.insert()
+        task = claimed(edge.queue("pat"))
+        queue = edge.queue()
+        assert not queue.heartbeat(WORKER, beats(task), 90.0, {}).lost
+        assert queue.finish(Settlement(task.id, task.token, Verb.FAIL, error_message="a.b: c")).accepted
+        assert edge.row(task_id)["status"] == "Failed"
 
     def test_an_outage_is_told_and_endangers_nothing(self, edge: EdgeProject) -> None:
         queue = edge.queue()

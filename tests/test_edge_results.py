@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from tests.edge_functions import RIVAL
-from tests.edge_projects import BUCKET, USER, WORKER, EdgeProject, Heard, claimed
+from tests.edge_projects import BUCKET, USER, WORKER, Clock, EdgeProject, Heard, claim, claimed
 from tests.front_faults import Fault
 from tests.storage_stand_in import BucketSpec
 from wan2gp.protocol import Artifact
 from wan2gp.supervisor.edge_calls import EdgeCalls
+from wan2gp.supervisor.edge_complete import LOOK_AGAIN_S
+from wan2gp.supervisor.edge_ends import HOLD_MAX_S, Sight
 from wan2gp.supervisor.edge_queue import EdgeQueue
 from wan2gp.supervisor.edge_store import EdgeStore
 from wan2gp.supervisor.patience import Patience
@@ -188,9 +190,75 @@ class TestCompleting:
     def test_it_failed_before_it_did_anything_and_is_called_again(self, edge: EdgeProject, result: Make) -> None:
         one = result("service")
         settlement = one.upload()
-        edge.functions.faults.before[COMPLETE] = [500, 502]
+        edge.functions.faults.before[COMPLETE] = [500, 546]
         assert one.insist(settlement).accepted
         one.is_complete_once()
+
+    @ALL
+    @pytest.mark.parametrize("how", ["reset", "504"])
+    def test_a_call_without_an_answer_is_made_again_only_when_the_first_must_be_over(
+        self, edge: EdgeProject, result: Make, key: str, how: str
+    ) -> None:
+        one = result(key)
+        settlement, clock = one.upload(), Clock()
+        one.queue._completion._clock = clock
+        edge.stack.front.faults.add(
+            Fault(COMPLETE, "reset") if how == "reset" else Fault(COMPLETE, "status", status=504)
+        )
+        for seconds in (100.0, 59.0, 0.5):
+            with pytest.raises(PublishFailed, match="at work yet") as failed:
+                one.queue.finish(settlement)
+            assert not failed.value.permanent and failed.value.retry_after_s is not None
+            assert failed.value.retry_after_s <= LOOK_AGAIN_S
+            clock.now += seconds
+        assert len(edge.stack.front.seen(COMPLETE, "POST")) == 1
+        clock.now += 1.0
+        assert one.insist(settlement).accepted
+        if key == "service":
+            one.is_complete_once()
+        else:
+            assert one.heard.names == ["publish.unsure"] and edge.row(one.id)["status"] == "Complete"
+
+    @ALL
+    def test_what_a_call_without_an_answer_did_late_is_found(self, edge: EdgeProject, result: Make, key: str) -> None:
+        one = result(key)
+        settlement = one.upload()
+        edge.stack.front.faults.add(Fault(COMPLETE, "reset"))
+        with pytest.raises(PublishFailed, match="at work yet"):
+            one.queue.finish(settlement)
+        edge.ask(COMPLETE, {"task_id": one.id, "storage_path": settlement.storage_path})
+        assert one.queue.finish(settlement).accepted
+        one.is_complete_once()
+
+    def test_what_is_being_published_again_is_not_taken_for_a_lost_claim(self, edge: EdgeProject, result: Make) -> None:
+        one = result("service")
+        settlement = one.upload()
+        text = "publish.quota_exceeded: full"
+        assert one.queue.finish(end(one.task, Verb.WITHHOLD, text)).accepted
+        edge.insert()
+        edge.functions.faults.before["claim-next-task"] = [500]
+        edge.functions.faults.before[COMPLETE] = [500]
+        with pytest.raises(QueueUnavailable):
+            claim(one.queue)
+        with pytest.raises(PublishFailed):
+            one.queue.finish(settlement)
+        assert edge.row(one.id)["status"] == "In Progress"
+        other = claimed(one.queue)
+        assert other.id != one.id and claim(one.queue) is None
+        assert one.queue.finish(end(one.task, Verb.WITHHOLD, text)) == FinishReply(True, "Failed")
+        assert edge.row(one.id)["status"] == "Failed", "told again, since it had been under way again"
+        assert one.insist(settlement).accepted
+        one.is_complete_once()
+        assert edge.row(one.id)["error_message"] is None
+
+    def test_what_the_row_shows_already_is_not_deleted_although_its_completion_was_lost(
+        self, edge: EdgeProject, result: Make
+    ) -> None:
+        one = result("service")
+        settlement = one.upload()
+        edge.ask(COMPLETE, {"task_id": one.id, "storage_path": settlement.storage_path})
+        reply = one.queue.finish(end(one.task, Verb.WITHHOLD, "publish.quota_exceeded: full"))
+        assert reply == FinishReply(False, "Complete", kept=True)
 
     def test_nobody_can_tell_with_a_personal_token_so_it_is_not_called_again(
         self, edge: EdgeProject, result: Make
@@ -413,11 +481,13 @@ class TestOtherEnds:
     @ALL
     def test_a_failures_reason_stands_in_output_location(self, edge: EdgeProject, result: Make, key: str) -> None:
         one = result(key)
-        edge.stack.front.faults.add(Fault(UPDATE, "cut_after"))
+        how = Fault(UPDATE, "cut_after") if key == "pat" else Fault("rest/v1/tasks", "cut_after", method="PATCH")
+        edge.stack.front.faults.add(how)
         settlement = end(one.task, Verb.FAIL, "comfy.node_failed: a node failed")
         assert one.queue.finish(settlement) == FinishReply(True, "Failed")
         row = edge.row(one.id)
         assert (row["status"], row["output_location"]) == ("Failed", "comfy.node_failed: a node failed")
+        assert row["error_message"] == (row["output_location"] if key == "service" else None)
         if key == "service":
             assert one.new_queue().finish(settlement).repeated
 
@@ -474,6 +544,90 @@ class TestOtherEnds:
         assert not one.queue.finish(end(one.task, verb, "a.b: c")).accepted
         assert edge.row(one.id) == before
 
+    @pytest.mark.parametrize("verb", [Verb.FAIL, Verb.WITHHOLD, Verb.RELEASE, Verb.COMPLETE])
+    @pytest.mark.parametrize("change", ["worker_id = 'gpu-rival'", "status = 'Cancelled'"])
+    def test_a_row_that_changes_between_the_look_and_the_end_is_not_touched(
+        self, edge: EdgeProject, result: Make, monkeypatch: pytest.MonkeyPatch, verb: Verb, change: str
+    ) -> None:
+        one = result("service")
+        look = one.queue._ends.look
+
+        def look_and_meddle(settlement: Settlement) -> Sight:
+            sight = look(settlement)
+            edge.sql(f"UPDATE tasks SET {change} WHERE id = %s", one.id)
+            return sight
+
+        monkeypatch.setattr(one.queue._ends, "look", look_and_meddle)
+        reply = one.queue.finish(end(one.task, verb, "publish.b: c", output_location="https://x.test/a"))
+        row = edge.row(one.id)
+        assert not reply.accepted and row["output_location"] is None
+        assert (row["status"], row["worker_id"]) in (("In Progress", RIVAL), ("Cancelled", WORKER))
+
+    @ALL
+    def test_what_waits_for_a_task_that_failed_for_good_fails_with_it(
+        self, edge: EdgeProject, result: Make, key: str
+    ) -> None:
+        one = result(key)
+        first = edge.insert(dependant_on=one.id)
+        second, other = edge.insert(dependant_on=first), edge.insert()
+        assert one.queue.finish(end(one.task, Verb.FAIL, "a.b: c")).accepted
+        if key == "pat":
+            assert edge.statuses(first, second, other) == ["Queued"] * 3
+            return
+        assert edge.statuses(first, second, other) == ["Failed", "Failed", "Queued"]
+        row = edge.row(first)
+        assert row["error_message"] == row["output_location"]
+        assert row["output_location"].startswith(f"task.dependency_failed: the task {one.id},")
+
+    def test_what_waits_for_a_failed_task_is_failed_by_the_repeat_when_the_first_end_broke_off(
+        self, edge: EdgeProject, result: Make
+    ) -> None:
+        one = result("service")
+        waits = edge.insert(dependant_on=one.id)
+        settlement = end(one.task, Verb.FAIL, "a.b: c")
+        edge.stack.front.faults.add(Fault("dependant_on", "status", times=3))
+        with pytest.raises(QueueUnavailable):
+            one.queue.finish(settlement)
+        assert edge.statuses(one.id, waits) == ["Failed", "Queued"]
+        assert one.queue.finish(settlement).accepted
+        assert edge.statuses(waits) == ["Failed"]
+
+    def test_a_withheld_result_fails_nobody_who_waits_for_it(self, edge: EdgeProject, result: Make) -> None:
+        one = result("service")
+        waits = edge.insert(dependant_on=one.id)
+        assert one.queue.finish(end(one.task, Verb.WITHHOLD, "publish.quota_exceeded: full")).accepted
+        assert edge.statuses(waits) == ["Queued"]
+
+    def test_a_task_to_be_tried_later_is_nobodys_until_then(self, edge: EdgeProject) -> None:
+        clock = Clock()
+        queue = edge.queue(clock=clock)
+        task_id = edge.insert()
+        task = claimed(queue)
+        settlement = end(task, Verb.RETRY, "a.b: c", retry_in_s=300.0)
+        assert queue.finish(settlement) == FinishReply(True, "Queued")
+        edge.functions.faults.before["claim-next-task"] = [500]
+        edge.insert("t2v")
+        with pytest.raises(QueueUnavailable):
+            claim(queue)
+        assert claimed(queue).task_type == "t2v" and claim(queue) is None, "and it is no lost claim"
+        assert edge.statuses(task_id) == ["In Progress"]
+        clock.now += HOLD_MAX_S + 1
+        queue.heartbeat(WORKER, [], 90.0, {})
+        assert edge.statuses(task_id) == ["Queued"], "also while no claim is made"
+        again = claimed(queue)
+        assert (again.id, again.failures) == (task_id, 1)
+        assert queue.finish(end(again, Verb.RETRY, "a.b: c", retry_in_s=30.0)).accepted
+        queue.close()
+        assert edge.statuses(task_id) == ["Queued"], "the worker's end does not keep it"
+
+    def test_a_table_without_a_place_for_messages_gets_none(self, edge: EdgeProject) -> None:
+        task_id = edge.insert()
+        edge.stack.front.faults.add(Fault("select=error_message", "status", 400, body={"code": "42703"}))
+        queue = edge.queue()
+        assert queue.finish(end(claimed(queue), Verb.FAIL, "a.b: c")).accepted
+        row = edge.row(task_id)
+        assert (row["output_location"], row["error_message"]) == ("a.b: c", None)
+
     @ALL
     def test_words_without_files_are_the_output(self, edge: EdgeProject, result: Make, key: str) -> None:
         one = result(key)
@@ -497,7 +651,7 @@ class TestOtherEnds:
         queue = edge.queue()
         ids = [edge.insert() for _ in range(3)]
         settlements = [end(claimed(queue), Verb.FAIL, "a.b: c") for _ in ids]
-        edge.stack.front.faults.add(Fault(UPDATE, "status", status=500, skip=1, times=3))
+        edge.stack.front.faults.add(Fault("rest/v1/tasks", "status", method="PATCH", skip=1, times=3))
         with pytest.raises(QueueUnavailable):
             queue.finish_many(settlements)
         replies = queue.finish_many(settlements)

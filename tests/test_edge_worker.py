@@ -72,7 +72,8 @@ class TestWork:
         assert completed_once(edge, worker, good).startswith(b"\x89PNG")
         row = worker.ended(bad)
         assert row["status"] == "Failed" and "NoSuchNode" in row["output_location"]
-        assert ": " in row["output_location"] and row["error_message"] is None
+        assert ": " in row["output_location"]
+        assert row["error_message"] == (row["output_location"] if key == "service" else None)
         assert edge.row(foreign)["status"] == "Queued"
         assert worker.sql("SELECT to_regclass('task_leases') AS ours") == [{"ours": None}]
         eventually("the spool is empty", worker.spool_is_empty)

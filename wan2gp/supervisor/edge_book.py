@@ -15,6 +15,8 @@ FAILURES_MAX, LOSSES_MAX = 3, 2
 """So many failures of its own, or losses of its process, and a task is given up."""
 REMEMBERED = 5000
 """Tasks, and ends of leases, that are remembered."""
+NAMELESS = "n"
+"""How the secret part of a token begins whose claim leaves no name: no hexadecimal digit."""
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Past:
 
 @dataclass
 class Held:
-    """A task that is ours. ``token`` names the task, so that one of an earlier life tells whose it is."""
+    """A task that is ours. ``token`` names the task, so that one of an earlier life tells whose it is, and whether the
+    claim left our name in its row."""
 
     task_id: str
     token: str = field(repr=False)
@@ -52,14 +55,15 @@ class Book:
         self._ended: OrderedDict[tuple[str, Verb], FinishReply] = OrderedDict()
         self._verdicts: OrderedDict[str, tuple[bool, str]] = OrderedDict()
         self._kept: set[str] = set()
+        self._withheld: OrderedDict[str, None] = OrderedDict()
 
-    def begin(self, task_id: str) -> tuple[Held, Past]:
-        """A new lease, and the task's past with this start counted."""
+    def begin(self, task_id: str, *, nameless: bool = False) -> tuple[Held, Past]:
+        """A new lease, and the task's past with this start counted. ``nameless``: its row may bear no worker's name."""
         with self._lock:
             past = self._past.setdefault(task_id, Past())
             self._past.move_to_end(task_id)
             past.starts += 1
-            held = Held(task_id, f"{task_id}.{uuid.uuid4().hex}", uuid.uuid4().hex)
+            held = Held(task_id, f"{task_id}.{NAMELESS if nameless else ''}{uuid.uuid4().hex}", uuid.uuid4().hex)
             self._held[task_id] = held
             _bound(self._past)
             return held, Past(past.starts, past.failures, past.losses, list(past.causes))
@@ -102,12 +106,26 @@ class Book:
             if held is not None and held.token == settlement.token:
                 del self._held[settlement.task_id]
             self._kept.discard(settlement.task_id)
+            if settlement.verb is Verb.WITHHOLD and reply.accepted:
+                self._withheld[settlement.token] = None
+                _bound(self._withheld)
 
     def withheld(self, settlement: Settlement) -> bool:
         """Whether we ourselves failed its row because it could not be published."""
         with self._lock:
-            reply = self._ended.get((settlement.token, Verb.WITHHOLD))
-            return reply is not None and reply.accepted
+            return settlement.token in self._withheld
+
+    def hold_again(self, settlement: Settlement) -> None:
+        """A withheld task is about to be under way again, until its next end: nobody may take it for a lost claim."""
+        with self._lock:
+            if settlement.task_id not in self._held:
+                self._held[settlement.task_id] = Held(settlement.task_id, settlement.token, "")
+            self._ended.pop((settlement.token, Verb.WITHHOLD), None)
+
+    def revived(self, settlement: Settlement) -> None:
+        """It is under way again: its row is not failed by us any more."""
+        with self._lock:
+            self._withheld.pop(settlement.token, None)
 
     def verdict(self, settlement: Settlement) -> tuple[bool, str]:
         """Whether a RETRY, LOSS or RELEASE queues its task again, and all that has gone wrong with it.
@@ -132,6 +150,11 @@ class Book:
         past.causes.append(settlement.error_message or settlement.verb.value)
         again = past.failures < FAILURES_MAX and past.losses < LOSSES_MAX
         return again, _all_of(past.causes)
+
+
+def nameless(token: str) -> bool:
+    """Whether the row of this lease may bear no worker's name: a personal access token claims so."""
+    return token.rpartition(".")[2].startswith(NAMELESS)
 
 
 def _all_of(causes: list[str]) -> str:

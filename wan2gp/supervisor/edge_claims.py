@@ -7,6 +7,7 @@ found by the worker's name and taken up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -17,9 +18,10 @@ from typing import Any
 
 from wan2gp.logs import Facts
 from wan2gp.supervisor.edge_book import FAILURES_MAX, Book
-from wan2gp.supervisor.edge_calls import CLAIM, UPDATE, Doubtful, EdgeCalls, NotDone, Said
+from wan2gp.supervisor.edge_calls import CLAIM, Doubtful, EdgeCalls, NotDone, Said
 from wan2gp.supervisor.edge_counts import EdgeCounts, Queued
-from wan2gp.supervisor.edge_rows import QUEUED, EdgeRows
+from wan2gp.supervisor.edge_debts import EdgeDebts
+from wan2gp.supervisor.edge_rows import EdgeRows
 from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, QueueUnavailable
 
 LOOK_PAST = 3
@@ -58,6 +60,7 @@ class EdgeClaims:
         calls: EdgeCalls,
         counts: EdgeCounts,
         book: Book,
+        debts: EdgeDebts,
         rows: Callable[[], EdgeRows | None],
         stopped: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
@@ -66,10 +69,10 @@ class EdgeClaims:
         self._calls = calls
         self._counts = counts
         self._book = book
+        self._debts = debts
         self._rows = rows
         self._stopped = stopped
         self._clock = clock
-        self._owed: list[str] = []
         self._parked: set[str] = set()
         self._doubt_until = float("-inf")
         self._shy_until, self._shy_s = float("-inf"), 0.0
@@ -84,7 +87,7 @@ class EdgeClaims:
 
     def claim(self, worker_id: str, types: Sequence[str]) -> ClaimReply:
         """At most one task, of one of these types."""
-        self._pay(worker_id)
+        self._debts.pay()  # rows that are owed to the queue go back before anything more is taken
         adopted = self._adopt(worker_id, types)
         if adopted is not None:
             return ClaimReply((adopted,))
@@ -108,8 +111,10 @@ class EdgeClaims:
                     return ClaimReply((self._begin(given),))
                 aside.append(given)
         finally:
-            self._owed += [given.task_id for given in aside]
-            self._settle_owed(worker_id)
+            for given in aside:
+                self._debts.owe(given.task_id)
+            with contextlib.suppress(QueueError):  # the next claim meets it again
+                self._debts.pay()
         if aside:
             self._grow_shy(aside)
             return ClaimReply(())
@@ -143,7 +148,8 @@ class EdgeClaims:
         return given
 
     def _begin(self, given: Given) -> ClaimedTask:
-        held, past = self._book.begin(given.task_id)
+        self._debts.forget(given.task_id)
+        held, past = self._book.begin(given.task_id, nameless=self._rows() is None)
         return ClaimedTask(
             id=given.task_id,
             task_type=given.task_type,
@@ -170,37 +176,13 @@ class EdgeClaims:
             if self.facts is not None:
                 self.facts("edge.foreign", task_type=task_type)
 
-    def _pay(self, worker_id: str) -> None:
-        """Rows that are owed to the queue go back before anything more is taken."""
-        error = self._settle_owed(worker_id)
-        if error is not None:
-            raise error
-
-    def _settle_owed(self, worker_id: str) -> QueueUnavailable | None:
-        while self._owed:
-            try:
-                self._put_back(self._owed[-1], worker_id)
-            except QueueUnavailable as error:
-                return error
-            except QueueError:
-                pass  # refused: it is not ours to give back
-            self._owed.pop()
-        return None
-
-    def _put_back(self, task_id: str, worker_id: str) -> None:
-        rows = self._rows()
-        if rows is not None:
-            rows.put_back(task_id, worker_id)
-        else:
-            self._calls.repeat(UPDATE, {"task_id": task_id, "status": QUEUED})
-
     # -- claims whose answers were lost ------------------------------------------------------------------------------
 
     def _adopt(self, worker_id: str, types: Sequence[str]) -> ClaimedTask | None:
         rows = self._rows()
         if rows is None or self._clock() > self._doubt_until:
             return None
-        known = self._book.ours() | self._parked
+        known = self._book.ours() | self._debts.ids() | self._parked
         adopted = None
         for row in rows.running(worker_id):
             if str(row["id"]) in known:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote
 
@@ -18,6 +20,13 @@ from wan2gp.supervisor.storage_answers import RETRY
 
 LOOKS_S = (0.5, 1.5, 4.0)
 """Pauses before each look at what an unanswered call did: it may go on behind a broken connection, seconds."""
+RUNS_S = 160.0
+"""How long the function may go on after its call began, whatever came of that: its platform ends it then, seconds."""
+LOOK_AGAIN_S = 10.0
+"""Between looks while it may still run, seconds."""
+REMEMBERED = 1000
+_ANSWERED = frozenset({500, 546})
+"""The function's own end, or its platform's word that it was ended; any other failure may be the gateway's alone."""
 _CANNOT = "cannot complete the task by the function complete_task"
 
 
@@ -25,15 +34,21 @@ class EdgeCompletion:
     """:meth:`complete` may be repeated. Safe to use from several threads, except for two on one task."""
 
     def __init__(
-        self, ends: EdgeEnds, calls: EdgeCalls, rows: Callable[[], EdgeRows | None], looks_s: Sequence[float] = LOOKS_S
+        self,
+        ends: EdgeEnds,
+        calls: EdgeCalls,
+        rows: Callable[[], EdgeRows | None],
+        looks_s: Sequence[float] = LOOKS_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ends = ends
         self._calls = calls
         self._rows = rows
         self._looks_s = tuple(looks_s)
         self._closed = threading.Event()
-        self._called: set[str] = set()
-        """Tokens of leases for which the function may have run, and nothing is known of it yet."""
+        self._clock = clock
+        self._called: OrderedDict[str, float] = OrderedDict()
+        """By token of a lease: until when the function, which was called for it, may run; nothing is known yet."""
         self._lock = threading.Lock()
         self.facts: Facts | None = None
 
@@ -47,8 +62,7 @@ class EdgeCompletion:
             reply = self._complete(one)
         except QueueUnavailable as error:
             raise _for_now(str(error)) from None
-        with self._lock:
-            self._called.discard(one.token)
+        self._uncalled(one)
         return reply
 
     def _complete(self, one: Settlement) -> FinishReply:
@@ -56,8 +70,10 @@ class EdgeCompletion:
         over = self._over(one, sight)
         if over is not None:
             return dataclasses.replace(over, repeated=over.accepted)
-        if one.token in self._called or (sight.row is not None and self._made(one)):
-            return self._find_out(one, sight)
+        if one.token in self._called:
+            return self._looked(one)
+        if sight.row is not None and self._made(one):
+            return self._find_out(one)
         if self._ends.revivable(one, sight):
             self._ends.revive(one)
         return self._call(one)
@@ -73,26 +89,34 @@ class EdgeCompletion:
         return None
 
     def _call(self, one: Settlement) -> FinishReply:
-        with self._lock:
-            self._called.add(one.token)
+        self._runs(one, RUNS_S)
         body = {"task_id": one.task_id, "storage_path": one.storage_path}
         if one.thumbnail_path:
             body["thumbnail_storage_path"] = one.thumbnail_path
         try:
             said = self._calls.once(COMPLETE, body)
-        except Doubtful:
-            return self._find_out(one, None)
+        except Doubtful as doubt:
+            if doubt.status in _ANSWERED:
+                self._runs(one, 0.0)
+            return self._find_out(one)
         except NotDone as error:
             self._uncalled(one)
             raise _for_now(str(error), error.retry_after_s) from None
         except (AccessDenied, FunctionsMissing) as error:
             self._uncalled(one)
             raise PublishFailed("publish.complete_task", f"{_CANNOT}: {error}; {RETRY}", permanent=True) from None
+        self._runs(one, 0.0)
         return self._verified(one) if said.ok else self._refused(one, said)
+
+    def _runs(self, one: Settlement, for_s: float) -> None:
+        with self._lock:
+            self._called[one.token] = self._clock() + for_s
+            while len(self._called) > REMEMBERED:
+                self._called.popitem(last=False)
 
     def _uncalled(self, one: Settlement) -> None:
         with self._lock:
-            self._called.discard(one.token)
+            self._called.pop(one.token, None)
 
     def _verified(self, one: Settlement) -> FinishReply:
         """Its success is not believed where it can be looked after."""
@@ -113,12 +137,17 @@ class EdgeCompletion:
                 return over
         return None
 
-    def _find_out(self, one: Settlement, sight: Sight | None) -> FinishReply:
-        """It may have run. Looks until the row is over, or it is known what to do about it."""
-        over = self._later(one)
-        if over is not None:
-            return over
-        if self._rows() is not None and not self._made(one):
+    def _find_out(self, one: Settlement) -> FinishReply:
+        """It may have run. Looks for a while whether the row is over."""
+        return self._later(one) or self._looked(one)
+
+    def _looked(self, one: Settlement) -> FinishReply:
+        """The row is not over: what to do about it. Waits for nothing, for others want to publish too."""
+        made = self._made(one)
+        left = self._called.get(one.token, float("-inf")) - self._clock()
+        if not made and left > 0:
+            raise _for_now("it gave no answer and may be at work yet", min(left, LOOK_AGAIN_S))
+        if self._rows() is not None and not made:
             self._uncalled(one)  # neither its record nor the row: surely not done
             raise _for_now("it failed before it did anything")
         # A second call could make a second record of the result; the row can be completed without it.
@@ -132,7 +161,7 @@ class EdgeCompletion:
         """Nobody else's result has our path: it names the lease. An app may show another place for what we gave it."""
         if one.storage_path is not None and one.storage_path in unquote(sight.output):
             return True
-        ours = sight.row is not None and sight.row["worker_id"] == self._ends.worker_id
+        ours = sight.row is not None and self._ends.is_ours(one, sight.row)
         return ours and one.token in self._called
 
     def _by_hand(self, one: Settlement, fact: str | None) -> FinishReply:

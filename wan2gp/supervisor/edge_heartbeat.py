@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wan2gp.supervisor.edge_book import Book, Held
+from wan2gp.supervisor.edge_book import Book, Held, nameless
 from wan2gp.supervisor.edge_counts import EdgeCounts
 from wan2gp.supervisor.edge_rows import RUNNING, EdgeRows, Row
-from wan2gp.supervisor.queue import HeartbeatReply, LeaseBeat, QueueRefused
+from wan2gp.supervisor.queue import HeartbeatReply, LeaseBeat, QueueError, QueueUnavailable
 from wan2gp.tasks import TaskStatus
 
 TOUCH_S = 300.0
@@ -19,6 +19,7 @@ LOOK_S = 15.0
 MISSED_MAX = 2
 """How often in a row the counts must not list a task that they had listed."""
 STOPPED = "stopped"
+_CANCELLED = TaskStatus.CANCELLED.value
 
 
 class EdgeHeartbeat:
@@ -45,28 +46,46 @@ class EdgeHeartbeat:
         rows = self._rows()
         if rows is None:
             return self._by_counts([one for _, one in held if one is not None])
-        reply = self._by_rows(rows, [beat.task_id for beat in leases])
+        reply = self._by_rows(rows, leases)
         if metadata.get("state") != STOPPED:
-            rows.beat(self._worker_id, metadata)
+            self._show(rows, metadata, asked=bool(leases))
         return reply
 
-    def _by_rows(self, rows: EdgeRows, ids: Sequence[str]) -> HeartbeatReply:
-        if not ids:
+    def _show(self, rows: EdgeRows, metadata: Mapping[str, Any], *, asked: bool) -> None:
+        try:
+            rows.beat(self._worker_id, metadata)
+        except QueueError:
+            if not asked:
+                raise  # nothing else of this beat has told whether anybody is there
+
+    def _by_rows(self, rows: EdgeRows, leases: Sequence[LeaseBeat]) -> HeartbeatReply:
+        if not leases:
             return HeartbeatReply()
-        states = rows.states(ids)
-        cancelled = [task_id for task_id in ids if _status(states.get(task_id)) == TaskStatus.CANCELLED.value]
-        lost = [task_id for task_id in ids if task_id not in cancelled and not self._is_ours(states.get(task_id))]
-        ours = [task_id for task_id in ids if task_id not in {*cancelled, *lost}]
+        states = rows.states([lease.task_id for lease in leases])
+        cancelled: list[str] = []
+        lost: list[str] = []
+        ours: list[str] = []
+        for lease in leases:
+            row = states.get(lease.task_id)
+            found = cancelled if _status(row) == _CANCELLED else ours if self._is_ours(lease, row) else lost
+            found.append(lease.task_id)
         if ours and self._clock() >= self._touch_at:
-            try:
-                rows.touch(ours, self._worker_id)
-            except QueueRefused:
-                pass  # a table without updated_at has nobody who looks at it
-            self._touch_at = self._clock() + TOUCH_S
+            self._touch(rows, ours)
         return HeartbeatReply(tuple(cancelled), tuple(lost))
 
-    def _is_ours(self, row: Row | None) -> bool:
-        return row is not None and row["status"] == RUNNING and row["worker_id"] in (None, self._worker_id)
+    def _touch(self, rows: EdgeRows, ids: Sequence[str]) -> None:
+        try:
+            rows.touch(ids, self._worker_id)
+        except QueueUnavailable:
+            return  # what was found out must be told; the next beat touches them
+        except QueueError:
+            pass  # a table without updated_at has nobody who looks at it
+        self._touch_at = self._clock() + TOUCH_S
+
+    def _is_ours(self, lease: LeaseBeat, row: Row | None) -> bool:
+        if row is None or row["status"] != RUNNING:
+            return False
+        return row["worker_id"] == self._worker_id or (row["worker_id"] is None and nameless(lease.token))
 
     def _by_counts(self, held: Sequence[Held]) -> HeartbeatReply:
         """Whether one that is missing was cancelled cannot be told: it is ours no longer in either case."""

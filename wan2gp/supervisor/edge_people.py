@@ -46,6 +46,7 @@ class EdgePeople:
             "status": QUEUED,
             "worker_id": None,
             "output_location": None,
+            "error_message": None,
             "generation_started_at": None,
             "generation_processed_at": None,
             "updated_at": "now",

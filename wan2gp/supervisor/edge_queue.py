@@ -7,6 +7,7 @@ some of it: what is ours is looked at, and changed under conditions. A personal 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -19,10 +20,11 @@ from wan2gp.supervisor.edge_calls import CLAIM, COMPLETE, CREATE, UPDATE, UPLOAD
 from wan2gp.supervisor.edge_claims import EdgeClaims
 from wan2gp.supervisor.edge_complete import LOOKS_S, EdgeCompletion
 from wan2gp.supervisor.edge_counts import EdgeCounts
+from wan2gp.supervisor.edge_debts import EdgeDebts
 from wan2gp.supervisor.edge_ends import EdgeEnds
 from wan2gp.supervisor.edge_heartbeat import EdgeHeartbeat
 from wan2gp.supervisor.edge_people import EdgePeople
-from wan2gp.supervisor.edge_rows import EdgeRows
+from wan2gp.supervisor.edge_rows import BEAT_S, EdgeRows
 from wan2gp.supervisor.queue import (
     ClaimReply,
     Completing,
@@ -30,6 +32,7 @@ from wan2gp.supervisor.queue import (
     FunctionsMissing,
     HeartbeatReply,
     LeaseBeat,
+    QueueError,
     QueueRefused,
     Settlement,
     SpawnedChild,
@@ -43,10 +46,11 @@ WEAKER = (
     "task types are not chosen: what no handler here takes is claimed and put back",
     "no priorities, no run_after, no dependencies but one",
     "tries are counted in this worker's memory alone: another worker, or its next life, begins anew",
-    "the reasons of failures stand in output_location",
+    "the reasons of failures stand in output_location, and with a service key in error_message too",
     "an answer of complete_task that is lost may leave a result without its generation, or with two",
+    "a task to be tried again later waits a minute at most, and with a personal access token not at all",
     "with a personal access token a claim whose answer is lost stays In Progress, cancelling is noticed late or never, "
-    "and files of a refused result are not deleted",
+    "what waits for a failed task waits for ever, and files of a refused result are not deleted",
 )
 """What the edge backend lacks that the others have, for one line at the start and for the docs."""
 _NOBODY = str(uuid.UUID(int=0))
@@ -77,15 +81,18 @@ class EdgeQueue:
         ``complete_task`` did."""
         self._worker_id = worker_id
         self._calls = calls or EdgeCalls(project)
-        self._table = EdgeRows(project)
+        self._table = EdgeRows(project, clock=clock)
         self.rest = False
         """Whether the key opens the tables; found out by :meth:`check`."""
         self._book = Book()
         self._counts = EdgeCounts(self._calls, clock)
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._claims = EdgeClaims(self._calls, self._counts, self._book, self._rows, self._wake.wait, clock)
-        self._ends = EdgeEnds(worker_id, self._calls, self._counts, self._book, self._rows, looks_s[0])
-        self._completion = EdgeCompletion(self._ends, self._calls, self._rows, looks_s)
+        self._debts = EdgeDebts(worker_id, self._calls, self._rows, clock)
+        self._claims = EdgeClaims(
+            self._calls, self._counts, self._book, self._debts, self._rows, self._wake.wait, clock
+        )
+        self._ends = EdgeEnds(worker_id, self._calls, self._counts, self._book, self._debts, self._rows, looks_s[0])
+        self._completion = EdgeCompletion(self._ends, self._calls, self._rows, looks_s, clock)
         self._heartbeat = EdgeHeartbeat(worker_id, self._counts, self._book, self._rows, clock)
         self._people = EdgePeople(self._counts, self._book, self._rows)
         if facts is not None:
@@ -119,7 +126,11 @@ class EdgeQueue:
         self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
     ) -> HeartbeatReply:
         """There is no lease to renew: looks whether the tasks are still ours."""
-        return self._heartbeat.beat(leases, metadata)
+        reply = self._heartbeat.beat(leases, metadata)
+        if self.rest:
+            with contextlib.suppress(QueueError):  # a busy worker does not claim, which pays too
+                self._debts.pay(time.monotonic() + BEAT_S)
+        return reply
 
     def finish(self, settlement: Settlement) -> FinishReply:
         return self._ends.finish(settlement, self._completion.complete)
@@ -198,7 +209,8 @@ class EdgeQueue:
         found = {str(row["id"]): str(row["task_type"]) for row in rows.running(worker_id)}
         parents = {task_id for task_id, task_type in found.items() if "orchestrator" in task_type}
         self._claims.parked(parents)
-        ids = [task_id for task_id in found if task_id not in kept | parents | self._book.ours()]
+        known = kept | parents | self._book.ours() | self._debts.ids()
+        ids = [task_id for task_id in found if task_id not in known]
         return tuple(task_id for task_id in ids if rows.put_back(task_id, worker_id))
 
     def rescue(self, worker_id: str) -> int:
@@ -243,5 +255,6 @@ class EdgeQueue:
     def close(self) -> None:
         self._closed.set()
         self._wake.set()
+        self._debts.close()
         for part in (self._calls, self._table, self._ends, self._completion):
             part.close()
