@@ -468,7 +468,8 @@ class TestSecrets:
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [("7", 7.0), (" 0 ", 0.0), (None, None), ("", None), ("soon", None), ("-3", None), ("1e3", None),
-     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 99 Oct 2015 07:28:00 GMT", None)],
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 99 Oct 2015 07:28:00 GMT", None),
+     ("\xb2", None), ("\u0663", None), ("9" * 400, 86400.0), ("Fri, 31 Dec 9999 23:59:59 GMT", 86400.0)],
 )  # fmt: skip
 def test_a_retry_after_is_read_in_both_forms(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header) == seconds

@@ -6,6 +6,7 @@ Every problem is reported at once, each with its key, its value and the remedy. 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import shlex
@@ -16,9 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from wan2gp.addresses import is_public
 from wan2gp.config_options import OPTIONS, Option, Secret, command_flags
 
+_LOCAL = ("localhost", "local", "internal")
+"""Names below these never lead to the open internet."""
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 
 
@@ -134,12 +139,34 @@ def load_config(
         )
     if values["publish_to"] == "storage" and not (values["supabase_url"] and values["supabase_key"]):
         problems.append("publish.to = storage needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY")
+    if values["publish_to"] == "storage" and values["queue"] == "embedded":
+        problems.append(
+            "publish.to = storage does not go with queue = embedded, whose results stay on this machine: set "
+            "publish.to to local, or queue to the one of the project"
+        )
+    if _in_clear(values["supabase_url"]):
+        warnings.append(
+            f"SUPABASE_URL = {values['supabase_url']} is not https: anybody on the way can read the key and the "
+            "results. Give the project's https address"
+        )
     warm = values["comfy_warmup_workflow"]
     if warm and not Path(warm).expanduser().is_file():
         warnings.append(f"COMFY_WARMUP_WORKFLOW = {warm} is no file now: without it ComfyUI starts cold")
     if problems:
         raise ConfigError(problems)
     return Config(data_dir=data_dir, warnings=tuple(warnings), **values)
+
+
+def _in_clear(url: str) -> bool:
+    """Whether requests to it leave this network unencrypted, as far as the name alone tells."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "http":
+        return False
+    try:
+        return is_public(ipaddress.ip_address(host))
+    except ValueError:
+        return "." in host.rstrip(".") and host.rpartition(".")[2] not in _LOCAL
 
 
 def _read_key_file(values: dict[str, Any], problems: list[str]) -> None:
@@ -200,7 +227,7 @@ def _parsed(
     try:
         return option.parse(text)
     except ValueError as error:
-        shown = "***" if isinstance(option.default, Secret) else repr(text)
+        shown = "***" if isinstance(option.default, Secret) else repr(_PASSWORD.sub(r"\1***@", text))
         problems.append(f"{origin} = {shown} cannot be used: {error}")
         return option.default
 

@@ -10,11 +10,25 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from wan2gp.storage_address import LONGEST_PATH
 
 QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
 PATH_FIELDS = frozenset({"task_id", "attempt", "lease", "filename", "task_type", "user_id", "project_id", "worker"})
 """What the template of a result's path in the bucket may name."""
+_SAMPLE = {
+    "task_id": "00000000-0000-4000-8000-000000000000",
+    "attempt": 1,
+    "lease": "0123abcd",
+    "filename": "output.mp4",
+    "task_type": "comfy",
+    "user_id": "00000000-0000-4000-8000-000000000001",
+    "project_id": "00000000-0000-4000-8000-000000000002",
+    "worker": "w",
+}
+_SERVICES = frozenset({"rest", "auth", "storage", "functions", "realtime", "graphql", "v1", "dashboard"})
+"""Parts of addresses within a project, or of pages about one, that are no part of the project's own address."""
 
 
 class Secret:
@@ -133,9 +147,51 @@ def _server(value: str) -> str:
     """A base URL, or nothing."""
     if not value:
         return value
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("give the server's address, as in http://10.0.0.7:8188")
+    return value
+
+
+def _split(value: str) -> SplitResult:
+    """Raises :class:`ValueError` for what is no URL, and for a port that there is not."""
+    if any(character <= " " or not character.isprintable() for character in value):
+        raise ValueError("it holds a blank or a control character: take that out")
+    parts = urlsplit(value)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("its port is no number from 1 to 65535: mend it, or leave it out")
+    return parts
+
+
+def _project_url(value: str) -> str:
+    """The base URL of a Supabase project without a slash at its end, or nothing."""
+    value = value.strip()
+    if not value:
+        return value
+    parts = _split(value)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or "@" in parts.netloc
+        or "?" in value
+        or "#" in value
+    ):
+        raise ValueError("give the project's address, as in https://abcdefghij.supabase.co")
+    if not _SERVICES.isdisjoint(parts.path.lower().split("/")):
+        raise ValueError(
+            f"leave out {parts.path}: give the project's own address, as in https://abcdefghij.supabase.co"
+        )
+    return value.rstrip("/")
+
+
+def _bucket_name(value: str) -> str:
+    value = value.strip()
+    if value in ("", ".", "..") or "/" in value or any(each.isspace() or not each.isprintable() for each in value):
+        raise ValueError("give the name of one bucket, without slashes and blanks")
     return value
 
 
@@ -144,15 +200,21 @@ def _bucket_path(value: str) -> str:
     if not value:
         return value
     try:
-        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        fields = [found[1:] for found in string.Formatter().parse(value) if found[1] is not None]
     except ValueError as error:
         raise ValueError(f"it is no template ({error}): mend its braces") from error
+    used = {str(name) for name, _, _ in fields}
     if unknown := sorted(used - PATH_FIELDS):
         raise ValueError(f"{{{unknown[0]}}} is unknown: use {', '.join(sorted(PATH_FIELDS))}")
+    if plainer := [name for name, spec, conversion in fields if spec or conversion]:
+        raise ValueError(f"{{{plainer[0]}}} stands as it is: take out what follows its name in the braces")
     if missing := sorted({"task_id", "attempt", "lease", "filename"} - used):
         raise ValueError(f"{{{missing[0]}}} must be in it, or one attempt could overwrite another's file")
-    if value.startswith("/") or ".." in value.split("/"):
-        raise ValueError("give a path below the bucket, without a leading slash")
+    path = value.format(**_SAMPLE)
+    if not {"", ".", ".."}.isdisjoint(path.split("/")) or not path.isprintable():
+        raise ValueError("give a path below the bucket: no slash at its ends, no empty part, no `.` or `..`")
+    if len(path.encode()) > LONGEST_PATH // 2:
+        raise ValueError(f"it makes paths of {len(path.encode())} bytes and more: at most {LONGEST_PATH} are possible")
     return value
 
 
@@ -171,7 +233,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "queue": Option("queue", "WAN2GP_QUEUE", "auto", _one_of(*QUEUES), "where the tasks are"),
     "database_url": Option("database_url", "DATABASE_URL", Secret(""), _secret, "libpq URL of the Postgres"),
-    "supabase_url": Option("supabase_url", "SUPABASE_URL", "", _server, "URL of the Supabase project"),
+    "supabase_url": Option("supabase_url", "SUPABASE_URL", "", _project_url, "URL of the Supabase project"),
     "supabase_key": Option(
         "supabase_access_token", "SUPABASE_SERVICE_ROLE_KEY", Secret(""), _secret, "service role key"
     ),
@@ -193,7 +255,7 @@ OPTIONS: dict[str, Option] = {
         "where results go (auto: to Supabase Storage where a project and its key are given)",
     ),
     "storage_bucket": Option(
-        "storage.bucket", "SUPABASE_VIDEO_BUCKET", "image_uploads", _text, "the bucket for results"
+        "storage.bucket", "SUPABASE_VIDEO_BUCKET", "image_uploads", _bucket_name, "the bucket for results"
     ),
     "storage_path": Option(
         "storage.path", "WAN2GP_STORAGE_PATH", "", _bucket_path, "template of a result's path in the bucket"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 READ_S = 15.0
 """Longest wait for a connection, and for the next bytes of an answer, seconds."""
+RETRY_AFTER_MAX_S = 86400.0
+"""The longest pause that a ``Retry-After`` header is believed, seconds."""
 KEEP_ALIVE_S = 60.0
 """How long an idle connection is kept at least, seconds: httpx's own 5 would mean a TLS handshake for every poll."""
 
@@ -187,17 +189,22 @@ def retry_after_s(value: str | None) -> float | None:
     """The pause that a ``Retry-After`` header asks for, seconds; None when it asks for none that can be read."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return float(value)
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value), RETRY_AFTER_MAX_S)
     try:
-        when = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
+        pause = parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, IndexError, OverflowError, OSError):
         return None
-    return max(0.0, when.timestamp() - time.time())
+    return min(max(0.0, pause), RETRY_AFTER_MAX_S)
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise QueueRefused(f"cannot read the Supabase URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise QueueRefused("cannot read the Supabase URL: it is not https://<project>.supabase.co")
     return url.rstrip("/")
