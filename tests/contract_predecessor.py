@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.contract_bench import Admin, beat, claim, end, event_names, in_contact, let_expire, row, status, take
-from wan2gp.supervisor.queue import ClaimedTask, Completing, FinishReply, SpawnedChild, TaskQueue, Verb
+from wan2gp.supervisor.queue import ClaimedTask, Completing, FinishReply, Settlement, SpawnedChild, TaskQueue, Verb
 
 ARTIFACT = {"artifacts": [{"name": "a.mp4"}]}
 GENERATIONS = """
@@ -102,6 +102,192 @@ class WithholdContract:
         assert row(task_queue, third)["error_message"] is None
         task_queue.cancel(other)
         assert status(task_queue, both) == "Failed"
+
+    def test_a_withheld_child_ends_nobody_of_its_family(self, task_queue: TaskQueue) -> None:
+        """Its parent failed and its siblings were cancelled, and no repeat of the publishing brought them back."""
+        parent, children = self.family(task_queue)
+        first = take(task_queue, "first")
+        end(task_queue, first, Verb.WITHHOLD, error_message="publish.no_bucket: x")
+        assert [status(task_queue, one) for one in [parent, *children]] == [
+            "In Progress",
+            "Failed",
+            "Failed",
+            "Failed",
+            "Queued",
+        ]
+        assert end(task_queue, take(task_queue, "other"), output_location="/other").accepted
+        assert end(task_queue, first, output_location="/first").accepted
+        assert status(task_queue, parent) == "In Progress"
+        self.rest_of_the_family(task_queue, parent)
+
+    @pytest.mark.parametrize("by_them", [False, True])
+    def test_a_withheld_child_that_is_last_completes_its_parent(
+        self, task_queue: TaskQueue, admin: Admin, by_them: bool
+    ) -> None:
+        parent, children = self.family(task_queue)
+        for kind in ("first", "second", "other"):
+            assert end(task_queue, take(task_queue, kind)).accepted
+        last = take(task_queue, "last")
+        end(task_queue, last, Verb.WITHHOLD, error_message="publish.no_bucket: x")
+        assert status(task_queue, parent) == "In Progress"
+        if by_them:
+            assert task_queue.completing(last.id, last.token, 90).held
+            their_hand(admin, last, "/last")
+        assert end(task_queue, last, output_location="/last").accepted
+        assert [status(task_queue, one) for one in [parent, *children]] == ["Complete"] * 5
+
+    @pytest.mark.parametrize("how", ["retry", "Queued", "In Progress", "Complete"])
+    def test_whatever_becomes_of_a_withheld_child_its_family_goes_on(
+        self, task_queue: TaskQueue, admin: Admin, how: str
+    ) -> None:
+        parent, children = self.family(task_queue)
+        end(task_queue, take(task_queue, "first"), Verb.WITHHOLD, error_message="publish.no_bucket: x")
+        if how == "retry":
+            task_queue.retry(children[0])
+        else:
+            admin.execute("UPDATE tasks SET status = %s WHERE id = %s", (how, children[0]))
+        assert [status(task_queue, one) for one in (parent, *children[1:])] == ["In Progress"] + ["Queued"] * 3
+        if how in ("retry", "Queued"):
+            assert end(task_queue, take(task_queue, "first")).accepted
+        elif how == "In Progress":
+            admin.execute("UPDATE tasks SET status = 'Complete' WHERE id = %s", (children[0],))
+        assert end(task_queue, take(task_queue, "other")).accepted
+        self.rest_of_the_family(task_queue, parent)
+
+    @pytest.mark.parametrize("how", ["fail", "cancel", "UPDATE tasks SET status = 'Cancelled'", "DELETE FROM tasks"])
+    def test_a_withheld_child_that_ends_without_a_result_ends_its_family(
+        self, task_queue: TaskQueue, admin: Admin, how: str
+    ) -> None:
+        parent, children = self.family(task_queue)
+        first = take(task_queue, "first")
+        end(task_queue, first, Verb.WITHHOLD, error_message="publish.no_bucket: x")
+        if how in ("fail", "cancel"):
+            assert task_queue.completing(first.id, first.token, 90).held
+            assert status(task_queue, children[1]) == "Queued"
+        if how == "fail":
+            end(task_queue, first, Verb.FAIL, error_message="x.y: z")
+        elif how == "cancel":
+            task_queue.cancel(first.id)
+        else:
+            admin.execute(f"{how} WHERE id = %s".encode(), (first.id,))
+        found = row(task_queue, parent)
+        assert found["status"] == "Failed" and "task.dependency_failed" in found["error_message"]
+        assert status(task_queue, children[3]) == "Cancelled"
+
+    def test_a_sibling_that_fails_on_its_own_still_ends_the_family(self, task_queue: TaskQueue) -> None:
+        parent, children = self.family(task_queue)
+        first, other = take(task_queue, "first"), take(task_queue, "other")
+        end(task_queue, first, Verb.WITHHOLD, error_message="publish.no_bucket: x")
+        end(task_queue, other, Verb.FAIL, error_message="x.y: z")
+        found = row(task_queue, parent)
+        assert found["status"] == "Failed" and other.id in found["error_message"]
+        assert end(task_queue, first).accepted, "what it made is its owner's all the same"
+
+    def family(self, queue: TaskQueue) -> tuple[str, tuple[str, ...]]:
+        """A parked parent, and three children in a row with one beside them."""
+        queue.enqueue("parent", {})
+        parent = take(queue, "parent")
+        children = [
+            SpawnedChild("first", {}),
+            SpawnedChild("second", {}, depends_on=(0,)),
+            SpawnedChild("last", {}, depends_on=(1,)),
+            SpawnedChild("other", {}),
+        ]
+        return parent.id, queue.spawn(parent.id, parent.token, children)
+
+    def rest_of_the_family(self, queue: TaskQueue, parent: str) -> None:
+        for kind in ("second", "last"):
+            assert claim(queue, "last" if kind == "second" else "second") == [], "one after the other"
+            assert end(queue, take(queue, kind), output_location=f"/{kind}").accepted
+        assert status(queue, parent) == "Complete"
+
+
+class KeptContract:
+    """What a refused settlement is told of its files: whether they are what the row, or the app, shows."""
+
+    @staticmethod
+    def place(task: ClaimedTask) -> str:
+        return f"https://x/u/tasks/{task.id}/{task.attempt}-{task.lease_id[:8]}/a.mp4"
+
+    @pytest.mark.parametrize("verb", [verb for verb in Verb if verb is not Verb.COMPLETE])
+    @pytest.mark.parametrize("many", [False, True])
+    def test_what_their_function_showed_is_kept_whatever_we_say_then(
+        self, task_queue: TaskQueue, admin: Admin, verb: Verb, many: bool
+    ) -> None:
+        """Its answer was lost, the result was to be withheld, and the file that the app showed was deleted."""
+        task_queue.enqueue("comfy", {})
+        task = take(task_queue)
+        task_queue.completing(task.id, task.token, 90)
+        their_hand(admin, task, self.place(task))
+        said = Settlement(task.id, task.token, verb, error_message="a.b: c")
+        for _ in range(2):
+            reply = task_queue.finish_many([said])[0] if many else task_queue.finish(said)
+            assert reply == FinishReply(False, "Complete", kept=True)
+        assert task_queue.completing(task.id, task.token, 90).made
+        assert end(task_queue, task, output_location=self.place(task)) == FinishReply(True, "Complete")
+
+    def test_what_another_lease_shows_is_not_ours(self, task_queue: TaskQueue, admin: Admin) -> None:
+        task_queue.enqueue("comfy", {})
+        stale = take(task_queue)
+        admin.execute("UPDATE tasks SET status = 'Queued'")
+        fresh = take(task_queue)
+        assert end(task_queue, stale, output_location=self.place(stale)) == FinishReply(False, "In Progress")
+        assert end(task_queue, fresh, output_location=self.place(fresh)).accepted
+        assert end(task_queue, stale, output_location=self.place(stale)) == FinishReply(False, "Complete")
+        assert end(task_queue, fresh, Verb.FAIL) == FinishReply(False, "Complete", kept=True)
+
+    @pytest.mark.parametrize("where", ["output_location", "artifacts"])
+    def test_a_lease_that_is_long_over_still_knows_its_files(
+        self, task_queue: TaskQueue, admin: Admin, where: str
+    ) -> None:
+        """Frozen in the middle of the call it lost its task, and the function showed its file under the next lease."""
+        task_queue.enqueue("comfy", {})
+        stale = take(task_queue)
+        admin.execute("UPDATE tasks SET status = 'Queued'")
+        fresh = take(task_queue)
+        place = self.place(stale)
+        artifacts = [{"url": place if where == "artifacts" else "elsewhere"}]
+        shown = place if where == "output_location" else "/o"
+        assert end(task_queue, fresh, output_location=shown, result_data={"artifacts": artifacts}).accepted
+        assert end(task_queue, stale) == FinishReply(False, "Complete", kept=True)
+
+    def test_what_a_generation_names_is_kept_though_the_row_went_another_way(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        admin.execute(GENERATIONS.encode())
+        task_queue.enqueue("comfy", {})
+        stale = take(task_queue)
+        task_queue.completing(stale.id, stale.token, 90)
+        admin.execute("INSERT INTO generations (location) VALUES (%s)", (self.place(stale),))
+        admin.execute("UPDATE tasks SET status = 'Queued'")
+        assert end(task_queue, stale) == FinishReply(False, "Queued", kept=True)
+        fresh = take(task_queue)
+        task_queue.cancel(fresh.id)
+        assert end(task_queue, stale) == FinishReply(False, "Cancelled", kept=True)
+        assert end(task_queue, fresh) == FinishReply(False, "Cancelled")
+        admin.execute("DELETE FROM tasks")
+        assert end(task_queue, stale) == FinishReply(False, None, kept=True)
+
+    def test_a_lease_of_an_earlier_contract_knows_its_files(self, task_queue: TaskQueue, admin: Admin) -> None:
+        task_queue.enqueue("comfy", {})
+        task = take(task_queue)
+        admin.execute("UPDATE task_leases SET lease_id = md5('another')")
+        lease = admin.execute("SELECT left(md5('another'), 8)").fetchone()
+        assert lease is not None
+        assert end(task_queue, task, output_location=f"/{task.id}/1-{lease[0]}/a.mp4").accepted
+        assert end(task_queue, task, Verb.FAIL) == FinishReply(False, "Complete", kept=True)
+
+    def test_an_outcome_that_cannot_be_stored_is_told_of_what_the_app_shows(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        admin.execute(GENERATIONS.encode())
+        task_queue.enqueue("comfy", {})
+        task = take(task_queue)
+        admin.execute("INSERT INTO generations (location) VALUES (%s)", (self.place(task),))
+        admin.execute("ALTER TABLE tasks ADD CHECK (output_location <> '/never')")
+        said = Settlement(task.id, task.token, Verb.COMPLETE, output_location="/never")
+        (reply,) = task_queue.finish_many([said])
+        assert (reply.accepted, reply.status, reply.kept) == (False, "Failed", True) and reply.error
 
 
 class CompletingContract:
@@ -268,6 +454,40 @@ class CompletingContract:
         again = take(task_queue)
         assert not task_queue.completing(again.id, again.token, 90).made, "that was made by the attempt before"
 
+    def test_what_a_lease_before_made_is_not_this_ones(self, task_queue: TaskQueue, admin: Admin) -> None:
+        """Its function was slow, and ran into the time of the next lease: whose result was then never shown."""
+        admin.execute(GENERATIONS.encode())
+        task_queue.enqueue("comfy", {})
+        stale = take(task_queue)
+        task_queue.completing(stale.id, stale.token, 90)
+        admin.execute("UPDATE tasks SET status = 'Queued'")
+        fresh = take(task_queue)
+        for task, made in ((stale, False), (fresh, True)):
+            admin.execute(
+                "INSERT INTO generations (tasks, location) VALUES (ARRAY[to_jsonb(%s::text)], %s)",
+                (task.id, KeptContract.place(task)),
+            )
+            assert task_queue.completing(fresh.id, fresh.token, 90) == Completing(True, "In Progress", made)
+
+    def test_a_lease_that_is_named_in_another_way_is_found_too(self, task_queue: TaskQueue, admin: Admin) -> None:
+        admin.execute(GENERATIONS.encode())
+        task_queue.enqueue("comfy", {})
+        task = take(task_queue)
+        where = f"https://x/{task.id}/9-00000000/by-{task.lease_id[:8]}.mp4"
+        admin.execute("INSERT INTO generation_variants (location) VALUES (%s)", (where,))
+        assert task_queue.completing(task.id, task.token, 90).made
+
+    def test_a_withheld_row_that_runs_again_is_not_forgiven(self, task_queue: TaskQueue) -> None:
+        task_queue.enqueue("comfy", {})
+        for verb in (Verb.LOSS, Verb.RETRY, Verb.RELEASE):
+            end(task_queue, take(task_queue), verb, error_message="a.b: c")
+        task = take(task_queue)
+        end(task_queue, task, Verb.WITHHOLD, error_message="a.b: c")
+        assert task_queue.completing(task.id, task.token, 90).held
+        found = row(task_queue, task.id)
+        assert (found["losses"], found["failures"], found["interruptions"]) == (1, 1, 1)
+        assert end(task_queue, task, Verb.LOSS) == FinishReply(True, "Failed")
+
     def test_tables_of_another_shape_are_not_asked(self, task_queue: TaskQueue, admin: Admin) -> None:
         admin.execute("DROP TABLE IF EXISTS generation_variants, generations CASCADE")
         admin.execute("CREATE TABLE generations (id int, tasks text); CREATE TABLE generation_variants (id int)")
@@ -402,5 +622,5 @@ class SystemLogContract:
         assert task_queue.facts()["predecessor"] is True
 
 
-class PredecessorContract(WithholdContract, CompletingContract, ScalerContract, SystemLogContract):
+class PredecessorContract(WithholdContract, KeptContract, CompletingContract, ScalerContract, SystemLogContract):
     """All of it."""

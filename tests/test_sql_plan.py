@@ -31,6 +31,7 @@ ARGUMENTS = {
     "p_type": "'type1'::text",
     "p_lease_s": "90::float8",
     "v_quiet_s": "90::float8",
+    "v_token": "'t'::text",
     "p_task": "gen_random_uuid()",
     "p_ids": "ARRAY[gen_random_uuid()]",
 }

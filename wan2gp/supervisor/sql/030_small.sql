@@ -41,6 +41,12 @@ BEGIN
 END
 $fn$;
 
+-- The public name of the lease that a token proves; it tells nothing of the token. One follows from the other so that
+-- whoever comes with an old token can be told what became of its files.
+CREATE OR REPLACE FUNCTION public.wan2gp_lease_id(p_token text) RETURNS text LANGUAGE sql STABLE AS $fn$
+    SELECT left(encode(sha256(convert_to(p_token, 'UTF8')), 'hex'), 32)
+$fn$;
+
 CREATE OR REPLACE FUNCTION public.wan2gp_note(
     p_task uuid, p_name text, p_detail jsonb, p_worker text DEFAULT NULL, p_attempt int DEFAULT NULL
 ) RETURNS void LANGUAGE sql VOLATILE AS $fn$

@@ -82,6 +82,50 @@ BEGIN
 END
 $fn$;
 
+-- The tasks that failed only because they wait, over any number of others, for p_task, and never started.
+CREATE OR REPLACE FUNCTION public.wan2gp_bereaved(p_task uuid) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN ARRAY(
+        WITH RECURSIVE down(id) AS (
+            SELECT p_task
+            UNION
+            SELECT t.id FROM down
+              JOIN public.task_dependencies d ON d.depends_on = down.id AND d.open
+              JOIN public.tasks t ON t.id = d.task_id
+             WHERE t.status = 'Failed'
+               AND t.error_message LIKE 'task.dependency_failed: the task ' || down.id || ', which this one waits for,%')
+        SELECT down.id FROM down WHERE down.id <> p_task);
+END
+$fn$;
+
+-- Queues those of p_ids, of which there may be none, again that are Failed; what each waits for is judged anew.
+CREATE OR REPLACE FUNCTION public.wan2gp_requeue(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+BEGIN
+    IF cardinality(p_ids) > 0 THEN
+        PERFORM FROM public.tasks t WHERE t.id = ANY (p_ids) ORDER BY t.id FOR NO KEY UPDATE;
+        UPDATE public.tasks t SET status = 'Queued' WHERE t.id = ANY (p_ids) AND t.status = 'Failed';
+    END IF;
+END
+$fn$;
+
+-- Whether p_task, which is Failed, may yet be Complete without anybody's doing it again: its result is withheld, or it
+-- failed only for want of one that is. (Of one that was: it is Complete now, and those who missed it are queued next.)
+CREATE OR REPLACE FUNCTION public.wan2gp_on_hold(p_task uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN EXISTS (
+        WITH RECURSIVE up(id) AS (
+            SELECT p_task
+            UNION
+            SELECT d.depends_on FROM up
+              JOIN public.tasks t ON t.id = up.id AND t.status = 'Failed'
+              JOIN public.task_dependencies d ON d.task_id = t.id
+             WHERE t.error_message LIKE 'task.dependency_failed: the task ' || d.depends_on || ', which this one waits for,%')
+        SELECT FROM up JOIN public.tasks t ON t.id = up.id LEFT JOIN public.task_leases l ON l.task_id = t.id
+         WHERE t.status = 'Failed' AND l.token IS NULL AND l.last_verb = 'withhold'
+            OR t.status = 'Complete' AND up.id <> p_task);
+END
+$fn$;
+
 -- Ends a parked parent when its children allow or force it. Returns the tasks that ended by it.
 CREATE OR REPLACE FUNCTION public.wan2gp_settle_parent(p_parent uuid) RETURNS uuid[] LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
@@ -102,7 +146,8 @@ BEGIN
     END IF;
     SELECT c.child_id, t.task_type, t.status::text AS status, t.error_message INTO v_bad
       FROM public.task_children c LEFT JOIN public.tasks t ON t.id = c.child_id
-     WHERE c.parent_id = p_parent AND c.lease_id = v_lease AND (t.id IS NULL OR t.status IN ('Failed', 'Cancelled'))
+     WHERE c.parent_id = p_parent AND c.lease_id = v_lease
+       AND (t.id IS NULL OR t.status = 'Cancelled' OR t.status = 'Failed' AND NOT wan2gp_on_hold(c.child_id))
      ORDER BY t.generation_processed_at, c.position LIMIT 1;
     IF FOUND THEN
         v_why := left(format('task.dependency_failed: the child %s%s %s', v_bad.child_id, ' (' || v_bad.task_type || ')',

@@ -62,6 +62,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_after_end() RETURNS trigger LANGUAGE plpgsql AS $fn$
 DECLARE
     v_cascading boolean := coalesce(current_setting('wan2gp.cascading', true), '') = 'on';
+    v_bereaved uuid[] := CASE WHEN OLD.status = 'Failed' AND NEW.status = 'Complete' THEN wan2gp_bereaved(NEW.id) END;
 BEGIN
     IF NEW.status = 'Cancelled' OR v_cascading THEN
         PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Complete' THEN 'completed' ELSE lower(NEW.status::text) END,
@@ -74,18 +75,24 @@ BEGIN
     ) THEN
         PERFORM wan2gp_cascade(ARRAY[NEW.id]);
     END IF;
+    PERFORM wan2gp_requeue(v_bereaved);
     RETURN NULL;
 END
 $fn$;
 
 -- The row went back to the queue, or somebody made it run again after its end: no lease that was held on it before is
--- good any more. When our own functions queued it, the lease has ended already.
+-- good any more. When our own functions queued it, the lease has ended already. Those who failed for want of a result that
+-- was withheld wait for the next one.
 CREATE OR REPLACE FUNCTION public.wan2gp_after_requeue() RETURNS trigger LANGUAGE plpgsql AS $fn$
 DECLARE
     v_again boolean := OLD.status <> 'In Progress';
     v_lease public.task_leases;
+    v_bereaved uuid[];
 BEGIN
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = NEW.id;
+    IF v_lease.last_verb = 'withhold' AND OLD.status = 'Failed' THEN
+        v_bereaved := wan2gp_bereaved(NEW.id);
+    END IF;
     IF v_lease.token IS NOT NULL OR v_lease.parked_lease IS NOT NULL OR v_again THEN
         PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Queued' THEN 'requeued' ELSE 'resumed' END,
             jsonb_build_object('from', OLD.status::text));
@@ -105,6 +112,7 @@ BEGIN
     IF NEW.status = 'Queued' AND (v_again OR NEW.open_dependencies > 0) THEN
         PERFORM wan2gp_reopen(NEW.id);
     END IF;
+    PERFORM wan2gp_requeue(v_bereaved);
     RETURN NULL;
 END
 $fn$;

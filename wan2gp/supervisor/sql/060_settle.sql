@@ -1,6 +1,6 @@
 -- The end of leases. Every way a lease can end goes through wan2gp_settle.
 
--- Ends one lease. The caller has locked the family. Answers {accepted, status, repeated}.
+-- Ends one lease. The caller has locked the family. Answers {accepted, status, repeated}, and kept when it is refused.
 CREATE OR REPLACE FUNCTION public.wan2gp_settle(
     p_task uuid, p_token text, p_verb text, p_output text, p_error text, p_result jsonb, p_cause jsonb, p_retry_in_s float8
 ) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
@@ -17,7 +17,7 @@ DECLARE
 BEGIN
     SELECT t.status, t.max_attempts INTO v_old, v_max FROM public.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RETURN jsonb_build_object('accepted', false, 'status', NULL, 'repeated', false);
+        RETURN wan2gp_refused(p_task, p_token);
     END IF;
     -- No lock on the lease: whoever changes its token holds the task's row, as we do now.
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
@@ -26,8 +26,10 @@ BEGIN
            AND (v_lease.last_verb, v_old::text) IN (('withhold', 'Failed'), ('completing', 'Complete')) THEN
             RETURN wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
         END IF;
-        v_final := coalesce(v_lease.last_token = p_token AND v_lease.last_verb = p_verb, false);
-        RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', v_final);
+        IF v_lease.last_token = p_token AND v_lease.last_verb = p_verb THEN
+            RETURN jsonb_build_object('accepted', true, 'status', v_old, 'repeated', true);
+        END IF;
+        RETURN wan2gp_refused(p_task, p_token);
     END IF;
     IF v_lease.completing AND v_old = 'Complete' THEN
         IF p_verb = 'complete' THEN
@@ -40,7 +42,7 @@ BEGIN
          WHERE l.task_id = p_task;
         PERFORM wan2gp_note(p_task, 'completed', jsonb_build_object('verb', p_verb, 'cause', p_cause),
             v_lease.worker_id, v_lease.attempt);
-        RETURN jsonb_build_object('accepted', false, 'status', v_old, 'repeated', false);
+        RETURN wan2gp_refused(p_task, p_token);
     END IF;
     v_history := v_lease.history;
     IF p_verb <> 'complete' OR p_cause IS NOT NULL THEN
@@ -59,7 +61,10 @@ BEGIN
          WHERE l.task_id = p_task;
         PERFORM wan2gp_note(p_task, CASE WHEN v_final THEN 'stopped' ELSE 'refused' END,
             jsonb_build_object('verb', p_verb, 'cause', p_cause), v_lease.worker_id, v_lease.attempt);
-        RETURN jsonb_build_object('accepted', v_final, 'status', v_old, 'repeated', false);
+        IF NOT v_final THEN
+            RETURN wan2gp_refused(p_task, p_token);
+        END IF;
+        RETURN jsonb_build_object('accepted', true, 'status', v_old, 'repeated', false);
     END IF;
 
     v_new := 'Queued';
@@ -132,6 +137,33 @@ BEGIN
 END
 $fn$;
 
+-- The answer to a settlement that is refused: {accepted, status, repeated, kept}. kept: what was published under this
+-- token's lease is what the row shows, or what a generation of the app names, so that it must not be deleted. Such a file
+-- has the first eight characters of the lease's id in its path.
+CREATE OR REPLACE FUNCTION public.wan2gp_refused(p_task uuid, p_token text) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_row public.tasks;
+    v_lease public.task_leases;
+    v_mark text;
+    v_kept boolean := false;
+BEGIN
+    SELECT * INTO v_row FROM public.tasks t WHERE t.id = p_task;
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
+    FOREACH v_mark IN ARRAY ARRAY[  -- a lease that was claimed under an earlier contract has an id of its own
+        wan2gp_lease_id(p_token),
+        CASE WHEN coalesce(v_lease.token, v_lease.last_token) = p_token THEN v_lease.lease_id END]
+    LOOP
+        v_mark := left(v_mark, 8);
+        CONTINUE WHEN v_kept OR v_mark IS NULL;
+        v_kept := coalesce(v_row.status::text = 'Complete' AND (
+                      position(v_mark IN coalesce(v_row.output_location, '')) > 0
+                      OR position(v_mark IN coalesce(v_row.result_data ->> 'artifacts', '')) > 0), false)
+                  OR wan2gp_generated(p_task, v_row.project_id, coalesce(v_row.created_at, '-infinity'), v_mark, false);
+    END LOOP;
+    RETURN jsonb_build_object('accepted', false, 'status', v_row.status, 'repeated', false, 'kept', v_kept);
+END
+$fn$;
+
 -- The completion of a row that has ended already: Failed because its files could not be published and now are, or
 -- Complete by the predecessor's function under a lease that was marked for it. What that function wrote (where the result
 -- is, when it was done) stays; what only we know is added.
@@ -141,7 +173,6 @@ CREATE OR REPLACE FUNCTION public.wan2gp_settle_late(
 DECLARE
     v_known jsonb := coalesce(p_result, '{}')
         || CASE WHEN p_lease.history = '[]' THEN '{}' ELSE jsonb_build_object('attempts', p_lease.history) END;
-    v_bereaved uuid[] := CASE WHEN p_was = 'Failed' THEN wan2gp_bereaved(p_lease.task_id) ELSE '{}' END;
 BEGIN
     UPDATE public.task_leases l
        SET token = NULL, last_token = coalesce(p_lease.token, p_lease.last_token), last_verb = 'complete', completing = false
@@ -151,7 +182,6 @@ BEGIN
            SET status = 'Complete', error_message = NULL, output_location = p_output, result_data = v_known,
                generation_processed_at = coalesce(t.generation_processed_at, now()), updated_at = now()
          WHERE t.id = p_lease.task_id;
-        PERFORM wan2gp_requeue(v_bereaved);
     ELSE
         -- Not a word of the status: foreign triggers on it have seen this row complete once.
         UPDATE public.tasks t
@@ -197,7 +227,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_settle_guarded(p_one jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_why text;
-    v_status text;
+    v_id uuid := wan2gp_uuid(p_one ->> 'task_id');
 BEGIN
     BEGIN
         RETURN wan2gp_settle_object(p_one);
@@ -208,17 +238,16 @@ BEGIN
         v_why := SQLERRM;
     END;
     BEGIN
-        v_status := wan2gp_settle(
-            wan2gp_uuid(p_one ->> 'task_id'), p_one ->> 'token', 'fail', NULL,
+        PERFORM wan2gp_settle(
+            v_id, p_one ->> 'token', 'fail', NULL,
             left('queue.refused: the database refused to store the outcome: ' || v_why, 2000), NULL,
-            jsonb_build_object('kind', 'refused', 'verb', p_one -> 'verb'), NULL) ->> 'status';
+            jsonb_build_object('kind', 'refused', 'verb', p_one -> 'verb'), NULL);
     EXCEPTION WHEN OTHERS THEN
         IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
             RAISE;
         END IF;
-        SELECT t.status::text INTO v_status FROM public.tasks t WHERE t.id = wan2gp_uuid(p_one ->> 'task_id');
     END;
-    RETURN jsonb_build_object('accepted', false, 'status', v_status, 'repeated', false, 'error', v_why);
+    RETURN wan2gp_refused(v_id, p_one ->> 'token') || jsonb_build_object('error', v_why);
 END
 $fn$;
 

@@ -21,6 +21,8 @@ $fn$;
 -- the function's settings): a plan made while the table was tiny lives as long as the session.
 CREATE OR REPLACE FUNCTION public.wan2gp_claim_one(p_claim_id text, p_worker text, p_type text, p_lease_s float8)
 RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_token text := replace(gen_random_uuid()::text, '-', '');
 BEGIN
     WITH picked AS MATERIALIZED (
         SELECT t.id FROM public.tasks t
@@ -39,8 +41,8 @@ BEGIN
     )
     INSERT INTO public.task_leases AS l
         (task_id, worker_id, token, lease_id, claim_id, attempt, lease_s, claimed_at, expires_at)
-    SELECT taken.id, p_worker, replace(gen_random_uuid()::text, '-', ''), replace(gen_random_uuid()::text, '-', ''),
-           p_claim_id, taken.attempts, p_lease_s, now(), now() + make_interval(secs => p_lease_s)
+    SELECT taken.id, p_worker, v_token, wan2gp_lease_id(v_token), p_claim_id, taken.attempts, p_lease_s,
+           now(), now() + make_interval(secs => p_lease_s)
       FROM taken
     ON CONFLICT (task_id) DO UPDATE
        SET worker_id = excluded.worker_id, token = excluded.token, lease_id = excluded.lease_id,

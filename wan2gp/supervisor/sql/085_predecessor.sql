@@ -1,32 +1,6 @@
 -- Living on the predecessor's database: its function complete_task ends rows there and makes what its app shows, its
 -- system_logs keep what workers say. Whatever of it is not there is not missed.
 
--- The tasks that failed only because they wait, over any number of others, for p_task, and never started.
-CREATE OR REPLACE FUNCTION public.wan2gp_bereaved(p_task uuid) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $fn$
-BEGIN
-    RETURN ARRAY(
-        WITH RECURSIVE down(id) AS (
-            SELECT p_task
-            UNION
-            SELECT t.id FROM down
-              JOIN public.task_dependencies d ON d.depends_on = down.id AND d.open
-              JOIN public.tasks t ON t.id = d.task_id
-             WHERE t.status = 'Failed'
-               AND t.error_message LIKE 'task.dependency_failed: the task ' || down.id || ', which this one waits for,%')
-        SELECT down.id FROM down WHERE down.id <> p_task);
-END
-$fn$;
-
--- Queues those of p_ids again that are Failed; what each waits for is judged anew.
-CREATE OR REPLACE FUNCTION public.wan2gp_requeue(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
-BEGIN
-    IF cardinality(p_ids) > 0 THEN
-        PERFORM FROM public.tasks t WHERE t.id = ANY (p_ids) ORDER BY t.id FOR NO KEY UPDATE;
-        UPDATE public.tasks t SET status = 'Queued' WHERE t.id = ANY (p_ids) AND t.status = 'Failed';
-    END IF;
-END
-$fn$;
-
 -- A parked parent has become Complete with this child's row, before this child's result was known: it gets that too.
 CREATE OR REPLACE FUNCTION public.wan2gp_hand_up(p_task uuid, p_result jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
@@ -50,10 +24,12 @@ BEGIN
 END
 $fn$;
 
--- Whether the app's own record of this task's result was made since p_since: a generation, or a variant of one. Only
--- what these tables really have is asked for; they are not ours.
-CREATE OR REPLACE FUNCTION public.wan2gp_made(p_task uuid, p_project uuid, p_since timestamptz) RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $fn$
+-- Whether the app's own record of this task's result, a generation or a variant of one, was made since p_since under the
+-- lease that p_mark names: the first characters of its id, which are in the paths of its files. With p_unmarked one that
+-- names no lease counts too. Only what these tables really have is asked for; they are not ours.
+CREATE OR REPLACE FUNCTION public.wan2gp_generated(
+    p_task uuid, p_project uuid, p_since timestamptz, p_mark text, p_unmarked boolean
+) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_one record;
     v_found boolean;
@@ -72,9 +48,11 @@ BEGIN
                         WHERE c.attrelid = a.attrelid AND c.attname = 'created_at' AND NOT c.attisdropped)
          GROUP BY a.attrelid ORDER BY 1
     LOOP
-        EXECUTE format('SELECT EXISTS (SELECT FROM %s AS m WHERE m.created_at > $2 %s AND (%s))', v_one.tab,
-                       CASE WHEN v_one.by_project THEN 'AND m.project_id::text = $3' ELSE '' END, v_one.tests)
-           INTO v_found USING p_task::text, p_since, p_project::text;
+        EXECUTE format(
+            'SELECT EXISTS (SELECT FROM %s AS m WHERE m.created_at > $2 %s AND (%s)'
+            ' AND (position($4 in to_jsonb(m)::text) > 0 OR $5 AND to_jsonb(m)::text !~ ($1 || ''/[0-9]+-[0-9a-f]{8}/'')))',
+            v_one.tab, CASE WHEN v_one.by_project THEN 'AND m.project_id::text = $3' ELSE '' END, v_one.tests)
+           INTO v_found USING p_task::text, p_since, p_project::text, p_mark, p_unmarked;
         IF v_found THEN
             RETURN true;
         END IF;
@@ -120,24 +98,27 @@ BEGIN
            expires_at = greatest(l.expires_at, now() + make_interval(secs => p_lease_s))
      WHERE l.task_id = v_id;
     IF v_status = 'In Progress' THEN
-        v_made := wan2gp_made(v_id, v_project, v_lease.claimed_at);
+        v_made := wan2gp_generated(v_id, v_project, v_lease.claimed_at, left(v_lease.lease_id, 8), true);
     END IF;
     RETURN jsonb_build_object('held', true, 'status', v_status, 'made', v_made);
 END
 $fn$;
 
--- A withheld row runs again. Its start is moved so that the time it waited for a person is not billed. Those who failed
--- because of it wait for it again.
+-- A withheld row runs again, and not from the start: what counts against it still does. Its start is moved so that the time
+-- it waited for a person is not billed.
 CREATE OR REPLACE FUNCTION public.wan2gp_resume(p_task uuid) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_bereaved uuid[] := wan2gp_bereaved(p_task);
+    v_lease public.task_leases;
 BEGIN
+    SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
     UPDATE public.tasks t
        SET status = 'In Progress', error_message = NULL, generation_processed_at = NULL, updated_at = now(),
            generation_started_at = coalesce(now() - (t.generation_processed_at - t.generation_started_at),
                                             t.generation_started_at, now())
      WHERE t.id = p_task;
-    PERFORM wan2gp_requeue(v_bereaved);
+    UPDATE public.task_leases l
+       SET failures = v_lease.failures, losses = v_lease.losses, interruptions = v_lease.interruptions
+     WHERE l.task_id = p_task;
 END
 $fn$;
 
