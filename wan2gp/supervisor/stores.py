@@ -12,7 +12,7 @@ from wan2gp.config import Config, ConfigError
 from wan2gp.logs import Facts
 from wan2gp.supervisor.backends import Backend
 from wan2gp.supervisor.direct_store import DirectStore
-from wan2gp.supervisor.publish import LocalStore, Store
+from wan2gp.supervisor.publish import LocalStore, PublishFailed, Store
 from wan2gp.supervisor.queue import TaskQueue
 from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.storage_store import StorageStore
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 SIGNATURE_S = 15.0
 """How long one signature may take: others wait behind it, seconds."""
+LOOK_S = 5.0
+"""How long the look at the bucket may hold up a start, seconds."""
+_PLAIN = ("publish.bucket_missing", "publish.forbidden")
+"""Failures that no other look would take back."""
 
 
 def store_for(config: Config, backend: Backend) -> Store:
@@ -52,6 +56,35 @@ def _put(config: Config, url: str, file: Path, mime: str, stop: threading.Event,
     from wan2gp.supervisor.signed_put import put
 
     put(url, file, mime, stop=stop, allow_private_urls=config.allow_private_put_urls, begun_before=begun_before)
+
+
+def bucket_warning(config: Config, backend: Backend) -> str | None:
+    """What is wrong with the bucket for results, of which the first of them would tell otherwise. None when all is
+    well, when results go elsewhere, and when it cannot be told within :data:`LOOK_S`: a Storage that is away stops no
+    worker."""
+    if backend.project is None or backend.kind == "edge" or not config.publishes_to_storage:
+        return None
+    from wan2gp.supervisor.patience import Patience, apart
+    from wan2gp.supervisor.storage import Bucket
+
+    bucket = Bucket(backend.project, config.storage_bucket, patience=Patience(connect_s=LOOK_S, answer_s=LOOK_S))
+    public: list[bool] = []
+    late = threading.Event()
+    timer = threading.Timer(LOOK_S, late.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        apart(lambda: public.append(bucket.is_public()), late)
+    except PublishFailed as failure:
+        return f"No result can be published: {failure.message}" if failure.code in _PLAIN else None
+    finally:
+        timer.cancel()
+    if config.storage_url == "signed" or all(public):
+        return None
+    return (
+        f"The bucket {config.storage_bucket!r} is private, so the URLs of results will open for nobody: set "
+        "WAN2GP_STORAGE_URL=signed, or make the bucket public"
+    )
 
 
 def signer_for(config: Config, backend: Backend, post: Callable[[Callable[[], None]], None]) -> Signer:
