@@ -20,8 +20,10 @@ from tests.edge_functions import EdgeFaults, EdgeFunctions
 from tests.lasting_stacks import LastingStack
 from tests.supabase_stack import Stack
 from wan2gp.config_options import Secret
+from wan2gp.supervisor import edge_claims
 from wan2gp.supervisor.edge_calls import EdgeCalls
 from wan2gp.supervisor.edge_queue import EdgeQueue
+from wan2gp.supervisor.edge_rows import EdgeRows
 from wan2gp.supervisor.queue import ClaimedTask
 from wan2gp.supervisor.supabase_project import SupabaseProject
 
@@ -80,7 +82,9 @@ class EdgeProject:
         """By the key of a name (``service``, ``pat``), or one that is given; with short pauses."""
         project = self.project(key)
         calls = EdgeCalls(project, pause_s=0.02)
-        queue = EdgeQueue(project, WORKER, calls=calls, looks_s=(0.02, 0.05, 0.1), clock=clock or time.monotonic)
+        ticks = clock or time.monotonic
+        rows = EdgeRows(project, clock=ticks, chance=lambda low, high: low / 10)
+        queue = EdgeQueue(project, WORKER, calls=calls, rows=rows, looks_s=(0.02, 0.05, 0.1), clock=ticks)
         if checked:
             queue.check()
         return queue
@@ -150,8 +154,9 @@ def _lasting_edge(_pg_session: PgServer, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def edge(pg_server: PgServer, _lasting_edge: LastingStack) -> Iterator[EdgeProject]:
-    """The predecessor's tables, without ours, behind its functions."""
+def edge(pg_server: PgServer, _lasting_edge: LastingStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[EdgeProject]:
+    """The predecessor's tables, without ours, behind its functions; races are run again sooner than they are else."""
+    monkeypatch.setattr(edge_claims, "RACE_PAUSE_S", 0.02)
     with _lasting_edge.lend() as stack:
         stack.functions.faults = EdgeFaults()
         stack.functions.calls.clear()

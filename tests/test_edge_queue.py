@@ -97,7 +97,7 @@ class TestClaiming:
         assert claimed(queue).id == second and claim(queue) is None
         assert edge.statuses(first, second) == ["In Progress"] * 2
 
-    @ALL
+    @pytest.mark.parametrize("key", ["service"])
     def test_an_idle_worker_only_counts(self, edge: EdgeProject, key: str) -> None:
         queue = edge.queue(key)
         assert [claim(queue) for _ in range(4)] == [None] * 4
@@ -105,7 +105,7 @@ class TestClaiming:
         task_id = edge.insert()
         assert claimed(queue).id == task_id
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     def test_counts_that_lie_cost_two_minutes_and_not_the_queue(self, edge: EdgeProject, key: str) -> None:
         clock = Clock()
         queue = edge.queue(key, clock=clock)
@@ -116,7 +116,7 @@ class TestClaiming:
         clock.now += BELIEVED_S + 1
         assert claimed(queue).id == task_id
 
-    @ALL
+    @pytest.mark.parametrize("key", ["service"])
     def test_without_counts_every_poll_claims_and_they_are_left_alone(self, edge: EdgeProject, key: str) -> None:
         edge.functions.faults.missing = {"task-counts"}
         queue = edge.queue(key)
@@ -130,7 +130,7 @@ class TestClaiming:
         edge.stack.front.faults.add(Fault("task-counts", "status", status=500))
         assert claimed(queue).id == task_id
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     def test_a_lost_race_is_run_again_at_once(self, edge: EdgeProject, key: str) -> None:
         lost, ready = edge.insert(), edge.insert()
         queue = edge.queue(key)
@@ -151,14 +151,14 @@ class TestClaiming:
         assert claims(edge) == 12
         assert all(due is not None and due < 3 for due in dues[:3]) and dues[3] is None
 
-    @ALL
+    @pytest.mark.parametrize("key", ["service"])
     def test_params_that_came_as_a_string_are_what_is_in_it(self, edge: EdgeProject, key: str) -> None:
         edge.insert(params='{"prompt": "a"}')
         edge.insert(params="plain words")
         queue = edge.queue(key)
         assert [claimed(queue).params for _ in range(2)] == [{"prompt": "a"}, "plain words"]
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     @pytest.mark.parametrize("params", [f'{{"a": {NESTED}}}', f'{{"a": {"9" * 5000}}}'])
     def test_a_row_that_python_cannot_read_is_ours_to_fail(self, edge: EdgeProject, key: str, params: str) -> None:
         queue = edge.queue(key)
@@ -205,7 +205,7 @@ class TestWhatIsNotForUs:
         if key == "service":
             assert [edge.row(one)["worker_id"] for one in foreign] == [None] * 2
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     def test_a_queue_of_nothing_but_others_types_is_not_claimed_in_circles(self, edge: EdgeProject, key: str) -> None:
         edge.functions.faults.counts_details = False
         foreign = [edge.insert("magic_edit") for _ in range(LOOK_PAST + 2)]
@@ -546,7 +546,7 @@ class TestPeople:
         with pytest.raises(QueueRefused, match="personal access token"):
             queue.tasks()
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     def test_the_numbers_are_those_of_the_counts(self, edge: EdgeProject, key: str) -> None:
         queue = edge.queue(key)
         for task_type in ("comfy", "t2v", "t2v"):

@@ -138,8 +138,7 @@ class TestCompleting:
         assert edge.generations(one.id)[0]["thumbnail_url"].endswith(f"{name}.jpg")
         assert not one.heard
 
-    @ALL
-    @pytest.mark.parametrize("how", ["cut", "500", "504"])
+    @pytest.mark.parametrize(("key", "how"), [("service", "cut"), ("pat", "cut"), ("pat", "500"), ("service", "504")])
     def test_an_answer_lost_after_all_was_done(self, edge: EdgeProject, result: Make, key: str, how: str) -> None:
         one = result(key)
         settlement = one.upload()
@@ -194,8 +193,7 @@ class TestCompleting:
         assert one.insist(settlement).accepted
         one.is_complete_once()
 
-    @ALL
-    @pytest.mark.parametrize("how", ["reset", "504"])
+    @pytest.mark.parametrize(("key", "how"), [("service", "reset"), ("pat", "504")])
     def test_a_call_without_an_answer_is_made_again_only_when_the_first_must_be_over(
         self, edge: EdgeProject, result: Make, key: str, how: str
     ) -> None:
@@ -271,7 +269,7 @@ class TestCompleting:
         assert (row["status"], row["output_location"]) == ("Complete", one.staged[0].url)
         assert one.heard.names == ["publish.unsure"] and len(edge.generations(one.id)) == 0
 
-    @pytest.mark.parametrize(("key", "status"), [("service", 429), ("pat", 503)])
+    @pytest.mark.parametrize(("key", "status"), [("service", 429)])
     def test_a_call_that_never_reached_it_is_made_again(
         self, edge: EdgeProject, result: Make, key: str, status: int
     ) -> None:
@@ -366,8 +364,7 @@ class TestCompleting:
         assert one.insist(settlement).accepted
         one.is_complete_once()
 
-    @ALL
-    @pytest.mark.parametrize("new_life", [False, True])
+    @pytest.mark.parametrize(("key", "new_life"), [("service", True), ("pat", False), ("pat", True)])
     def test_what_only_a_person_can_mend_is_withheld_and_complete_after_it_was_mended(
         self, edge: EdgeProject, result: Make, key: str, new_life: bool
     ) -> None:
@@ -451,7 +448,7 @@ class TestUploading:
             edge.stack.storage.buckets[BUCKET] = BucketSpec()
         assert (failed.value.code, failed.value.permanent) == ("publish.too_large", True)
 
-    @ALL
+    @pytest.mark.parametrize("key", ["pat"])
     def test_a_task_without_a_user_cannot_be_published(self, edge: EdgeProject, result: Make, key: str) -> None:
         one = result(key)
         edge.sql("UPDATE tasks SET user_id = NULL WHERE id = %s", one.id)
@@ -635,7 +632,7 @@ class TestOtherEnds:
         assert one.queue.finish(settlement) == FinishReply(True, "Complete")
         assert edge.row(one.id)["output_location"] == "a cat\na dog\nend"
 
-    @ALL
+    @pytest.mark.parametrize("key", ["service"])
     def test_what_went_to_the_tasks_own_url_is_named_by_it(self, edge: EdgeProject, result: Make, key: str) -> None:
         one = result(key)
         assert one.queue.finish(end(one.task, Verb.COMPLETE, output_location="https://x.test/put.mp4")).accepted

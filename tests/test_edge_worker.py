@@ -18,6 +18,10 @@ from wan2gp.supervisor.edge_queue import WEAKER
 
 Start = Callable[..., Worker]
 WAYS = pytest.mark.parametrize(("key", "queue"), [("service", "edge"), ("pat", "auto")])
+BOTH_IF_LONG = pytest.mark.parametrize(
+    ("key", "queue"), [("service", "edge"), pytest.param("pat", "auto", marks=pytest.mark.long)]
+)
+"""Where the tests of the queue alone tell most of the difference."""
 CLAIM, COMPLETE = "claim-next-task", "complete_task"
 
 
@@ -80,7 +84,7 @@ class TestWork:
         secret = edge.stack.key if key == "service" else edge.pat
         assert secret not in worker.log + worker.screen + str(edge.sql("SELECT * FROM tasks"))
 
-    @WAYS
+    @BOTH_IF_LONG
     def test_answers_that_are_lost_double_nothing(self, edge: EdgeProject, start: Start, key: str, queue: str) -> None:
         worker = start(key=key, queue=queue)
         faults = [
@@ -122,7 +126,7 @@ class TestTrouble:
         assert edge.row(task_id)["status"] == "Cancelled" and not edge.generations(task_id)
         assert completed_once(edge, worker, edge.insert("maker", text("b"))) == b"b"
 
-    @WAYS
+    @BOTH_IF_LONG
     def test_an_outage_kills_no_work_and_is_shown(self, edge: EdgeProject, start: Start, key: str, queue: str) -> None:
         """Longer than a lease would have lasted, were there one."""
         worker = start(key=key, queue=queue, WAN2GP_LEASE_S="2", WAN2GP_RENEW_S="0.4")

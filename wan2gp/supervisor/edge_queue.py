@@ -74,6 +74,7 @@ class EdgeQueue:
         facts: Facts | None = None,
         *,
         calls: EdgeCalls | None = None,
+        rows: EdgeRows | None = None,
         looks_s: Sequence[float] = LOOKS_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,7 +82,7 @@ class EdgeQueue:
         ``complete_task`` did."""
         self._worker_id = worker_id
         self._calls = calls or EdgeCalls(project)
-        self._table = EdgeRows(project, clock=clock)
+        self._table = rows or EdgeRows(project, clock=clock)
         self.rest = False
         """Whether the key opens the tables; found out by :meth:`check`."""
         self._book = Book()

@@ -5,6 +5,7 @@ and the few changes that are safer with a condition. None of it needs a function
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +42,19 @@ class EdgeRows:
     """Safe to use from several threads. Raises the errors of :mod:`wan2gp.supervisor.queue`."""
 
     def __init__(
-        self, project: SupabaseProject, *, call_s: float = CALL_S, clock: Callable[[], float] = time.monotonic
+        self,
+        project: SupabaseProject,
+        *,
+        call_s: float = CALL_S,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """``chance(low, high)``: the part of chance in pauses before repeats."""
         self._project = project
         self._call_s = call_s
         self._host = urlsplit(project.url).netloc
         self._clock = clock
+        self._chance = chance
         self._closed = threading.Event()
         self._beats_at = float("-inf")
         self._status_said = False
@@ -230,7 +238,7 @@ class EdgeRows:
         deadline: float | None = None,
     ) -> httpx.Response:
         """Repeated until ``deadline``, or within the time of a call; everything here may be done twice."""
-        patience = Patience(deadline or time.monotonic() + self._call_s)
+        patience = Patience(deadline or time.monotonic() + self._call_s, self._chance)
         content = None if body is None else json.dumps(body).encode()
         while True:
             outcome, asked = self._try(method, path, query, content, headers or {}, patience.deadline)
