@@ -151,5 +151,9 @@ def goes_on_behind_a_broken_connection(
     return None
 
 
+def breaks_without_a_deed(function: CompletingFunction, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    return None
+
+
 def answers(status: int, **body: Any) -> Deed:
     return lambda function, request: (status, body)

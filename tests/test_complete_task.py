@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tests.completing_function import (
     Deed,
     answers,
     breaks_after_all,
+    breaks_without_a_deed,
     dies_before_the_row,
     fails_after_all,
     goes_on_behind_a_broken_connection,
@@ -75,7 +77,10 @@ class Bench:
         self.inner = PostgresQueue(database)
         self.said = Said()
         self._look, self.inner.completing = self.inner.completing, self.look  # type: ignore[method-assign]
-        self.queue = CompletingQueue(self.inner, self.project, self.said, call_s=30, pauses_s=(0.01, 0.02))
+        self.now = 1000.0
+        self.queue = CompletingQueue(
+            self.inner, self.project, self.said, call_s=30, pauses_s=(0.01, 0.02), clock=lambda: self.now
+        )
 
     def look(self, task_id: str, token: str, lease_s: float) -> Completing:
         """What goes on behind a broken connection is done just after somebody looked."""
@@ -169,6 +174,83 @@ def test_one_that_is_away_keeps_the_task_for_later(bench: Bench) -> None:
     assert row(bench.queue, task.id)["status"] == "In Progress"
     assert bench.queue.finish(bench.settlement(task)).accepted
     assert bench.function.generations(task.id) == 1
+
+
+def slow(bench: Bench, deed: Deed) -> Deed:
+    """The same, after a while."""
+
+    def later(function: CompletingFunction, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        bench.now += 30.0
+        return deed(function, body)
+
+    return later
+
+
+UNANSWERED: dict[str, Callable[[Bench], Deed]] = {
+    "the connection breaks": lambda bench: breaks_without_a_deed,
+    "a gateway gives up": lambda bench: answers(504),
+    "a gateway is slow to refuse": lambda bench: slow(bench, answers(503)),
+}
+
+
+@pytest.mark.parametrize("what", list(UNANSWERED))
+def test_a_call_without_an_answer_is_looked_after_for_as_long_as_it_may_run(bench: Bench, what: str) -> None:
+    """The function was slow, was called again meanwhile, and made two generations, and two bills."""
+    task = bench.task()
+    bench.function.deeds = [UNANSWERED[what](bench)]
+    for now in (1000.0, 1010.0, 1100.0, 1159.0):
+        bench.now = now
+        let_expire(bench.admin, task)
+        with pytest.raises(PublishFailed) as failed:
+            bench.queue.finish_many([bench.settlement(task)])
+        assert (failed.value.code, failed.value.permanent) == ("publish.unavailable", False)
+        assert (failed.value.retry_after_s or 0.0) <= 10.0
+        assert row(bench.queue, task.id)["lease"]["expires_in_s"] > 110
+    assert len(bench.function.calls) == 1 and bench.queue.finish(bench.settlement(bench.task())).accepted
+    bench.now = 1161.0
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
+    assert (len(bench.function.calls), bench.function.generations(task.id)) == (3, 1)
+
+
+def test_a_call_that_did_its_work_late_is_seen_at_the_next_look(bench: Bench) -> None:
+    task = bench.task()
+    bench.function.deeds = [breaks_without_a_deed]
+    with pytest.raises(PublishFailed):
+        bench.queue.finish(bench.settlement(task))
+    works(bench.function, {"task_id": task.id, "storage_path": PATH})
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
+    assert (len(bench.function.calls), bench.function.generations(task.id)) == (1, 1)
+
+
+def test_a_slow_end_of_the_functions_own_is_an_answer(bench: Bench) -> None:
+    task = bench.task()
+    bench.function.deeds = [slow(bench, answers(500)), slow(bench, answers(546))]
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
+    assert len(bench.function.calls) == 3
+
+
+def test_a_function_may_take_longer_than_any_other_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wan2gp.supervisor.supabase_project.READ_S", 0.05)
+    task = bench.task()
+
+    def takes_its_time(function: CompletingFunction, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        time.sleep(0.5)
+        return works(function, body)
+
+    bench.function.deeds = [takes_its_time]
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
+    assert row(bench.queue, task.id)["output_location"] == THEIRS
+
+
+def test_a_function_that_could_not_be_called_may_be_called_at_once(bench: Bench) -> None:
+    task = bench.task()
+    with closing(SupabaseProject("http://127.0.0.1:9", Secret(KEY))) as nobody:
+        bench.queue._project = nobody
+        with pytest.raises(PublishFailed):
+            bench.queue.finish(bench.settlement(task))
+    bench.queue._project = bench.project
+    assert bench.queue.finish(bench.settlement(task)) == FinishReply(True, "Complete")
+    assert (len(bench.function.calls), bench.function.generations(task.id)) == (1, 1)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])

@@ -2,7 +2,8 @@
 
 The Edge Function ``complete_task`` is not safe to repeat, and its answer proves nothing: it says 200 also when no row
 changed, and fails after the work was done. So it is called under a lease that the database marks for it, and the
-database is asked before every call, and after it, what there is already.
+database is asked before every call, and after it, what there is already. A call that got no answer may go on for as
+long as its platform lets it: until then it is looked after and not repeated.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,6 +31,13 @@ LEASE_S = 120.0
 """What a lease is renewed for before a call: longer than the call and what follows, seconds."""
 LOOK_S = 5.0
 """Longest wait for the answer whether the function exists, seconds."""
+RUNS_S = 160.0
+"""How long the function may go on after a call began that got no answer: its platform ends it after 150 s, seconds."""
+LOOK_AGAIN_S = 10.0
+"""Between looks while it may still run, seconds."""
+QUICK_S = 10.0
+"""A gateway's refusal that takes longer may come after the function began, seconds."""
+REMEMBERED = 1000
 CALLS = 3
 """How often one task's function is called at most before the others of the worker get their turn."""
 PAUSES_S = (1.0, 2.0, 4.0)
@@ -35,6 +45,11 @@ PAUSES_S = (1.0, 2.0, 4.0)
 RETRY_AFTER_MAX_S = 10.0
 ANSWER_MAX = 4000
 _NOW_ONLY = frozenset({408, 425, 429})
+_ENDED = frozenset({500, 546})
+"""The function's own end, or its platform's word that it was ended: it goes on no more."""
+_GAVE_UP = frozenset({504, 522, 524})
+"""A gateway waited for the function, which goes on."""
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 _CANNOT = "cannot complete the task by the function complete_task"
 _MEANINGS = {
     400: "the task's row lacks what the function needs (a user, say)",
@@ -44,13 +59,22 @@ _MEANINGS = {
 }
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What to raise when nothing comes of the call, and whether the function may still be at work."""
+
+    error: PublishFailed
+    unanswered: bool = False
+
+
 class CompletingQueue:
     """A :class:`~wan2gp.supervisor.queue.TaskQueue` whose COMPLETE goes by the function, where the result lies in the
     project's bucket and the task belongs to a project; all else is ``inner``'s.
 
     :meth:`finish` and :meth:`finish_many` raise :class:`~wan2gp.supervisor.publish.PublishFailed` too:
     ``publish.complete_task`` for what only a person can mend, ``publish.unavailable`` for what passes. Nothing of the
-    batch is settled then; the call may be repeated.
+    batch is settled then; the call may be repeated. It never waits for a function that gives no answer: a repeat looks
+    what has become of it.
     """
 
     def __init__(
@@ -61,6 +85,7 @@ class CompletingQueue:
         *,
         call_s: float = CALL_S,
         pauses_s: Sequence[float] = PAUSES_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``call_s`` must be shorter than :data:`LEASE_S` less the sum of ``pauses_s``."""
         self.name = inner.name
@@ -69,7 +94,11 @@ class CompletingQueue:
         self._facts = facts
         self._call_s = call_s
         self._pauses_s = tuple(pauses_s)
+        self._clock = clock
         self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._running: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """By task and token: until when the function, whose call got no answer, may run."""
         self.check, self.wait, self.interrupt = inner.check, inner.wait, inner.interrupt
         self.claim, self.heartbeat, self.spawn = inner.claim, inner.heartbeat, inner.spawn
         self.enqueue, self.cancel, self.retry = inner.enqueue, inner.cancel, inner.retry
@@ -108,14 +137,18 @@ class CompletingQueue:
         """Returns once our own finish says the rest; raises :class:`PublishFailed` while the function is owed."""
         if not _by_function(one) or self._over(one):
             return
+        if (left_s := self._runs_yet_s(one)) > 0:
+            raise _for_now("it gave no answer and may be at work yet", min(left_s, LOOK_AGAIN_S))
         for calls_left in reversed(range(CALLS)):
             failure = self._call(one)
             if self._over(one):  # whatever it said
                 return
-            if failure is not None and (failure.permanent or not calls_left):
-                raise failure
+            if failure is not None and (failure.error.permanent or not calls_left):
+                raise failure.error
             if calls_left and self._over_soon(one, failure):
                 return
+            if failure is not None and failure.unanswered:
+                raise failure.error
         # It says yes and does nothing, so there is nothing to wait for: the row must not stay In Progress for ever.
         if self._facts is not None:
             self._facts.bind(task=one.task_id)("publish.no_effect", task_id=one.task_id)
@@ -124,11 +157,26 @@ class CompletingQueue:
         """Whether calling the function would be wrong: it has done its work, or the task is ours no longer (which our
         own finish is told then)."""
         found = self._inner.completing(one.task_id, one.token, LEASE_S)
-        return not found.held or found.status == "Complete" or found.made
+        over = not found.held or found.status == "Complete" or found.made
+        if over:
+            with self._lock:
+                self._running.pop((one.task_id, one.token), None)
+        return over
 
-    def _over_soon(self, one: Settlement, failure: PublishFailed | None) -> bool:
+    def _runs_yet_s(self, one: Settlement) -> float:
+        """For how long it must not be called again, seconds."""
+        with self._lock:
+            return self._running.get((one.task_id, one.token), float("-inf")) - self._clock()
+
+    def _may_run(self, one: Settlement, until: float) -> None:
+        with self._lock:
+            self._running[one.task_id, one.token] = until
+            while len(self._running) > REMEMBERED:
+                self._running.popitem(last=False)
+
+    def _over_soon(self, one: Settlement, failure: _Failure | None) -> bool:
         """Whether the call, which may go on behind a broken connection, does its work while we wait for the next."""
-        asked = min(failure.retry_after_s or 0.0, RETRY_AFTER_MAX_S) if failure is not None else 0.0
+        asked = min(failure.error.retry_after_s or 0.0, RETRY_AFTER_MAX_S) if failure is not None else 0.0
         for pause in self._pauses_s:
             if self._closing.wait(max(asked, pause * random.uniform(0.8, 1.2))):
                 raise _for_now("the worker stops")
@@ -137,13 +185,20 @@ class CompletingQueue:
             asked = 0.0
         return False
 
-    def _call(self, one: Settlement) -> PublishFailed | None:
+    def _call(self, one: Settlement) -> _Failure | None:
         """One call; what it says proves nothing, but tells what to do next."""
+        began = self._clock()
+        failure = self._called(one, began)
+        if failure is not None and failure.unanswered:
+            self._may_run(one, began + RUNS_S)
+        return failure
+
+    def _called(self, one: Settlement, began: float) -> _Failure | None:
         body = {"task_id": one.task_id, "storage_path": one.storage_path}
         if one.thumbnail_path:
             body["thumbnail_storage_path"] = one.thumbnail_path
         try:
-            with self._project.watch(time.monotonic() + self._call_s):
+            with self._project.watch(time.monotonic() + self._call_s, silence_s=self._call_s):
                 response = self._project.http.post(
                     _address(self._project),
                     json=body,
@@ -151,21 +206,21 @@ class CompletingQueue:
                     timeout=httpx.Timeout(self._call_s, connect=CONNECT_S),
                 )
         except httpx.HTTPError as error:
-            return _for_now(f"no answer ({type(error).__name__})")
-        return None if response.is_success else self._failure(response)
+            return _Failure(_for_now(f"no answer ({type(error).__name__})"), not isinstance(error, _NOT_SENT))
+        if response.is_success:
+            return None
+        return self._failure(response, slow=self._clock() - began > QUICK_S)
 
-    def _failure(self, response: httpx.Response) -> PublishFailed:
+    def _failure(self, response: httpx.Response, slow: bool) -> _Failure:
         secrets = (self._project.headers()["apikey"],)
         said = Answer(response.status_code, response.headers, response.text[:ANSWER_MAX], secrets).said
         status = response.status_code
         if status in _NOW_ONLY or status >= 500:
-            return _for_now(f"HTTP {status}: {said}", retry_after_s(response.headers.get("Retry-After")))
+            error = _for_now(f"HTTP {status}: {said}", retry_after_s(response.headers.get("Retry-After")))
+            return _Failure(error, status in _GAVE_UP or slow and status not in _ENDED)
         meaning = _MEANINGS.get(status, "the function refuses it")
-        return PublishFailed(
-            "publish.complete_task",
-            f"{_CANNOT}: {meaning} (HTTP {status}: {said}): mend that, {RETRY}",
-            permanent=True,
-        )
+        sentence = f"{_CANNOT}: {meaning} (HTTP {status}: {said}): mend that, {RETRY}"
+        return _Failure(PublishFailed("publish.complete_task", sentence, permanent=True))
 
 
 def available(project: SupabaseProject) -> bool | None:
