@@ -215,6 +215,7 @@ class TestWithheld:
         task_id = worker.insert("maker", TEXT)
         row = worker.ended(task_id)
         assert row["error_message"].startswith("publish.bucket_missing: ") and "nowhere" in row["error_message"]
+        eventually("it was said at the start", lambda: "No result can be published: " in worker.log)
         assert worker.stop() == 0
         worker = start_supabase_worker()
         eventually("it is complete", lambda: worker.row(task_id)["status"] == "Complete")

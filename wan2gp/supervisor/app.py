@@ -7,6 +7,7 @@ import datetime
 import os
 import shutil
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ from wan2gp.supervisor.registry import Registry, load_registry
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.spool import Spool
-from wan2gp.supervisor.stores import completed_by, signer_for, store_for
+from wan2gp.supervisor.stores import bucket_warning, completed_by, signer_for, store_for
 
 NOTE_EVERY_S = 0.1
 """Time between two notes of our processes for the next life, seconds."""
@@ -167,12 +168,19 @@ class App:
         _on_signals(lambda: inbox.post(loop.stop))
         opened.callback(_off_signals)  # the first to go: what a signal posts to is closed soon
         facts("worker.started", worker=config.worker_id, poll_s=config.poll_interval_s)
+        threading.Thread(target=self._look_at_the_bucket, name="bucket", daemon=True).start()
         try:
             loop.run()
         except BaseException as error:
             facts("worker.crashed", error=repr(error))
             loop.abandon()
             raise
+
+    def _look_at_the_bucket(self) -> None:
+        """Beside the start, which no Storage that hangs may hold up."""
+        warning = bucket_warning(self._config, self._backend)
+        if warning is not None:
+            self._facts("worker.warning", text=warning)
 
     def _ship_logs(self, loop: Loop, opened: contextlib.ExitStack) -> None:
         """Where the database keeps its workers' logs: a pod scaler takes the first line for a sign of life."""
