@@ -178,9 +178,10 @@ class App:
 
     def _look_at_the_bucket(self) -> None:
         """Beside the start, which no Storage that hangs may hold up."""
-        warning = bucket_warning(self._config, self._backend)
-        if warning is not None:
-            self._facts("worker.warning", text=warning)
+        with contextlib.suppress(RuntimeError):  # the worker stops already, and its connections are closed
+            warning = bucket_warning(self._config, self._backend)
+            if warning is not None:
+                self._facts("worker.warning", text=warning)
 
     def _ship_logs(self, loop: Loop, opened: contextlib.ExitStack) -> None:
         """Where the database keeps its workers' logs: a pod scaler takes the first line for a sign of life."""
