@@ -84,7 +84,7 @@ class EdgeProject:
         calls = EdgeCalls(project, pause_s=0.02)
         ticks = clock or time.monotonic
         rows = EdgeRows(project, clock=ticks, chance=lambda low, high: low / 10)
-        queue = EdgeQueue(project, WORKER, calls=calls, rows=rows, looks_s=(0.02, 0.05, 0.1), clock=ticks)
+        queue = EdgeQueue(project, WORKER, calls=calls, rows=rows, looks_s=(0.01, 0.03, 0.06), clock=ticks)
         if checked:
             queue.check()
         return queue

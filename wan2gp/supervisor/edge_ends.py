@@ -115,7 +115,7 @@ class EdgeEnds:
         held = self._book.held(settlement.task_id)
         if sight.status != COMPLETE or held is None or held.token != settlement.token or not held.lease_id:
             return False
-        return f"-{held.lease_id[:LEASE_CHARACTERS]}-" in sight.output
+        return f"-{held.lease_id[:LEASE_CHARACTERS]}" in sight.output
 
     def _fail_dependants(self, task_id: str) -> None:
         """What waits for a failed task would wait for ever. A repeat of the end comes here again."""
