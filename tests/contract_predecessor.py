@@ -210,21 +210,32 @@ class KeptContract:
         return f"https://x/u/tasks/{task.id}/{task.attempt}-{task.lease_id[:8]}/a.mp4"
 
     @pytest.mark.parametrize("verb", [verb for verb in Verb if verb is not Verb.COMPLETE])
-    @pytest.mark.parametrize("many", [False, True])
+    @pytest.mark.parametrize(("many", "marked"), [(False, True), (True, True), (True, False)])
     def test_what_their_function_showed_is_kept_whatever_we_say_then(
-        self, task_queue: TaskQueue, admin: Admin, verb: Verb, many: bool
+        self, task_queue: TaskQueue, admin: Admin, verb: Verb, many: bool, marked: bool
     ) -> None:
         """Its answer was lost, the result was to be withheld, and the file that the app showed was deleted."""
         task_queue.enqueue("comfy", {})
         task = take(task_queue)
         task_queue.completing(task.id, task.token, 90)
-        their_hand(admin, task, self.place(task))
+        their_hand(admin, task, self.place(task) if marked else "https://x/their.mp4")
         said = Settlement(task.id, task.token, verb, error_message="a.b: c")
         for _ in range(2):
             reply = task_queue.finish_many([said])[0] if many else task_queue.finish(said)
             assert reply == FinishReply(False, "Complete", kept=True)
         assert task_queue.completing(task.id, task.token, 90).made
         assert end(task_queue, task, output_location=self.place(task)) == FinishReply(True, "Complete")
+
+    def test_what_their_function_showed_of_another_lease_is_not_ours(self, task_queue: TaskQueue, admin: Admin) -> None:
+        task_queue.enqueue("comfy", {})
+        stale = take(task_queue)
+        admin.execute("UPDATE tasks SET status = 'Queued'")
+        fresh = take(task_queue)
+        task_queue.completing(fresh.id, fresh.token, 90)
+        their_hand(admin, fresh, self.place(stale))
+        for _ in range(2):
+            assert end(task_queue, fresh, Verb.WITHHOLD) == FinishReply(False, "Complete")
+        assert end(task_queue, stale) == FinishReply(False, "Complete", kept=True)
 
     def test_what_another_lease_shows_is_not_ours(self, task_queue: TaskQueue, admin: Admin) -> None:
         task_queue.enqueue("comfy", {})

@@ -139,16 +139,20 @@ $fn$;
 
 -- The answer to a settlement that is refused: {accepted, status, repeated, kept}. kept: what was published under this
 -- token's lease is what the row shows, or what a generation of the app names, so that it must not be deleted. Such a file
--- has the first eight characters of the lease's id in its path.
+-- has the first eight characters of the lease's id in its path; what complete_task showed under this lease is its own even
+-- when that tells no lease.
 CREATE OR REPLACE FUNCTION public.wan2gp_refused(p_task uuid, p_token text) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_row public.tasks;
     v_lease public.task_leases;
     v_mark text;
-    v_kept boolean := false;
+    v_kept boolean;
 BEGIN
     SELECT * INTO v_row FROM public.tasks t WHERE t.id = p_task;
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
+    v_kept := coalesce(v_row.status::text = 'Complete' AND v_lease.token IS NULL
+        AND v_lease.last_token = p_token AND v_lease.last_verb = 'completing'
+        AND coalesce(v_row.output_location, '') !~ (p_task || '/[0-9]+-[0-9a-f]{8}/'), false);
     FOREACH v_mark IN ARRAY ARRAY[  -- a lease that was claimed under an earlier contract has an id of its own
         wan2gp_lease_id(p_token),
         CASE WHEN coalesce(v_lease.token, v_lease.last_token) = p_token THEN v_lease.lease_id END]
