@@ -174,6 +174,33 @@ class WithholdContract:
         assert found["status"] == "Failed" and "task.dependency_failed" in found["error_message"]
         assert status(task_queue, children[3]) == "Cancelled"
 
+    @pytest.mark.parametrize(
+        "how",
+        [
+            "UPDATE tasks SET status = 'Cancelled' WHERE id = %(far)s",
+            "DELETE FROM tasks WHERE id = %(far)s",
+            "UPDATE tasks SET dependant_on = NULL WHERE id = %(child)s",
+            "UPDATE tasks SET status = 'Complete' WHERE id = %(far)s",
+        ],
+    )
+    def test_a_family_that_waits_for_a_withheld_stranger_hears_of_its_end(
+        self, task_queue: TaskQueue, admin: Admin, how: str
+    ) -> None:
+        """A child had failed for want of it, which was no reason to end its parent, until it was one."""
+        far = task_queue.enqueue("far", {})
+        parent, children = self.family(task_queue)
+        names = {"far": far, "child": children[0]}
+        admin.execute("UPDATE tasks SET dependant_on = %(far)s WHERE id = %(child)s", names)
+        end(task_queue, take(task_queue, "far"), Verb.WITHHOLD, error_message="a.b: c")
+        assert [status(task_queue, one) for one in (parent, *children[:3])] == ["In Progress"] + ["Failed"] * 3
+        admin.execute(how.encode(), names)
+        if "Complete" in how:
+            for kind in ("first", "other"):
+                assert end(task_queue, take(task_queue, kind)).accepted
+            self.rest_of_the_family(task_queue, parent)
+        else:
+            assert [status(task_queue, one) for one in (parent, children[3])] == ["Failed", "Cancelled"]
+
     def test_a_sibling_that_fails_on_its_own_still_ends_the_family(self, task_queue: TaskQueue) -> None:
         parent, children = self.family(task_queue)
         first, other = take(task_queue, "first"), take(task_queue, "other")

@@ -127,6 +127,16 @@ def drain(queue: PostgresQueue, admin: Admin) -> None:
         queue.reclaim_own(f"w{n}")
     admin.execute("UPDATE task_dependencies SET missing_since = now() - interval '1 h' WHERE missing_since IS NOT NULL")
     queue.rescue("night")
+    complete_all(queue)
+    withheld = """SELECT t.id::text FROM tasks t JOIN task_leases l ON l.task_id = t.id
+                   WHERE t.status = 'Failed' AND l.token IS NULL AND l.last_verb = 'withhold'"""
+    while waiting := admin.execute(withheld.encode()).fetchall():  # parked parents wait for such a child's owner
+        for (task_id,) in waiting:
+            queue.retry(task_id)
+        complete_all(queue)
+
+
+def complete_all(queue: PostgresQueue) -> None:
     while tasks := claim(queue, *TYPES, worker="night", limit=20):
         queue.finish_many([Settlement(task.id, task.token, Verb.COMPLETE) for task in tasks])
 

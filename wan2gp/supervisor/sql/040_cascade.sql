@@ -178,10 +178,11 @@ END
 $fn$;
 
 -- p_ids have just ended (or are gone). Works in waves and not by recursion, so that a chain of any length fits the stack;
--- while it runs, the triggers that would call it for its own updates stand back.
+-- while it runs, the triggers that would call it for its own updates stand back. Those who failed for want of p_ids before
+-- may have been on hold until now, and others with them.
 CREATE OR REPLACE FUNCTION public.wan2gp_cascade(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_wave uuid[] := p_ids;
+    v_wave uuid[] := p_ids || ARRAY(SELECT b FROM unnest(p_ids) AS e(id), unnest(wan2gp_bereaved(e.id)) AS b);
     v_next uuid[];
     v_ids uuid[];
     v_parent record;

@@ -159,6 +159,9 @@ BEGIN
             ON CONFLICT DO NOTHING;
     END IF;
     PERFORM wan2gp_recount(ARRAY[NEW.id]);
+    IF NEW.status = 'Failed' THEN  -- it may have been on hold for want of the other
+        PERFORM wan2gp_cascade(ARRAY[NEW.id]);
+    END IF;
     RETURN NULL;
 END
 $fn$;
