@@ -80,6 +80,8 @@ class StorageServer:
         self.headers.append(dict(request.headers))
         waits = self.hangs_for(request)
         while waits and self.hangs.is_set():
+            while request.content.total_bytes < (request.content_length or 0):
+                await asyncio.sleep(0.005)  # till its sender has nothing more to do than to wait
             self.hung.set()
             await asyncio.sleep(0.02)
         answer = await self.storage.handle(request)

@@ -82,6 +82,10 @@ FACTS: dict[str, tuple[str, str]] = {
         "it, so the app may not show the result",
     ),
     "publish.left": ("WARNING", "Files of task {task_id} that nobody needs could not be deleted ({error}): {places}"),
+    "task.kept": (
+        "WARNING",
+        "The end of task {task_id} was refused, its row is {status}: its files stay, since the app names them",
+    ),
     "handler.starting": ("INFO", "Starting handler {handler}"),
     "handler.ready": ("INFO", "Handler {handler} is ready (pid {pid}, {seconds:.2f}s)"),
     "handler.died": ("WARNING", "Handler {handler} ended: {cause}"),

@@ -26,6 +26,7 @@ from wan2gp.supervisor.queue import (
     fact_of,
 )
 from wan2gp.supervisor.spool import Ending, Spool
+from wan2gp.tasks import TaskStatus
 
 UNSPEAKABLE = (RecursionError, ValueError, TypeError)
 """What an outcome that is no JSON raises on its way to the database."""
@@ -195,6 +196,9 @@ class Finisher:
 
     def _say(self, ending: Ending, reply: FinishReply, facts: Facts) -> None:
         name = "task.completed" if reply.kept else _SAID[ending.verb]
+        if reply.kept and reply.status != TaskStatus.COMPLETE.value:
+            facts("task.kept", task_id=ending.task_id, status=reply.status)
+            return
         if reply.status == "Failed":
             name = "task.failed"
         facts(name, task_id=ending.task_id, error=ending.error_message or "the worker stops")

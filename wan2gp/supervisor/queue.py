@@ -165,7 +165,8 @@ class FinishReply:
     error: str | None = None
     """Why the database would not store it (a trigger or a constraint of its own): the task failed with that."""
     kept: bool = False
-    """Refused, but what this lease published is what the row shows: it must not be deleted."""
+    """Refused, but what this lease published is what the row shows, or a generation of the app names: it must not be
+    deleted."""
 
 
 @dataclass(frozen=True)
