@@ -93,7 +93,7 @@ def test_a_key_that_nothing_knows_is_called_the_wrong_service_key(supabase_stack
     assert "planted" not in str(caught.value) and "Edge Function" not in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [403, 404, 308])
+@pytest.mark.parametrize("status", [403, *(pytest.param(each, marks=pytest.mark.long) for each in (404, 308))])
 def test_an_address_that_is_no_project_is_not_asked_for_functions(supabase_stack: Stack, status: int) -> None:
     supabase_stack.front.faults.add(Fault("rpc/wan2gp_version", "status", status=status, times=None))
     with pytest.raises(AccessDenied), opened(supabase_stack):
@@ -109,7 +109,7 @@ def test_a_database_that_is_away_is_no_reason_to_work_without_leases(supabase_st
 
 
 @UNTOUCHED
-@pytest.mark.parametrize("status", [404, 503, 401])
+@pytest.mark.parametrize("status", [404, *(pytest.param(each, marks=pytest.mark.long) for each in (503, 401))])
 def test_what_is_wrong_with_the_queue_that_was_meant_is_what_is_told(supabase_stack: Stack, status: int) -> None:
     """Neither our functions nor the app's: the way out is to migrate, whatever the app's functions say."""
     supabase_stack.front.faults.add(Fault("/functions/v1/", "status", status=status, body="no", times=None))

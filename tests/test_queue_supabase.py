@@ -36,6 +36,6 @@ def task_queue(lasting_stack: Stack) -> Iterator[SupabaseQueue]:
     project.close()
 
 
-@pytest.mark.parametrize("lasting_stack", ["ours", "predecessor"], indirect=True)
+@pytest.mark.parametrize("lasting_stack", ["ours", pytest.param("predecessor", marks=pytest.mark.long)], indirect=True)
 class TestContract(QueueContract):
     """The contract, on both schemas."""

@@ -57,7 +57,7 @@ class TestCompletion:
         assert worker.ended(plain)["status"] == "Complete"
         assert [call.name for call in functions.calls].count("complete_task") == 1, "only rows of projects"
 
-    @pytest.mark.parametrize("fault", ["after", "before", "dies_before_row"])
+    @pytest.mark.parametrize("fault", ["after", pytest.param("before", marks=pytest.mark.long), "dies_before_row"])
     def test_a_call_that_seems_to_fail_makes_no_second_result(
         self, start_supabase_worker: Start, supabase_stack: Stack, functions: EdgeFunctions, fault: str
     ) -> None:

@@ -56,7 +56,14 @@ def stumble(stack: Stack, worker: Worker) -> None:
     worker.ended(worker.insert("noop"), 60)
 
 
-@pytest.mark.parametrize(("how", "kind"), [("environment", "secret"), ("flag", "jwt"), ("file", "secret")])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        pytest.param("environment", "secret", marks=pytest.mark.long),
+        ("flag", "jwt"),
+        pytest.param("file", "secret", marks=pytest.mark.long),
+    ],
+)
 def test_the_key_is_in_no_process_file_or_row(
     start_supabase_worker: Start, supabase_stack: Stack, tmp_path: Path, how: str, kind: str
 ) -> None:

@@ -102,7 +102,7 @@ class TestPublishing:
         assert len(supabase_stack.storage.paths(BUCKET)) == 2, "the other one goes the usual way"
         assert signed.partition("token=")[2] not in worker.log + worker.screen + json.dumps(row["result_data"])
 
-    @pytest.mark.parametrize("wrong", ["ftp://host/x", "not a url", 7, "https://user:pw@host/x"])
+    @pytest.mark.parametrize("wrong", ["ftp://host/x", pytest.param(7, marks=pytest.mark.long)])
     def test_a_put_url_that_is_none_costs_no_run(self, supabase_worker: Worker, wrong: object) -> None:
         row = supabase_worker.ended(supabase_worker.insert("maker", {**TEXT, "put_url": wrong}))
         assert row["status"] == "Failed" and row["error_message"].startswith("publish.bad_put_url: ")
@@ -110,7 +110,9 @@ class TestPublishing:
 
 
 class TestLostAnswers:
-    @pytest.mark.parametrize("verb", ["wan2gp_claim", "wan2gp_finish_many", "wan2gp_heartbeat"])
+    @pytest.mark.parametrize(
+        "verb", ["wan2gp_claim", "wan2gp_finish_many", pytest.param("wan2gp_heartbeat", marks=pytest.mark.long)]
+    )
     def test_a_call_that_was_committed_and_not_answered_is_repeated_safely(
         self, supabase_worker: Worker, supabase_stack: Stack, verb: str
     ) -> None:
