@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 PARTS := tests/parts/node_modules/.stamp
 SEED ?= 0
 # The tests wait for processes more than they compute, so there may be more of them than cores.
-JOBS ?= 3
+JOBS ?= 4
 TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help

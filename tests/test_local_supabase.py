@@ -74,6 +74,7 @@ def test_when_it_is_killed_the_project_goes_with_it(project: Path) -> None:
     eventually("nothing is left", lambda: not any(process.is_running() for process in family))
 
 
+@pytest.mark.long
 def test_the_demo_runs_on_it(project: Path, tmp_path: Path) -> None:
     """The documented command, ``make demo-supabase``, but for where its files go."""
     line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "tests.local_supabase" in line)

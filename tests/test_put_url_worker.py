@@ -51,6 +51,7 @@ def test_a_file_that_arrived_without_an_answer_is_published(start: Callable[[], 
     assert lost.hits == Patience.tries and "cannot be published now" in worker.log
 
 
+@pytest.mark.long
 def test_a_worker_that_died_behind_the_put_does_not_fail_its_result(
     start: Callable[[], Worker], supabase_stack: Stack
 ) -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,9 @@ class App:
                 self._facts("worker.warning", text=warning)
             self._ledger = Ledger(config.data_dir / "children.json")
             self._sweep()
-            run_dir = RunDir.prepare(config)
-            opened.callback(run_dir.remove)
+            with _undisturbed():  # a signal in between would leave it behind
+                run_dir = RunDir.prepare(config)
+                opened.callback(run_dir.remove)
             self._backend = open_backend(config, kind, run_dir.path, self._facts)
             opened.callback(self._backend.close)
             for note in self._backend.notes:
@@ -354,6 +355,17 @@ def _on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that stop the worker wait until this is over."""
+    stops = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
 
 
 def _leave() -> None:
