@@ -198,6 +198,7 @@ def test_going_back_keeps_few_frames_in_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_long_clip_is_not_held_in_memory(builtin_server: BuiltinServer) -> None:
     """300 pictures of 1280x720 are 830 MB; loaded and played back and forth they need less than half of it."""
     clip = saved_image(0x336699, width=1280, height=720, batch_size=300)
