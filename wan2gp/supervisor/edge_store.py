@@ -25,7 +25,7 @@ from wan2gp.supervisor.spool import Ending
 from wan2gp.supervisor.staging import check, places, safe_name, take
 from wan2gp.supervisor.storage import Bucket
 from wan2gp.supervisor.storage_answers import RETRY, Answer, Target, failure_of, spoken, unavailable
-from wan2gp.supervisor.storage_store import FILE_MODE, LEASE_CHARACTERS, Either, settle_all
+from wan2gp.supervisor.storage_store import FILE_MODE, LEASE_CHARACTERS, Either, settle_all, untaken
 from wan2gp.supervisor.supabase_project import SupabaseProject
 from wan2gp.supervisor.upload_file import UploadFile
 
@@ -248,14 +248,12 @@ def _text(response: httpx.Response) -> str:
 
 def _names(ending: Ending, staged: Sequence[Staged]) -> list[str]:
     """A name for each file: by attempt and lease, so that no two tries share one; with the node's id on a clash."""
+    mark = f"{ending.attempt}-{ending.lease_id[:LEASE_CHARACTERS]}"
     names: list[str] = []
-    for item in staged:
-        artifact = item.artifact
-        plain = _NAME.sub("_", safe_name(artifact.name))
-        node = f"{_NAME.sub('_', safe_name(artifact.node_id))}_" if artifact.node_id else ""
-        for middle in ("", node, f"{node}{len(names)}_"):
-            name = f"{ending.attempt}-{ending.lease_id[:LEASE_CHARACTERS]}-{middle}{plain}"
-            if name not in names:
-                break
-        names.append(name)
+    for artifact in (item.artifact for item in staged):
+
+        def named(middle: str, name: str = artifact.name) -> str:
+            return f"{mark}-{_NAME.sub('_', middle + safe_name(name))}"
+
+        names.append(untaken(names, artifact.node_id, named))
     return names

@@ -64,10 +64,7 @@ class StorageStore:
 
     def _name(self, name: str, node_id: str | None, taken: Sequence[str | None], ending: Ending) -> str:
         """A path of its own for each file, and the same one whenever the same ending is staged."""
-        node = f"{safe_name(node_id)}_" if node_id else ""
-        numbered = (f"{node}{number}_" for number in itertools.count(len(taken)))
-        paths = (self.path(ending, f"{middle}{safe_name(name)}") for middle in itertools.chain(("", node), numbered))
-        return next(path for path in paths if path not in taken)
+        return untaken(taken, node_id, lambda middle: self.path(ending, f"{middle}{safe_name(name)}"))
 
     def path(self, ending: Ending, filename: str) -> str:
         """Where in the bucket a file of this attempt belongs."""
@@ -110,6 +107,13 @@ class StorageStore:
         paths = [item.storage_path for item in staged if item.storage_path is not None]
         if paths:
             self._bucket.remove(paths)
+
+
+def untaken(taken: Sequence[str | None], node_id: str | None, named: Callable[[str], str]) -> str:
+    """The first of ``named("")``, with the node's id, and with a number more, that is not in ``taken``."""
+    node = f"{safe_name(node_id)}_" if node_id else ""
+    numbered = (f"{node}{number}_" for number in itertools.count(len(taken)))
+    return next(name for middle in itertools.chain(("", node), numbered) if (name := named(middle)) not in taken)
 
 
 class Either(threading.Event):
