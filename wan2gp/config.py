@@ -60,6 +60,10 @@ class Config:
     lease_s: float
     renew_s: float
     stop_grace_s: float
+    memory_soft_mib: int
+    memory_hard_mib: int
+    memory_gpu_soft_mib: int
+    disk_min_free_mib: int
     prefetch: int
     prewarm: tuple[str, ...]
     comfy_path: str

@@ -286,6 +286,34 @@ OPTIONS: dict[str, Option] = {
     "stop_grace_s": Option(
         "stop.grace_s", "WAN2GP_STOP_GRACE_S", 8.0, _seconds, "seconds work may go on after SIGTERM"
     ),
+    "memory_soft_mib": Option(
+        "memory.soft_mib",
+        "WAN2GP_MEMORY_SOFT_MIB",
+        0,
+        _count,
+        "an engine that holds more memory after a task is replaced, MiB; 0: 85 % of what the machine or container has",
+    ),
+    "memory_hard_mib": Option(
+        "memory.hard_mib",
+        "WAN2GP_MEMORY_HARD_MIB",
+        0,
+        _count,
+        "an engine that holds more memory during a task is ended, MiB; 0: 95 % of what the machine or container has",
+    ),
+    "memory_gpu_soft_mib": Option(
+        "memory.gpu_soft_mib",
+        "WAN2GP_MEMORY_GPU_SOFT_MIB",
+        0,
+        _count,
+        "an engine that holds more GPU memory after a task is replaced, MiB; 0: no limit",
+    ),
+    "disk_min_free_mib": Option(
+        "disk.min_free_mib",
+        "WAN2GP_DISK_MIN_FREE_MIB",
+        512,
+        _count,
+        "with less free space under the data directory nothing is claimed, MiB; 0: no limit",
+    ),
     "prefetch": Option("prefetch", "WAN2GP_PREFETCH", 0, _count, "tasks claimed ahead per handler"),
     "prewarm": Option("prewarm", "WAN2GP_PREWARM", (), _names, "handlers started at boot"),
     "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),

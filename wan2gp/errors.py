@@ -92,6 +92,12 @@ _TABLE = (
         "Look at the driver.",
     ),
     (
+        "engine.memory_limit",
+        True,
+        "The engine held more memory than the worker's limit allows, and was ended.",
+        "Smaller inputs, or a higher memory.hard_mib on a machine that has it.",
+    ),
+    (
         "handler.crashed",
         False,
         "The handler raised an error that it does not know.",
@@ -264,6 +270,12 @@ _TABLE = (
         "Mend what the message names, then retry the task.",
     ),
     ("worker.disk_full", True, "The worker's disk is full.", "Free space under the data directory."),
+    (
+        "worker.gpu_unhealthy",
+        True,
+        "The GPU failed again and again in fresh processes: the worker takes no tasks.",
+        "Look at the driver and the GPU, then `wan2gp-ctl restart HANDLER`; the worker also tries again by itself.",
+    ),
     ("worker.stopping", True, "The worker stopped; the task went back to the queue uncounted.", "Nothing."),
     ("worker.lease_lost", True, "The worker lost its claim on the task.", "Nothing: somebody else has it."),
 )

@@ -38,6 +38,8 @@ FACTS: dict[str, tuple[str, str]] = {
     "worker.crashed": ("CRITICAL", "Worker stops, since a part of it failed: {error}"),
     "worker.draining": ("INFO", "Draining: no new tasks until `wan2gp-ctl resume`"),
     "worker.resumed": ("INFO", "Claiming again"),
+    "worker.unhealthy": ("ERROR", "No new tasks: {code}: {reason}"),
+    "worker.healthy": ("INFO", "Claiming again: {code} is over"),
     "worker.swept": ("WARNING", "Ended {count} process(es) that an earlier life left"),
     "logs.away": ("WARNING", "The database takes no log lines now ({error}): the last ones are kept and sent later"),
     "logs.back": ("INFO", "The database takes log lines again"),

@@ -23,7 +23,7 @@ from wan2gp.handlers.comfy_external import ExternalServer
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
-from wan2gp.handlers.machine_memory import machine_memory
+from wan2gp.machine_memory import machine_memory
 
 LOOK_S = 0.5
 """Between two looks at an idle server."""

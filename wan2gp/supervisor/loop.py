@@ -22,6 +22,7 @@ from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.courier_desk import CourierDesk
 from wan2gp.supervisor.desk import Desk, Surroundings
 from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
+from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import On, State
@@ -93,6 +94,7 @@ class Loop:
         self._crash: BaseException | None = None
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
+        self.health = Health(facts)
         self._around = Surroundings(
             router, facts, config.data_dir, self._watch, self._unwatch, self._hear_out, self._note_strays, clock
         )
@@ -230,7 +232,8 @@ class Loop:
     # -- claiming ----------------------------------------------------------------------------------------------------
 
     def _offer(self) -> None:
-        slots = {name: desk.room() for name, desk in self.handlers.items() if name not in self.unable}
+        able = [name for name in self.handlers if name not in self.unable] if self.health.ready else []
+        slots = {name: self.handlers[name].room() for name in able}
         self._claimer.offer({name: room for name, room in slots.items() if room > 0}, self._got)
 
     def claimed(self, task: ClaimedTask, sent_at: float) -> None:
