@@ -50,6 +50,14 @@ class FaultyLink:
     def thaw(self) -> None:
         self._open.set()
 
+    def drop(self) -> None:
+        """Every connection breaks now; new ones pass."""
+        broken, self._sockets = self._sockets, []
+        for one in broken:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
     def _spawn(self, target: Any, *arguments: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
         self._threads[-1].start()
@@ -60,7 +68,11 @@ class FaultyLink:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = self._connect()
+            try:
+                server = self._connect()
+            except OSError:  # nobody listens behind it now: as if this were the server
+                client.close()
+                continue
             self._sockets += [client, server]
             self._spawn(self._copy, client, server, False)
             self._spawn(self._copy, server, client, self._swallow)
