@@ -28,6 +28,8 @@ NAMES = (
     "late",
     "diarist",
     "framer",
+    "sulker",
+    "locker",
 )
 
 
