@@ -21,9 +21,12 @@ from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shut
 from wan2gp.supervisor.child import Child, Death
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State
 from wan2gp.supervisor.router import Router, Unreachable
+from wan2gp.supervisor.weight import Verdict, Weighed
 
 BEATS_MISSED_S = 60.0
 """One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
+HUNG = "handler.hung"
+"""The code of a loss, and the name of its fact, unless it is another that is given."""
 NAME_MAX = 100
 """Longest name of a fact, characters."""
 LEAVE_S = 2.0
@@ -45,6 +48,8 @@ class Surroundings:
     strays: Callable[[], None]
     """Processes may have fallen to the supervisor: look soon."""
     clock: Callable[[], float] = time.monotonic
+    weigh: Callable[[], None] = lambda: None
+    """Have the memory watch look at once; its answer comes by :meth:`Desk.weighed`."""
 
 
 @dataclass
@@ -76,6 +81,11 @@ class Desk(abc.ABC):
     _timers: _Timers = field(default_factory=_Timers)
     _last_beat: float = 0.0
     _hung: str | None = None
+    _hung_code: str = HUNG
+    _heavy: str | None = None
+    """Why the process must be replaced once it is free: it held too much memory when it was last looked at."""
+    _worked: bool = False
+    """The process has had work: what holds too much without any would do so again after a fresh start."""
     _since: float = 0.0
 
     def __post_init__(self) -> None:
@@ -87,6 +97,7 @@ class Desk(abc.ABC):
     def on(self, event: On) -> None:
         """Feed the table and carry out its effects."""
         before = self.life.state
+        self._worked = self._worked or event is On.DISPATCHED
         effects = self.life.on(event, self.around.clock())
         if self.life.state is not before:
             self._since = self.around.clock()
@@ -144,13 +155,23 @@ class Desk(abc.ABC):
         times = [when for when in (self._timers.overdue, self._timers.time_up) if when is not None]
         return min(times, default=None)
 
-    def hang(self, reason: str) -> None:
-        """The child is of no use any more: kill it; its death will follow."""
+    def hang(self, reason: str, code: str = HUNG, fact: str = HUNG) -> None:
+        """The child is of no use any more: kill it; its death will follow. Its work is lost with ``code``."""
         if self._hung is not None or self.child is None:
             return
-        self._hung = reason
-        self.facts("handler.hung", handler=self.name, reason=reason)
+        self._hung, self._hung_code = reason, code
+        self.facts(fact, handler=self.name, reason=reason)
         self.on(On.OVERDUE)
+
+    def weighed(self, found: Weighed) -> None:
+        """The memory watch has looked at the child that is here now."""
+        self._heavy = None if found.verdict is Verdict.FINE else found.reason
+        if found.verdict is Verdict.TOO_HEAVY and self.life.state not in (State.STOPPING, State.RECYCLING):
+            self.hang(found.reason, "engine.memory_limit", "handler.bloated")
+        elif self.life.state is State.IDLE and found.looked_at > self._since:  # else it still saw the task's memory
+            if self._heavy is not None and self._worked:
+                self.facts("handler.heavy", handler=self.name, reason=self._heavy)
+                self.on(On.WORN)
 
     @property
     def has_process(self) -> bool:
@@ -209,6 +230,7 @@ class Desk(abc.ABC):
         child = Child(self.name, self.life.incarnation)
         self.facts("handler.starting", handler=self.name)
         self.engine, self._hung = {}, None
+        self._heavy, self._worked = None, False
         self.around.router.admit(child.identity)
         try:
             child.spawn(
@@ -303,7 +325,7 @@ class Desk(abc.ABC):
         self.on(On.DIED)
 
     def _code(self) -> str:
-        return "handler.hung" if self._hung else "handler.died"
+        return self._hung_code if self._hung else "handler.died"
 
     # -- for people ------------------------------------------------------------------------------------------------
 

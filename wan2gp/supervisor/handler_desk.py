@@ -29,6 +29,7 @@ from wan2gp.supervisor.registry import PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running, Why
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.weight import Weighed
 
 SOURCES_MAX = 256
 """How many inputs one task may have."""
@@ -36,6 +37,8 @@ CANCEL_GRACE_S = 15.0
 """How long a cancelled run may take to end before its process is killed, seconds."""
 DANGER_GRACE_S = 2.0
 """The same when the lease is about to end, which cannot be put off, seconds."""
+WEIGH_S = 3.0
+"""How long the next task waits for a look at the memory that the one before has left behind, seconds."""
 
 
 class Freeing(enum.Enum):
@@ -64,12 +67,14 @@ class HandlerDesk(Desk):
     waiting: deque[Running] = field(default_factory=deque)
     _free_next: bool = False
     """Give the GPU back before the next task."""
+    _weigh_by: float | None = None
+    """It held too much during its last task: it gets no other until it has been looked at again, or until then."""
 
     # -- tasks come --------------------------------------------------------------------------------------------------
 
     def room(self) -> int:
         """How many more tasks may be claimed for it now."""
-        if not self.accepting or self._hung is not None:
+        if not self.accepting or self._hung is not None or self._weigh_by is not None:
             return 0
         if self.life.state is State.STOPPED:
             return 1 - len(self.waiting)
@@ -96,6 +101,8 @@ class HandlerDesk(Desk):
     def ready(self) -> None:
         """Send the next task when there is one and the child is free."""
         if self.life.state is not State.IDLE or not self.waiting or self.child is None or self._hung is not None:
+            return
+        if self._weigh_by is not None:
             return
         running = self.waiting[0]
         task = running.task
@@ -158,6 +165,9 @@ class HandlerDesk(Desk):
         self.on(On.WORN if worn else On.FINISHED)
         if self._free_next and self.life.state is State.IDLE:
             self._unload()
+        if self._heavy is not None and self.life.state is State.IDLE:
+            self._weigh_by = now + WEIGH_S
+            self.around.weigh()
         self.ready()
 
     # -- the GPU -----------------------------------------------------------------------------------------------------
@@ -179,6 +189,13 @@ class HandlerDesk(Desk):
             self.around.router.send(self.child.identity, Unload())
         except Unreachable as error:
             self.hang(str(error))
+
+    def weighed(self, found: Weighed) -> None:
+        """See :meth:`Desk.weighed`."""
+        super().weighed(found)
+        if self._weigh_by is not None and found.looked_at > self._since:
+            self._weigh_by = None
+            self.ready()
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -278,6 +295,9 @@ class HandlerDesk(Desk):
     def tick(self, now: float) -> None:
         """Besides the timers of every desk: no progress within the phase's limit, no end after a cancellation."""
         super().tick(now)
+        if self._weigh_by is not None and now >= self._weigh_by:
+            self._weigh_by = None
+            self.ready()
         running = self.current
         if running is None or self._hung is not None:
             return
@@ -287,6 +307,11 @@ class HandlerDesk(Desk):
             self.hang(f"did not end its task within {grace:.0f}s of the cancellation")
         elif now - running.progressed_at > limit:
             self.hang(f"no progress within {limit:.0f}s in phase {running.phase}")
+
+    @property
+    def at_rest(self) -> bool:
+        """See :attr:`Desk.at_rest`."""
+        return super().at_rest and self._weigh_by is None
 
     def task_ids(self) -> set[str | None]:
         """See :meth:`Desk.task_ids`."""

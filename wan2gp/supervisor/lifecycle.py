@@ -45,7 +45,7 @@ class On(enum.Enum):
     DISPATCHED = "dispatched"
     FINISHED = "finished"
     WORN = "worn"
-    """Finished, and the process must not be used again."""
+    """Finished, maybe some time ago, and the process must not be used again."""
     DIED = "died"
     OVERDUE = "overdue"
     """It hangs, did not start or did not leave in time, or broke the protocol."""
@@ -96,6 +96,7 @@ _TABLE: dict[tuple[State, On], tuple[State, tuple[Do, ...]]] = {
     (State.STARTING, On.RESTART): (State.RECYCLING, (Do.ASK_LEAVE,)),
     (State.IDLE, On.DISPATCHED): (State.BUSY, ()),
     (State.IDLE, On.DIED): (_FALL, (Do.HAND_BACK, Do.WAIT)),
+    (State.IDLE, On.WORN): (State.RECYCLING, (Do.ASK_LEAVE,)),
     (State.IDLE, On.OVERDUE): (State.IDLE, (Do.KILL,)),
     (State.IDLE, On.STOP): (State.STOPPING, (Do.HAND_BACK, Do.ASK_LEAVE)),
     (State.IDLE, On.RESTART): (State.RECYCLING, (Do.ASK_LEAVE,)),

@@ -33,6 +33,7 @@ from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.weight import Weighed
 
 TICK_S = 1.0
 """The loop looks around at least so often while anything runs, seconds."""
@@ -95,8 +96,18 @@ class Loop:
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
         self.health = Health(facts)
+        self.weigh: Callable[[], None] = lambda: None
+        """Has the memory watch look at once."""
         self._around = Surroundings(
-            router, facts, config.data_dir, self._watch, self._unwatch, self._hear_out, self._note_strays, clock
+            router,
+            facts,
+            config.data_dir,
+            self._watch,
+            self._unwatch,
+            self._hear_out,
+            self._note_strays,
+            clock,
+            lambda: self.weigh(),
         )
         self.strays_likely = False
         """A shim was killed: what was below it has fallen to us."""
@@ -340,6 +351,12 @@ class Loop:
     def publish_again(self, task_id: str | None) -> int:
         """Send what could not be published now; how many results that are."""
         return self._settler.retry_publishing(task_id)
+
+    def weighed(self, found: Mapping[bytes, Weighed]) -> None:
+        """What the memory watch has found, by the children's identities."""
+        for desk in self.desks:
+            if desk.child is not None and (one := found.get(desk.child.identity)) is not None:
+                desk.weighed(one)
 
     def drain(self) -> None:
         """Claim nothing more; what runs goes on."""
