@@ -15,6 +15,7 @@ from wan2gp.supervisor.lifecycle import (
     Do,
     Life,
     On,
+    Patience,
     State,
     decided,
 )
@@ -127,6 +128,26 @@ def test_recycling_is_no_death_unless_the_engine_is_to_blame() -> None:
     subject.on(On.WORN, 0.0)
     subject.on(On.DIED, 0.0)
     assert (subject.state, subject.deaths) == (State.BACKOFF, 1)
+
+
+def test_a_handlers_own_patience_is_kept() -> None:
+    hasty = Patience(backoff_first_s=0.1, backoff_max_s=0.15, stable_s=1.0, deaths_max=3, half_open_s=7.0)
+    subject, delays = Life(jitter=lambda: 1.0, patience=hasty), []
+    for _ in range(3):
+        die(subject, 0.0)
+        delays.append(subject.delay_s)
+    assert delays == [0.1, 0.15, 7.0] and subject.state is State.BROKEN
+
+
+def test_a_process_is_proven_only_after_a_stable_period() -> None:
+    subject = life()
+    assert subject.proven(0.0)
+    die(subject, 0.0)
+    subject.on(On.TIME_UP, 1.0)
+    assert not subject.proven(STABLE_S * 9)
+    subject.on(On.HELLO, 1.0)
+    assert not subject.proven(STABLE_S)
+    assert subject.proven(1.0 + STABLE_S)
 
 
 def test_back_off_is_jittered_and_bounded() -> None:

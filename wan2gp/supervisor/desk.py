@@ -20,11 +20,10 @@ from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
 from wan2gp.supervisor.child import Child, Death
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State
+from wan2gp.supervisor.registry import SILENCE_S
 from wan2gp.supervisor.router import Router, Unreachable
 from wan2gp.supervisor.weight import Verdict, Weighed
 
-BEATS_MISSED_S = 60.0
-"""One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
 HUNG = "handler.hung"
 """The code of a loss, and the name of its fact, unless it is another that is given."""
 NAME_MAX = 100
@@ -76,6 +75,8 @@ class Desk(abc.ABC):
     """What the child last said of its engine; for `status`."""
     last_cause: str | None = None
     last_death: Death | None = None
+    silence_s: float = SILENCE_S
+    """So long without any message from it, and the child is killed, seconds."""
     warm: bool = False
     """The next start must bring the engine up before hello: `prewarm`, or after a start of it that failed."""
     _timers: _Timers = field(default_factory=_Timers)
@@ -145,14 +146,16 @@ class Desk(abc.ABC):
             self.on(On.TIME_UP)
         if self._timers.overdue is not None and now >= self._timers.overdue:
             self._overdue(now)
-        if self.child is not None and now - self._last_beat > BEATS_MISSED_S and self._hung is None:
-            self.hang(f"no sign of life for {BEATS_MISSED_S:.0f}s")
+        if self.child is not None and now - self._last_beat >= self.silence_s and self._hung is None:
+            self.hang(f"no sign of life for {self.silence_s:.0f}s")
         if self.child is not None:
             self.child.insist()
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` is due next, if known."""
         times = [when for when in (self._timers.overdue, self._timers.time_up) if when is not None]
+        if self.child is not None and self._hung is None:
+            times.append(self._last_beat + self.silence_s)
         return min(times, default=None)
 
     def hang(self, reason: str, code: str = HUNG, fact: str = HUNG) -> None:

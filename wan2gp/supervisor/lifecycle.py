@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class State(enum.Enum):
@@ -84,6 +84,18 @@ DEATHS_MAX = 5
 HALF_OPEN_S = 300.0
 """A broken handler is tried again after so long, seconds."""
 
+
+@dataclass(frozen=True)
+class Patience:
+    """How much a handler's life puts up with, and how long it pauses. Seconds, and numbers of deaths."""
+
+    backoff_first_s: float = BACKOFF_FIRST_S
+    backoff_max_s: float = BACKOFF_MAX_S
+    stable_s: float = STABLE_S
+    deaths_max: int = DEATHS_MAX
+    half_open_s: float = HALF_OPEN_S
+
+
 _FALL = State.BACKOFF
 """Marks the rows whose next state depends on the count of deaths: BACKOFF, or BROKEN."""
 
@@ -144,6 +156,7 @@ class Life:
 
     jitter: Callable[[], float]
     """Gives a factor from 0.8 to 1.2 for the back-off."""
+    patience: Patience = field(default_factory=Patience)
     state: State = State.STOPPED
     incarnation: int = 0
     """How many processes there have been."""
@@ -161,6 +174,10 @@ class Life:
     def was_up(self) -> bool:
         """True when the newest process has said hello."""
         return self._hello_at is not None
+
+    def proven(self, now: float) -> bool:
+        """True unless its last deaths may go on: the newest process has not been up for a stable period yet."""
+        return self.deaths == 0 or (self._hello_at is not None and now - self._hello_at >= self.patience.stable_s)
 
     def on(self, event: On, now: float) -> tuple[Do, ...]:
         """Take the event at monotonic time ``now`` (seconds); returns the effects to carry out."""
@@ -181,15 +198,17 @@ class Life:
 
     def _fall(self, before: State, now: float) -> State:
         """After a death: how long to wait, and whether that was one too many."""
-        if self._hello_at is not None and now - self._hello_at >= STABLE_S:
+        patience = self.patience
+        if self._hello_at is not None and now - self._hello_at >= patience.stable_s:
             self.deaths = 0
         if before is State.RECYCLING and not self.blamed:
             self.delay_s = 0.0
             return State.BACKOFF
         self.blamed = False
         self.deaths += 1
-        if self.deaths >= DEATHS_MAX:
-            self.delay_s = HALF_OPEN_S
+        if self.deaths >= patience.deaths_max:
+            self.delay_s = patience.half_open_s
             return State.BROKEN
-        self.delay_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (self.deaths - 1)) * self.jitter()
+        pause_s = patience.backoff_first_s * 2 ** (self.deaths - 1)
+        self.delay_s = min(patience.backoff_max_s, pause_s) * self.jitter()
         return State.BACKOFF

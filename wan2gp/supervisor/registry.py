@@ -15,6 +15,7 @@ from typing import Any
 from wan2gp.comfy_sources import sources_of
 from wan2gp.config import Config, ConfigError
 from wan2gp.protocol import Source
+from wan2gp.supervisor.lifecycle import Patience
 
 GROUP = "wan2gp.handlers"
 COURIER = "courier"
@@ -28,6 +29,10 @@ PHASE_LIMITS_S: Mapping[str, float] = {
     "publish": 1800.0,
 }
 """How long a phase may go on without any progress before the handler counts as hung, seconds."""
+
+CANCEL_GRACE_S = 15.0
+SILENCE_S = 60.0
+"""One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
 
 
 def _always(config: Config) -> str | None:
@@ -61,6 +66,12 @@ class HandlerSpec:
     """Phases whose limit differs from :data:`PHASE_LIMITS_S`, seconds."""
     prefetch: bool = True
     """Whether the worker's `prefetch` applies to it."""
+    patience: Patience = field(default_factory=Patience)
+    """How it is started again after a death, and when it counts as broken."""
+    cancel_grace_s: float = CANCEL_GRACE_S
+    """How long a cancelled run may take to end before the process is killed, seconds."""
+    silence_s: float = SILENCE_S
+    """How long the process may show no sign of life at all, seconds."""
 
 
 class RegistryError(Exception):

@@ -1,0 +1,115 @@
+"""Whose fault a broken CUDA context is: a task that breaks it ends by itself, a machine that breaks all rests."""
+
+from __future__ import annotations
+
+from wan2gp.supervisor.gpu_health import LEAVE_TO_OTHERS_S, GpuHealth, Standing
+
+HALF = 100.0
+ROOMS = {"wan": 2, "comfy": 2, "media": 1}
+
+
+def blocked() -> GpuHealth:
+    """After three broken runs of three tasks, at time 0."""
+    subject = GpuHealth(HALF)
+    for task in "abc":
+        subject.broke("wan", task, 0.0)
+    assert subject.standing is Standing.BLOCKED
+    return subject
+
+
+def half_open() -> GpuHealth:
+    subject = blocked()
+    assert subject.tick(HALF)
+    return subject
+
+
+def test_a_task_that_breaks_the_gpu_every_time_counts_only_against_itself() -> None:
+    subject = GpuHealth()
+    for _ in range(9):
+        assert subject.broke("wan", "poison", 0.0) is None
+        assert subject.standing is Standing.FIT
+    subject.proved("wan")
+    assert subject.broke("wan", "poison", 0.0) is None
+
+
+def test_the_second_task_in_a_row_is_not_to_blame_and_the_third_blocks_the_machine() -> None:
+    subject = GpuHealth(HALF)
+    assert subject.broke("wan", "a", 0.0) is None
+    assert subject.broke("wan", "b", 1.0) == LEAVE_TO_OTHERS_S
+    assert subject.standing is Standing.FIT
+    assert subject.broke("wan", "c", 2.0) == LEAVE_TO_OTHERS_S
+    assert subject.standing is Standing.BLOCKED
+    assert subject.half_open_at == 2.0 + HALF
+    assert subject.slots(ROOMS, ()) == {}
+    assert not subject.admits("wan", "late") and not subject.admits("media", "late")
+
+
+def test_two_handlers_share_one_gpu() -> None:
+    subject = GpuHealth()
+    assert subject.broke("wan", "a", 0.0) is None
+    assert subject.broke("comfy", "b", 0.0) is not None
+    subject.broke("wan", "c", 0.0)
+    assert subject.standing is Standing.BLOCKED
+
+
+def test_a_success_between_forgives_its_own_handler_and_no_other() -> None:
+    subject = GpuHealth()
+    subject.broke("comfy", "a", 0.0)
+    assert not subject.proved("media")
+    assert subject.broke("comfy", "b", 0.0) is not None
+    assert not subject.proved("comfy")  # nothing was blocked
+    assert subject.broke("comfy", "c", 0.0) is None
+    assert subject.standing is Standing.FIT
+
+
+def test_a_block_half_opens_for_one_task_of_the_handler_that_broke() -> None:
+    subject = blocked()
+    assert not subject.tick(HALF - 1)
+    assert subject.tick(HALF)
+    assert subject.slots(ROOMS, ()) == {"wan": 1}
+    assert subject.admits("wan", "one")
+    assert subject.slots(ROOMS, ()) == {}
+    assert not subject.admits("wan", "two")  # a claim that was on its way
+
+
+def test_a_try_that_succeeds_opens_everything() -> None:
+    subject = half_open()
+    subject.admits("wan", "one")
+    assert subject.proved("wan")
+    assert subject.slots(ROOMS, ()) == ROOMS
+
+
+def test_a_try_that_breaks_rests_again_and_the_next_one_is_given_another_task() -> None:
+    subject = half_open()
+    subject.admits("wan", "lease")
+    assert subject.broke("wan", "c", HALF) == 2 * HALF  # it broke before
+    subject.ended("lease")
+    assert subject.standing is Standing.BLOCKED
+    assert subject.tick(2 * HALF)
+    assert subject.broke("wan", "d", 2 * HALF) == LEAVE_TO_OTHERS_S
+
+
+def test_a_try_that_shows_nothing_lets_another_be_tried() -> None:
+    """It was cancelled, or its input was bad."""
+    subject = half_open()
+    subject.admits("wan", "one")
+    subject.ended("of another task")
+    assert subject.slots(ROOMS, ()) == {}
+    subject.ended("one")
+    assert subject.slots(ROOMS, ()) == {"wan": 1}
+
+
+def test_with_nothing_to_try_the_handlers_that_never_broke_go_on() -> None:
+    subject = half_open()
+    assert subject.slots(ROOMS, {"wan"}) == {"comfy": 2, "media": 1, "wan": 1}
+    assert subject.admits("media", "any")
+    assert subject.standing is Standing.HALF_OPEN
+    assert subject.slots({"media": 1}, ()) == {"media": 1}  # the suspect cannot run at the moment
+
+
+def test_an_operators_restart_of_the_handler_is_a_fresh_beginning() -> None:
+    subject = blocked()
+    assert not subject.proved("media")
+    assert subject.proved("wan")
+    assert (subject.standing, subject.half_open_at) == (Standing.FIT, None)
+    assert subject.broke("wan", "a", 0.0) is None
