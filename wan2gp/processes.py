@@ -10,10 +10,11 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,13 +64,15 @@ def _stat(pid: int) -> list[str]:
     return text[text.rindex(")") + 2 :].split()
 
 
-def parents() -> dict[int, int]:
-    """Every process's parent, by pid."""
-    found = {}
+def _all_stats() -> Iterator[tuple[int, list[str]]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (fields := _stat(int(entry))):
-            found[int(entry)] = int(fields[1])
-    return found
+            yield int(entry), fields
+
+
+def parents() -> dict[int, int]:
+    """Every process's parent, by pid."""
+    return {pid: int(fields[1]) for pid, fields in _all_stats()}
 
 
 def children(pid: int) -> list[int]:
@@ -89,13 +92,40 @@ def children(pid: int) -> list[int]:
 
 def descendants(root: int) -> list[int]:
     """Everything below ``root``, nearest first."""
-    family: dict[int, list[int]] = {}
-    for pid, parent in parents().items():
-        family.setdefault(parent, []).append(pid)
+    return _below(root, _families(parents()))
+
+
+def trees(roots: Iterable[int]) -> dict[int, list[int]]:
+    """By root: itself and everything below it, nearest first, from one look at all processes. One that is gone has
+    an empty list."""
+    found = parents()
+    families = _families(found)
+    return {root: [root, *_below(root, families)] if root in found else [] for root in roots}
+
+
+def tree_rss(roots: Iterable[int]) -> dict[int, int]:
+    """By root: the resident memory of it and of everything below it, bytes, from one look at all processes. A page that
+    several of them share counts for each; a root that is gone holds 0."""
+    held, found = {}, {}
+    for pid, fields in _all_stats():
+        found[pid], held[pid] = int(fields[1]), int(fields[21]) * PAGE_BYTES
+    families = _families(found)
+    return {root: sum(held.get(pid, 0) for pid in (root, *_below(root, families))) for root in roots}
+
+
+def _families(parent_of: dict[int, int]) -> dict[int, list[int]]:
+    """The children of each parent."""
+    families: dict[int, list[int]] = {}
+    for pid, parent in parent_of.items():
+        families.setdefault(parent, []).append(pid)
+    return families
+
+
+def _below(root: int, families: dict[int, list[int]]) -> list[int]:
     found: list[int] = []
     level = [root]
     while level:
-        level = [child for pid in level for child in family.get(pid, [])]
+        level = [child for pid in level for child in families.get(pid, [])]
         found += level
     return found
 
