@@ -207,6 +207,24 @@ class Say(Fault):
         return {"ui": json.loads(shown), "result": (nonce,)}
 
 
+class Chatter(Fault):
+    """Prints so many mebibytes, to both streams: in lines, as a progress bar, and one line that is a mebibyte long."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(mib=("INT", {"default": 10, "min": 1, "max": 1024}))
+
+    def go(self, mib: int, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        for number in range(mib - 1):
+            run.check()
+            end = "\r" if number % 2 else "\n"
+            words = ("chatter " * 12 + end) * (MIB // 97)
+            (sys.stderr if number % 3 else sys.stdout).write(words)
+        sys.stdout.write("x" * MIB + "\nthe chatter is over\n")
+        sys.stdout.flush()
+        return {"ui": {"text": [f"{mib} MiB"]}, "result": (nonce,)}
+
+
 class WriteBytes(Fault):
     """Saves a file of so many bytes that cannot be compressed, and takes little memory for it."""
 
@@ -280,6 +298,7 @@ NODE_CLASS_MAPPINGS = {
     "FaultLieAboutSuccess": LieAboutSuccess,
     "TestSave3D": Save3D,
     "FaultSay": Say,
+    "FaultChatter": Chatter,
     "FaultWriteBytes": WriteBytes,
     "FaultNoOutput": NoOutput,
     "FaultUiNotJson": UiNotJson,
