@@ -5,6 +5,7 @@ All times are seconds since the epoch, of one machine: the database's ``clock_ti
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,21 +17,21 @@ SLACK_S = 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """A row of ``tasks`` at the end, with the counters of its lease (null there: 0 here)."""
+    """A row of ``tasks`` at the end, with the counters of its lease: 0 when it never had one, None: not looked at."""
 
     id: str
     task_type: str
     status: str
     attempts: int = 0
     max_attempts: int = 3
-    failures: int = 0
-    losses: int = 0
-    interruptions: int = 0
+    failures: int | None = None
+    losses: int | None = None
+    interruptions: int | None = None
     error_message: str | None = None
     output_location: str | None = None
     result_data: Mapping[str, Any] = field(default_factory=dict)
     makes: int | None = None
-    """How many files a completed task of this kind publishes; None: as many as ``result_data.artifacts`` names."""
+    """How many files, posters aside, a completed task of this kind publishes; None: as many as its row names."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,34 @@ class History:
     memory_factor: float = 1.25
     memory_slack: int = 32 * 1024 * 1024
     """Memory is flat when the last quarter's median is at most the first's times the factor plus this, bytes."""
+
+
+class Rule(enum.Enum):
+    """What is promised of every run."""
+
+    ACKNOWLEDGED = "an acknowledged row is there"
+    FINAL = "every row ends"
+    COMPLETED_ONCE = "a task completes at most once"
+    ONE_END = "a row has one end"
+    STALE = "no write of a stale attempt is accepted"
+    ALONE = "a task has one holder at a time"
+    RISING = "attempts rise by one"
+    ROBBED = "no lease is taken before it has expired"
+    RESCUED = "what lost its holder is taken up in time"
+    BACK_OFF = "no task is claimed before its pause is over"
+    CANCELLED = "cancelled stays cancelled"
+    PUBLISHED = "a completed task's files are published once"
+    UNPUBLISHED = "what did not complete has published nothing"
+    CONTENT = "a published file is the one that the row tells of"
+    DECODABLE = "a published file can be decoded"
+    CAUSES = "every attempt that was lost has its cause on the row"
+    COUNTERS = "the counters agree with the events"
+    LEASE_LEFT = "no lease is left"
+    SPOOL_LEFT = "no spool is left"
+    ORPHAN = "no process is left"
+    PORT_LEFT = "no port is left open"
+    FILE_LEFT = "no file is left"
+    MEMORY = "memory stays flat"
 
 
 @dataclass(frozen=True)
