@@ -185,6 +185,7 @@ def test_waiting_behind_anothers_prompt_is_not_being_stuck(
     bench(url=proxy.url, stuck_s=3.5).succeeds({"workflow": picture()})
 
 
+@pytest.mark.long
 def test_an_external_server_that_is_not_there_costs_no_task(bench: Make) -> None:
     url = f"http://user:secret@127.0.0.1:{free_port()}"
     failure = bench(url=url).fails({"workflow": picture()})

@@ -91,6 +91,7 @@ def test_a_warm_up_file_that_is_not_there_is_named(bench: Make, tmp_path: Path) 
     assert "nowhere.json" in said(one, "comfy.warm_up_failed")[0]["reason"]
 
 
+@pytest.mark.long
 def test_a_warm_up_without_end_is_ended(bench: Make, tmp_path: Path) -> None:
     endless = fault("TestSleep", seconds=600, steps=6000)
     one = bench(warmup_workflow=graph_file(tmp_path, endless), start_timeout_s=4.0)
@@ -100,6 +101,7 @@ def test_a_warm_up_without_end_is_ended(bench: Make, tmp_path: Path) -> None:
     assert one.names().count("comfy.started") == 1
 
 
+@pytest.mark.long
 def test_a_warm_up_that_silently_ends_the_worker_thread_spoils_no_task(bench: Make, tmp_path: Path) -> None:
     """SystemExit leaves no word in the log: the prompt runs for ever, and so would whatever comes behind it."""
     one = bench(warmup_workflow=graph_file(tmp_path, fault("FaultSysExit")), start_timeout_s=3.0)

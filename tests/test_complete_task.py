@@ -385,6 +385,7 @@ def test_no_connection_and_a_silent_function_are_no_refusal(bench: Bench) -> Non
     hold.set()
 
 
+@pytest.mark.long
 def test_families_that_end_at_once_by_a_function_that_often_fails_are_shown_once_each(bench: Bench) -> None:
     """Its update locks a child before the parent, ours the parent before the child; each may be the one that yields."""
     dice = random.Random(4)

@@ -68,7 +68,14 @@ def _descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        signal.SIGKILL,
+    ],
+)
 def test_a_demo_that_is_broken_off_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     env = environment(COMFY_PATH=str(tmp_path / "none"))
     with subprocess.Popen([*CTL, "demo"], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env) as process:

@@ -189,6 +189,7 @@ def test_comfyui_and_the_video_helper_are_cloned_at_their_commits(tmp_path: Path
     assert (tmp_path / "opt/ComfyUI/custom_nodes/ComfyUI-VideoHelperSuite/pyproject.toml").is_file()
 
 
+@pytest.mark.long
 def test_comfyui_gets_an_environment_that_the_worker_finds_and_that_sees_the_images_torch(tmp_path: Path) -> None:
     from wan2gp.comfy_sidecar.server import Installation
 

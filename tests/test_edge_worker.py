@@ -126,6 +126,7 @@ class TestTrouble:
         assert edge.row(task_id)["status"] == "Cancelled" and not edge.generations(task_id)
         assert completed_once(edge, worker, edge.insert("maker", text("b"))) == b"b"
 
+    @pytest.mark.long
     @BOTH_IF_LONG
     def test_an_outage_kills_no_work_and_is_shown(self, edge: EdgeProject, start: Start, key: str, queue: str) -> None:
         """Longer than a lease would have lasted, were there one."""

@@ -62,6 +62,7 @@ def test_when_it_is_stopped_nothing_is_left(project: Path) -> None:
     eventually("nothing is left", lambda: not any(process.is_running() for process in family))
 
 
+@pytest.mark.long
 def test_when_it_is_killed_the_project_goes_with_it(project: Path) -> None:
     what = (sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()")
     with subprocess.Popen(

@@ -121,6 +121,7 @@ def test_a_frozen_handler_is_killed_too(start_worker: Start) -> None:
     assert settled(worker, task) == ("Queued", 0)
 
 
+@pytest.mark.long
 def test_a_frozen_shim_does_not_hold_the_end_up(start_worker: Start) -> None:
     worker = start_worker(environ={"WAN2GP_STOP_GRACE_S": "0.2"})
     task = worker.insert("sleeper", LONG)

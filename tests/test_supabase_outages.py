@@ -41,7 +41,7 @@ FULL = Scale(
 @pytest.mark.parametrize(
     "scale",
     [
-        pytest.param(SHORT, id="short"),
+        pytest.param(SHORT, id="short", marks=pytest.mark.long),
         pytest.param(FULL, id="full", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )

@@ -158,6 +158,7 @@ class TestRefusedEnds:
         eventually("the spool is empty", supabase_worker.spool_is_empty)
         finished_once(supabase_worker, supabase_worker.insert("maker", TEXT))
 
+    @pytest.mark.long
     def test_a_deletion_that_was_not_possible_is_made_by_the_next_life(
         self, start_supabase_worker: Start, supabase_stack: Stack
     ) -> None:
@@ -256,6 +257,7 @@ class TestStarts:
         finished_once(worker, task_id)
         published_once(supabase_stack, worker, task_id)
 
+    @pytest.mark.long
     def test_results_that_go_up_slowly_after_a_start_are_not_taken_by_another_worker(
         self, start_supabase_worker: Start, supabase_stack: Stack
     ) -> None:
