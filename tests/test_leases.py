@@ -60,6 +60,7 @@ class Kept:
     def __init__(self) -> None:
         self.database = Database()
         self.heard: list[tuple[Sequence[Key], Sequence[Key]]] = []
+        self.superseded = threading.Event()
         self.failures: list[BaseException] = []
         self.keeper = LeaseKeeper(
             self.database,  # type: ignore[arg-type]
@@ -69,6 +70,7 @@ class Kept:
             self,  # type: ignore[arg-type]
             dict,
             lambda cancelled, lost: self.heard.append((cancelled, lost)),
+            self.superseded.set,
             self.failures.append,
         )
 

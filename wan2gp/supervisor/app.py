@@ -44,8 +44,12 @@ NOTE_EVERY_S = 0.1
 """Time between two notes of our processes for the next life, seconds."""
 LOOK_EVERY_S = 2.0
 """Time between two looks for strays and at the embedded database, seconds."""
+STARTING = "starting"
+"""What our row in `workers` says before the loop runs."""
 STOPPED = "stopped"
 """What our row in `workers` says after an orderly end: the worker id is free."""
+TAKE_AGAIN_S = (0.05, 0.2, 0.8, 0.0)
+"""Pauses after the tries to get the worker id, whose row somebody else may be writing at that moment, seconds."""
 SPOOL_AT_START_S = 30.0
 LOOK_AT_SPOOL_S = 0.25
 END_S, LEAST_S = 3.0, 0.3
@@ -56,6 +60,10 @@ FLUSH_S = 2.0
 
 class WorkerIdBusy(Exception):
     """Another live worker, with another data directory, has this worker's id."""
+
+
+class Superseded(WorkerIdBusy):
+    """It got it while we ran."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class App:
             for note in self._backend.notes:
                 self._facts("worker.warning", text=note)
             self._instance = instance_of(config.data_dir)
-            self._check_worker_id()
+            self._take_worker_id()
             self._serve(registry, run_dir, opened)
 
     def _sweep(self) -> None:
@@ -143,7 +151,15 @@ class App:
             retried=loop.publishing_again,
         )
         leases = LeaseKeeper(
-            queue, config.worker_id, config.lease_s, config.renew_s, facts, self._metadata, loop.heard, loop.crash
+            queue,
+            config.worker_id,
+            config.lease_s,
+            config.renew_s,
+            facts,
+            self._metadata,
+            loop.heard,
+            superseded=lambda: loop.crash(Superseded(f"another worker has taken the id {config.worker_id} over")),
+            failed=loop.crash,
         )
         claimer = Claimer(
             queue,
@@ -172,6 +188,14 @@ class App:
         threading.Thread(target=self._look_at_the_bucket, name="bucket", daemon=True).start()
         try:
             loop.run()
+        except Superseded:
+            # As if all leases were lost: no child works on for a task that may be another's already.
+            facts("worker.superseded", worker=config.worker_id)
+            for desk in loop.desks:
+                if desk.child is not None:
+                    desk.child.kill()
+            loop.abandon()
+            raise
         except BaseException as error:
             facts("worker.crashed", error=repr(error))
             loop.abandon()
@@ -287,21 +311,41 @@ class App:
             **self._gpus.vram(),
         }
 
-    def _check_worker_id(self) -> None:
-        """Two workers of one id would take back each other's tasks."""
-        worker_id = self._config.worker_id
+    def _take_worker_id(self) -> None:
+        """Two workers of one id would take back each other's tasks. It is ours once our heartbeat stands in its row: of
+        two who come at once only one gets there, and nobody while somebody else has the row locked."""
+        worker_id, lease_s, takeover = self._config.worker_id, self._config.lease_s, self._order.takeover
+        age = self._silence_of_another()
+        if age is not None and not takeover:
+            raise WorkerIdBusy(
+                f"a worker named {worker_id} sent a heartbeat {age:.0f}s ago from elsewhere: "
+                "give another --worker, or --takeover when it is dead"
+            )
+        if age is not None:
+            self._facts("worker.warning", text=f"Taking the worker id {worker_id} over")
+        if self._backend.kind == "edge":
+            return  # there is nowhere to write whose the id is
+        said = {"version": __version__, "instance": self._instance, "state": STARTING, "takeover": takeover}
+        for pause in TAKE_AGAIN_S:
+            if self._backend.queue.heartbeat(worker_id, (), lease_s, said).superseded:
+                break
+            if self._silence_of_another() is None:
+                return
+            time.sleep(pause)
+        raise WorkerIdBusy(
+            f"another worker named {worker_id} starts elsewhere at this moment: give one of them another --worker"
+        )
+
+    def _silence_of_another(self) -> float | None:
+        """How long ago another living instance of our id was heard of, seconds; None when there is none."""
         for row in self._backend.queue.stats().get("workers", ()):
             said = row.get("metadata") or {}
             theirs, age = said.get("instance"), row.get("silent_s")
-            fresh = age is not None and age < self._config.lease_s and said.get("state") != STOPPED
-            if row.get("id") == worker_id and theirs and theirs != self._instance and fresh:
-                if self._order.takeover:
-                    self._facts("worker.warning", text=f"Taking the worker id {worker_id} over")
-                    return
-                raise WorkerIdBusy(
-                    f"a worker named {worker_id} sent a heartbeat {age:.0f}s ago from elsewhere: "
-                    "give another --worker, or --takeover when it is dead"
-                )
+            # After a jump of the database's clock the last heartbeat may lie in the future, which says nothing.
+            fresh = age is not None and abs(age) < self._config.lease_s and said.get("state") != STOPPED
+            if row.get("id") == self._config.worker_id and theirs and theirs != self._instance and fresh:
+                return float(age)
+        return None
 
     # -- at the end --------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from wan2gp.supervisor.queue import (
     SpawnedChild,
 )
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """What ``wan2gp_version()`` of the database must answer at least."""
 
 _Status = Annotated[str, msgspec.Meta(pattern="^[A-Za-z ]{1,40}$")] | None
@@ -44,6 +44,7 @@ class _Beaten(msgspec.Struct):
 
     cancelled: tuple[str, ...]
     lost: tuple[str, ...]
+    superseded: bool
 
 
 class UnreadableReply(QueueRefused):
@@ -109,7 +110,7 @@ class ContractQueue(abc.ABC):
             {"p_worker": worker_id, "p_leases": Json(beats), "p_lease_s": lease_s, "p_metadata": Json(metadata)},
             _Beaten,
         )
-        return HeartbeatReply(reply.cancelled, reply.lost)
+        return HeartbeatReply(reply.cancelled, reply.lost, reply.superseded)
 
     def finish(self, settlement: Settlement) -> FinishReply:
         fields = _fields(settlement)

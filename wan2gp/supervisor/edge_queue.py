@@ -43,6 +43,7 @@ from wan2gp.tasks import TaskStatus
 WEAKER = (
     "no lease: a task whose worker dies waits until the pod scaler, or this worker's next start, queues it again",
     "no fence: who loses a task and does not notice can still change its row",
+    "two workers of one id do not notice each other, and --takeover ends nobody",
     "task types are not chosen: what no handler here takes is claimed and put back",
     "no priorities, no run_after, no dependencies but one",
     "tries are counted in this worker's memory alone: another worker, or its next life, begins anew",

@@ -45,7 +45,7 @@ class _Lease:
 
 class LeaseKeeper:
     """Thread-safe. ``heard(cancelled, lost)`` is called from its thread with the (task id, lease id) of runs of ours
-    that a heartbeat said so of."""
+    that a heartbeat said so of; ``superseded()`` once, when another instance has the worker's id: then it has ended."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class LeaseKeeper:
         facts: Facts,
         metadata: Callable[[], Mapping[str, Any]],
         heard: Callable[[Sequence[Key], Sequence[Key]], None],
+        superseded: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._queue = queue
@@ -65,6 +66,7 @@ class LeaseKeeper:
         self._facts = facts
         self._metadata = metadata
         self._heard = heard
+        self._superseded = superseded
         self._failed = failed
         self._leases: dict[tuple[str, str], _Lease] = {}
         self._lock = threading.Lock()
@@ -151,7 +153,9 @@ class LeaseKeeper:
     def _serve(self) -> None:
         try:
             while self._wait():
-                self._beat()
+                if not self._beat():
+                    self._superseded()
+                    return
             if self.contact:
                 self._beat()  # the last one says that the worker has stopped
         except BaseException as error:  # without renewals the worker must stop
@@ -163,7 +167,8 @@ class LeaseKeeper:
                 self._change.wait(left)
             return not self._stopped
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
+        """False when the worker's id is ours no more."""
         started = boot_clock()
         with self._lock:
             self._last, self._next, self._asking = started, started + self._renew_s, True
@@ -176,7 +181,9 @@ class LeaseKeeper:
             reply = self._queue.heartbeat(self._worker_id, beats, self._lease_s, self._metadata())
         except QueueError as error:
             self._missed(error)
-            return
+            return True
+        if reply.superseded:
+            return False
         self._renewed(keys, started)
         # By lease, not by task: one that has ended meanwhile may be ours anew, under another lease, by the time this is
         # acted upon.
@@ -184,6 +191,7 @@ class LeaseKeeper:
         lost = [key for key in keys if key[0] in reply.lost]
         if cancelled or lost:
             self._heard(cancelled, lost)
+        return True
 
     def _renewed(self, keys: list[tuple[str, str]], started: float) -> None:
         with self._lock:

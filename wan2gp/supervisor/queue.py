@@ -119,6 +119,8 @@ class HeartbeatReply:
 
     cancelled: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    superseded: bool = False
+    """The worker's id is another instance's now, and nothing was renewed: stop everything, publish nothing."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,11 @@ class TaskQueue(Protocol):
     def heartbeat(
         self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
     ) -> HeartbeatReply:
-        """Renew the leases, store progress, write the worker's row."""
+        """Renew the leases, store progress, write the worker's row.
+
+        ``metadata.instance`` tells who speaks under the worker's id: another instance that was heard of within
+        ``lease_s`` seconds and has not stopped keeps it, unless ``metadata.takeover`` is true.
+        """
 
     def finish(self, settlement: Settlement) -> FinishReply:
         """End a lease; fenced by its token, safe to repeat."""

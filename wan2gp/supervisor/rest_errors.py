@@ -31,6 +31,8 @@ _NO_DATABASE = frozenset({"PGRST000", "PGRST001"})
 _UNREADY = frozenset({"PGRST002", "PGRST003"}) | _NO_DATABASE
 """PostgREST has no connection, no picture of the schema yet, or none of its connections free."""
 _PAUSED = 540
+_DOWN_FOR_ALL = frozenset({502, 503, 504, *range(520, 525), 530, _PAUSED})
+"""The gateway is there and says that nothing is behind it, whoever asks."""
 _FOR_LATER = frozenset({408, 425, 429})
 TEXT_MAX = 300
 
@@ -83,7 +85,17 @@ def judge_transport(host: str, error: Exception) -> Verdict:
     # A connection that rested may have been closed under us; one more try shows whether there is more to it.
     broken = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
     sentence = f"cannot reach the Supabase project at {host}: {reason}"
-    return Verdict(QueueUnavailable(sentence), Again.AFRESH if broken else Again.SOON)
+    unavailable = QueueUnavailable(sentence, server_down=_is_refused(error))
+    return Verdict(unavailable, Again.AFRESH if broken else Again.SOON)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the host is there and nobody listens on it. Silence, no route and a name that is not found may be our own
+    trouble: others may reach the project then, and take what we hold. A proxy that refuses is ours, too."""
+    found: BaseException | None = None if isinstance(error, httpx.ProxyError) else error
+    while found is not None and not isinstance(found, ConnectionRefusedError):
+        found = found.__cause__ or found.__context__
+    return found is not None
 
 
 def not_ours(host: str, status: int, why: str) -> Verdict:
@@ -97,9 +109,11 @@ def not_ours(host: str, status: int, why: str) -> Verdict:
 
 def _judge_status(host: str, status: int, text: str, location: str | None) -> tuple[QueueError, Again]:
     if status == _PAUSED:
-        return QueueUnavailable(f"the Supabase project at {host} is paused: resume it in its dashboard"), Again.SOON
+        sentence = f"the Supabase project at {host} is paused: resume it in its dashboard"
+        return QueueUnavailable(sentence, server_down=True), Again.SOON
     if status >= 500 or status in _FOR_LATER:
-        return QueueUnavailable(f"the Supabase project at {host} cannot answer now: {text}"), Again.SOON
+        sentence = f"the Supabase project at {host} cannot answer now: {text}"
+        return QueueUnavailable(sentence, server_down=status in _DOWN_FOR_ALL), Again.SOON
     if 300 <= status < 400:
         sentence = f"{host} sends its callers elsewhere ({status}, to {location}): give that address as SUPABASE_URL"
         return AccessDenied(sentence, code=str(status)), Again.NEVER

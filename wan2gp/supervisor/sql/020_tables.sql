@@ -114,7 +114,9 @@ BEGIN
             (20, 'workers', 'metadata', 'jsonb DEFAULT ''{}'''),
             (21, 'workers', 'created_at', 'timestamptz DEFAULT now()'),
             (22, 'workers', 'updated_at', 'timestamptz DEFAULT now()'),
-            (23, 'task_leases', 'completing', 'boolean NOT NULL DEFAULT false')
+            (23, 'task_leases', 'completing', 'boolean NOT NULL DEFAULT false'),
+            (24, 'task_leases', 'wait_s', 'float8'),
+            (25, 'task_leases', 'wait_until', 'timestamptz')
           ) AS w(n, tab, col, definition)
          WHERE NOT EXISTS (SELECT FROM pg_attribute a
                             WHERE a.attrelid = to_regclass('public.' || w.tab) AND a.attname = w.col AND NOT a.attisdropped)
@@ -127,6 +129,7 @@ BEGIN
     FOR v_one IN SELECT * FROM (VALUES
         ('task_leases_claim', 'public.task_leases (claim_id)'),
         ('task_leases_expiry', 'public.task_leases (expires_at) WHERE token IS NOT NULL'),
+        ('task_leases_waiting', 'public.task_leases (wait_until) WHERE wait_until IS NOT NULL'),
         ('task_dependencies_waiting', 'public.task_dependencies (depends_on) WHERE open'),
         ('task_dependencies_missing', 'public.task_dependencies (missing_since) WHERE missing_since IS NOT NULL'),
         ('task_children_parent', 'public.task_children (parent_id, position)'),
@@ -151,7 +154,9 @@ BEGIN
         ('completing',
          'Under this lease the predecessor''s function complete_task may make the row Complete, and that is no foreign hand.'),
         ('parked_lease',
-         'The lease under which this task brought forth the children that it waits for; null when it waits for none.')
+         'The lease under which this task brought forth the children that it waits for; null when it waits for none.'),
+        ('wait_s', 'How long the task was told to wait, seconds, where tasks.run_after came of that.'),
+        ('wait_until', 'What tasks.run_after was made of wait_s; another value there is somebody else''s.')
     ) AS w(col, said) LOOP
         IF NOT EXISTS (SELECT FROM pg_attribute a
                         WHERE a.attrelid = 'public.task_leases'::regclass AND a.attname = v_one.col

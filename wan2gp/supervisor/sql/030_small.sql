@@ -57,12 +57,15 @@ $fn$;
 -- Registers the worker's contact; waits for nobody, for a beat that waits lets leases expire. True when it is time for
 -- the worker's housekeeping (about every eighth of a lease); only a claim asks for that, by p_house.
 -- A silence of two thirds of a lease breaks the contact: an outage long enough to let another worker's lease run out
--- (renewed every third of a lease at least) has then broken the contact of all who suffered it.
+-- (renewed every third of a lease at least) has then broken the contact of all who suffered it. So does a clock that was
+-- set forward, under which all leases run out at once; and one that was set back, since nobody knows then for how long
+-- there was silence: a stamp from the future would else be taken for contact, or for housekeeping done, for all that time.
 CREATE OR REPLACE FUNCTION public.wan2gp_contact(p_worker text, p_lease_s float8, p_house boolean) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_old public.worker_contacts;
     v_tick interval := make_interval(secs => p_lease_s / 8);
+    v_latest timestamptz := clock_timestamp() + v_tick;  -- no stamp of an honest clock is later
     v_due boolean;
 BEGIN
     SELECT * INTO v_old FROM public.worker_contacts c WHERE c.worker_id = p_worker;
@@ -71,8 +74,8 @@ BEGIN
             ON CONFLICT (worker_id) DO NOTHING;
         RETURN false;
     END IF;
-    v_due := p_house AND coalesce(v_old.rescued_at <= now() - v_tick, true);
-    IF v_old.last_seen > now() - v_tick AND v_old.lease_s = p_lease_s AND NOT v_due THEN
+    v_due := p_house AND coalesce(v_old.rescued_at NOT BETWEEN now() - v_tick AND v_latest, true);
+    IF v_old.last_seen BETWEEN now() - v_tick AND v_latest AND v_old.lease_s = p_lease_s AND NOT v_due THEN
         RETURN false;
     END IF;
     PERFORM FROM public.worker_contacts c WHERE c.worker_id = p_worker FOR UPDATE SKIP LOCKED;
@@ -80,18 +83,52 @@ BEGIN
         RETURN false;
     END IF;
     UPDATE public.worker_contacts c
-       SET since = CASE WHEN c.last_seen < now() - make_interval(secs => p_lease_s * 2 / 3) THEN now() ELSE c.since END,
-           last_seen = greatest(c.last_seen, now()), lease_s = p_lease_s,
+       SET since = CASE WHEN c.last_seen BETWEEN now() - make_interval(secs => p_lease_s * 2 / 3) AND v_latest
+                         AND c.since <= v_latest THEN c.since ELSE now() END,
+           last_seen = CASE WHEN c.last_seen <= v_latest THEN greatest(c.last_seen, now()) ELSE now() END,
+           lease_s = p_lease_s,
            rescued_at = CASE WHEN v_due THEN now() ELSE c.rescued_at END
      WHERE c.worker_id = p_worker;
     RETURN v_due;
 END
 $fn$;
 
--- For how long both this worker's contact and the server have been unbroken, in seconds.
+-- For how long both this worker's contact and the server have been unbroken, in seconds. A server that has started in the
+-- future tells nothing but that its clock was set back since: that broke the contact, which then counts alone.
 CREATE OR REPLACE FUNCTION public.wan2gp_quiet_s(p_worker text) RETURNS float8 LANGUAGE sql STABLE AS $fn$
-    SELECT extract(epoch FROM now() - greatest(c.since, pg_postmaster_start_time()))::float8
+    SELECT extract(epoch FROM now() - greatest(c.since, CASE WHEN pg_postmaster_start_time() <= clock_timestamp()
+                                                             THEN pg_postmaster_start_time() END))::float8
       FROM public.worker_contacts c WHERE c.worker_id = p_worker
+$fn$;
+
+-- Stamps from the future, which the database's clock leaves when it is set back (by hand, by NTP, by a fail-over to a
+-- machine that lags). No lease of ours ends later than its length from now, and no pause that we ordered either: one that
+-- does is counted from now on, else a dead worker's task, or one that was to wait for a second, would stay where it is for
+-- as long as the clock went back. A living worker's next beat renews its lease anyway. What somebody set as the time of a
+-- row is what he meant, and stays. The clock is asked, not the transaction: what others have just written is not later.
+CREATE OR REPLACE FUNCTION public.wan2gp_mend_stamps() RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_ids uuid[];
+BEGIN
+    UPDATE public.task_leases l SET expires_at = clock_timestamp() + make_interval(secs => l.lease_s)
+     WHERE l.task_id IN (SELECT m.task_id FROM public.task_leases m
+                          WHERE m.token IS NOT NULL AND m.expires_at > clock_timestamp() + make_interval(secs => m.lease_s)
+                            FOR UPDATE SKIP LOCKED);
+    v_ids := ARRAY(SELECT l.task_id FROM public.task_leases l
+                    WHERE l.wait_until IS NOT NULL AND l.wait_until > clock_timestamp() + make_interval(secs => l.wait_s)
+                    LIMIT 1000);
+    IF cardinality(v_ids) > 0 THEN
+        UPDATE public.tasks t SET run_after = clock_timestamp() + make_interval(secs => l.wait_s)
+          FROM public.task_leases l
+         WHERE t.id IN (SELECT s.id FROM public.tasks s WHERE s.id = ANY (v_ids) FOR NO KEY UPDATE SKIP LOCKED)
+           AND l.task_id = t.id AND t.status = 'Queued' AND t.run_after = l.wait_until;
+        UPDATE public.task_leases l SET wait_until = t.run_after
+          FROM public.tasks t
+         WHERE l.task_id = ANY (v_ids) AND t.id = l.task_id AND t.run_after < l.wait_until;
+    END IF;
+    UPDATE public.task_dependencies d SET missing_since = now()
+     WHERE d.missing_since IS NOT NULL AND d.missing_since > clock_timestamp();
+END
 $fn$;
 
 -- Locks the parents of these tasks from the root down, then the tasks: everybody locks families in this order.

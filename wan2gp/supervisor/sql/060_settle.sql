@@ -112,7 +112,8 @@ BEGIN
     -- The lease first: the triggers of the row then see that it has ended by our own hand.
     UPDATE public.task_leases l
        SET token = NULL, last_token = p_token, last_verb = p_verb, history = v_history, failures = v_lease.failures,
-           losses = v_lease.losses, interruptions = v_lease.interruptions, completing = false
+           losses = v_lease.losses, interruptions = v_lease.interruptions, completing = false,
+           wait_until = v_after, wait_s = CASE WHEN v_after IS NOT NULL THEN p_retry_in_s END
      WHERE l.task_id = p_task;
     UPDATE public.tasks t
        SET status = v_new,
@@ -281,8 +282,11 @@ BEGIN
 END
 $fn$;
 
--- Ends one lease as lost, without waiting for anybody who holds the row. True when it did.
-CREATE OR REPLACE FUNCTION public.wan2gp_lose(p_task uuid, p_token text, p_error text, p_cause jsonb) RETURNS boolean
+-- Ends one lease that nobody keeps, by the verb loss or release, without waiting for anybody who holds the row. True when
+-- it did.
+DROP FUNCTION IF EXISTS public.wan2gp_lose(uuid, text, text, jsonb);  -- of an earlier contract
+CREATE OR REPLACE FUNCTION public.wan2gp_lose(p_task uuid, p_token text, p_verb text, p_error text, p_cause jsonb)
+RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_family uuid[];
@@ -297,17 +301,28 @@ BEGIN
         RETURN false;
     END IF;
     IF EXISTS (SELECT FROM public.task_leases l WHERE l.task_id = p_task AND l.token = p_token) THEN
-        RETURN (wan2gp_settle(p_task, p_token, 'loss', NULL, p_error, NULL, p_cause, NULL) ->> 'accepted')::boolean;
+        RETURN (wan2gp_settle(p_task, p_token, p_verb, NULL, p_error, NULL, p_cause, NULL) ->> 'accepted')::boolean;
     END IF;
     RETURN false;
 END
 $fn$;
 
--- Takes the expired leases, when the caller's contact and the server's uptime have lasted as long as each of them.
+-- Whether a worker is in contact, and has been for long enough to have renewed what it holds. What it let expire then is
+-- nothing that it knows of: the database was restored from a time at which it did.
+CREATE OR REPLACE FUNCTION public.wan2gp_knows_not(p_worker text) RETURNS boolean LANGUAGE sql STABLE AS $fn$
+    SELECT EXISTS (SELECT FROM public.worker_contacts c
+                    WHERE c.worker_id = p_worker AND c.since < now() - make_interval(secs => c.lease_s / 2)
+                      AND c.last_seen BETWEEN now() - make_interval(secs => c.lease_s / 2)
+                                          AND clock_timestamp() + make_interval(secs => c.lease_s / 8))
+$fn$;
+
+-- Takes the expired leases, when the caller's contact and the server's uptime have lasted as long as each of them. No
+-- process has died under a lease whose worker is well: its task goes back uncounted.
 CREATE OR REPLACE FUNCTION public.wan2gp_take_expired(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_quiet_s float8 := coalesce(wan2gp_quiet_s(p_worker), 0);
     v_one record;
+    v_forgotten boolean;
     v_taken int := 0;
 BEGIN
     FOR v_one IN
@@ -320,10 +335,14 @@ BEGIN
             -- A heartbeat may have renewed it meanwhile, or hold it at this moment.
             PERFORM FROM public.task_leases l
               WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
-            IF FOUND AND wan2gp_lose(v_one.task_id, v_one.token,
-                format('worker.lease_lost: the worker %s was not heard of for %s s', v_one.worker_id,
+            CONTINUE WHEN NOT FOUND;
+            v_forgotten := wan2gp_knows_not(v_one.worker_id);
+            IF wan2gp_lose(v_one.task_id, v_one.token, CASE WHEN v_forgotten THEN 'release' ELSE 'loss' END,
+                format(CASE WHEN v_forgotten THEN 'worker.lease_lost: the worker %s is well and did not renew it for %s s'
+                            ELSE 'worker.lease_lost: the worker %s was not heard of for %s s' END, v_one.worker_id,
                        round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
-                jsonb_build_object('kind', 'lease_expired', 'taken_by', p_worker, 'phase', v_one.phase))
+                jsonb_build_object('kind', CASE WHEN v_forgotten THEN 'lease_forgotten' ELSE 'lease_expired' END,
+                                   'taken_by', p_worker, 'phase', v_one.phase))
             THEN
                 v_taken := v_taken + 1;
             END IF;
@@ -342,6 +361,7 @@ DECLARE
     v_taken int;
     v_ids uuid[];
 BEGIN
+    PERFORM wan2gp_mend_stamps();
     v_taken := wan2gp_take_expired(p_worker);
 
     -- A row may be inserted before the one that it waits for; for ten minutes that is nobody's fault.

@@ -48,7 +48,8 @@ BEGIN
        SET worker_id = excluded.worker_id, token = excluded.token, lease_id = excluded.lease_id,
            claim_id = excluded.claim_id, attempt = excluded.attempt, lease_s = excluded.lease_s,
            claimed_at = excluded.claimed_at, expires_at = excluded.expires_at,
-           progress = NULL, phase = NULL, detail = NULL, parked_lease = NULL, completing = false;
+           progress = NULL, phase = NULL, detail = NULL, parked_lease = NULL, completing = false,
+           wait_until = NULL, wait_s = NULL;
     RETURN FOUND;
 END
 $fn$;
@@ -136,26 +137,54 @@ $fn$;
 -- The worker's row, as a pod scaler reads it: the time, and metadata of which only our own keys change. A worker that was
 -- being born is active now; whoever is 'terminating', 'error' or 'terminated' stays so, since that is the scaler's word.
 -- Whatever a foreign trigger thinks of that row, the leases are renewed all the same.
-CREATE OR REPLACE FUNCTION public.wan2gp_be_seen(p_worker text, p_metadata jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
+-- True, and nothing is written, when the row is another instance's: two workers of one id would take back each other's
+-- tasks. The condition is a part of the write, so that of two who come at once only one gets it.
+DROP FUNCTION IF EXISTS public.wan2gp_be_seen(text, jsonb);  -- of an earlier contract
+CREATE OR REPLACE FUNCTION public.wan2gp_seen_as(p_worker text, p_lease_s float8, p_metadata jsonb) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_said jsonb := CASE WHEN jsonb_typeof(p_metadata) = 'object' THEN p_metadata ELSE '{}' END;
+    v_said jsonb := CASE WHEN jsonb_typeof(p_metadata) = 'object' THEN p_metadata - 'takeover' ELSE '{}' END;
+    v_takeover boolean := coalesce(p_metadata -> 'takeover' = 'true', false);
 BEGIN
+    IF v_takeover THEN
+        NOTIFY wan2gp_tasks;  -- who is superseded shall hear of it before its next beat is due
+    END IF;
     UPDATE public.workers w
        SET last_heartbeat = now(), updated_at = now(),
            metadata = CASE WHEN jsonb_typeof(w.metadata) = 'object' THEN w.metadata || v_said ELSE v_said END,
            status = CASE WHEN w.status IS NULL OR w.status::text IN ('inactive', 'spawning', 'crashed') THEN 'active'
                          ELSE w.status END
-     WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED);
-    IF NOT FOUND AND NOT EXISTS (SELECT FROM public.workers w WHERE w.id = p_worker) THEN
+     WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED)
+       AND (v_takeover OR NOT wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    IF NOT EXISTS (SELECT FROM public.workers w WHERE w.id = p_worker) THEN
         INSERT INTO public.workers (id, instance_type, status, last_heartbeat, metadata)
             VALUES (p_worker, 'external', 'active', now(), v_said) ON CONFLICT DO NOTHING;
     END IF;
+    RETURN NOT v_takeover AND EXISTS (
+        SELECT FROM public.workers w
+         WHERE w.id = p_worker AND wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'cannot write the row of the worker %: %', p_worker, SQLERRM;
+    RETURN false;
 END
 $fn$;
 
--- Renews leases, stores progress, writes the worker's row; waits for no lock. Answers {cancelled: [...], lost: [...]}.
+-- Whether a worker's row is that of another living instance than the one that says p_metadata: one that was heard of within
+-- a lease and has not said that it stopped. An instance is a data directory, so a worker that starts again is the same.
+CREATE OR REPLACE FUNCTION public.wan2gp_is_another(
+    p_theirs jsonb, p_heard_at timestamptz, p_lease_s float8, p_ours jsonb
+) RETURNS boolean LANGUAGE sql STABLE AS $fn$
+    SELECT coalesce(p_theirs ->> 'instance' <> p_ours ->> 'instance'
+                    AND p_theirs ->> 'state' IS DISTINCT FROM 'stopped'
+                    AND p_heard_at BETWEEN now() - make_interval(secs => p_lease_s)
+                                       AND now() + make_interval(secs => p_lease_s), false)
+$fn$;
+
+-- Renews leases, stores progress, writes the worker's row; waits for no lock. Answers {cancelled: [...], lost: [...],
+-- superseded}. superseded: the worker's id is another instance's now, and nothing was renewed.
 CREATE OR REPLACE FUNCTION public.wan2gp_heartbeat(
     p_worker text, p_leases jsonb, p_lease_s float8, p_metadata jsonb DEFAULT '{}'
 ) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
@@ -163,8 +192,10 @@ DECLARE
     v_renewed uuid[];
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
+    IF wan2gp_seen_as(p_worker, p_lease_s, p_metadata) THEN
+        RETURN jsonb_build_object('cancelled', '[]'::jsonb, 'lost', '[]'::jsonb, 'superseded', true);
+    END IF;
     PERFORM wan2gp_contact(p_worker, p_lease_s, false);
-    PERFORM wan2gp_be_seen(p_worker, p_metadata);
 
     -- A lease that is locked is being ended at this moment: the next beat tells. Waiting here would let all the others expire.
     WITH beats AS (
@@ -195,6 +226,7 @@ BEGIN
 
     RETURN (
         SELECT jsonb_build_object(
+            'superseded', false,
             'cancelled', coalesce(jsonb_agg(b.task_id) FILTER (WHERE l.task_id IS NOT NULL AND t.status = 'Cancelled'), '[]'),
             'lost', coalesce(jsonb_agg(b.task_id) FILTER (
                 WHERE l.task_id IS NULL OR t.id IS NULL

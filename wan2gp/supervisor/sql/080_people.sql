@@ -20,6 +20,8 @@ BEGIN
     INSERT INTO public.task_dependencies (task_id, depends_on)
         SELECT DISTINCT v_id, wan2gp_uuid(d.id) FROM jsonb_array_elements_text(p_depends_on) AS d(id)
         ON CONFLICT DO NOTHING;
+    INSERT INTO public.task_leases (task_id, wait_until, wait_s)
+        SELECT t.id, t.run_after, p_run_after_s FROM public.tasks t WHERE t.id = v_id AND t.run_after IS NOT NULL;
     RETURN v_id::text;
 END
 $fn$;
@@ -171,4 +173,4 @@ LANGUAGE sql VOLATILE AS $fn$
 $fn$;
 
 -- Raised whenever a function's parameters or answers change.
-CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 2 $fn$;
+CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 3 $fn$;

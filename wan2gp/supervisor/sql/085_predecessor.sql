@@ -94,7 +94,7 @@ BEGIN
         PERFORM wan2gp_note(v_id, 'completing', '{}', v_lease.worker_id, v_lease.attempt);
     END IF;
     UPDATE public.task_leases l
-       SET token = p_token, completing = true, lease_s = p_lease_s,
+       SET token = p_token, completing = true, lease_s = greatest(l.lease_s, p_lease_s),
            expires_at = greatest(l.expires_at, now() + make_interval(secs => p_lease_s))
      WHERE l.task_id = v_id;
     IF v_status = 'In Progress' THEN
