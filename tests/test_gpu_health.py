@@ -10,9 +10,9 @@ ROOMS = {"wan": 2, "comfy": 2, "media": 1}
 
 def blocked() -> GpuHealth:
     """After three broken runs of three tasks, at time 0."""
-    subject = GpuHealth(HALF)
+    subject = GpuHealth()
     for task in "abc":
-        subject.broke("wan", task, 0.0)
+        subject.broke("wan", task, 0.0, HALF)
     assert subject.standing is Standing.BLOCKED
     return subject
 
@@ -26,18 +26,18 @@ def half_open() -> GpuHealth:
 def test_a_task_that_breaks_the_gpu_every_time_counts_only_against_itself() -> None:
     subject = GpuHealth()
     for _ in range(9):
-        assert subject.broke("wan", "poison", 0.0) is None
+        assert subject.broke("wan", "poison", 0.0, HALF) is None
         assert subject.standing is Standing.FIT
     subject.proved("wan")
-    assert subject.broke("wan", "poison", 0.0) is None
+    assert subject.broke("wan", "poison", 0.0, HALF) is None
 
 
 def test_the_second_task_in_a_row_is_not_to_blame_and_the_third_blocks_the_machine() -> None:
-    subject = GpuHealth(HALF)
-    assert subject.broke("wan", "a", 0.0) is None
-    assert subject.broke("wan", "b", 1.0) == LEAVE_TO_OTHERS_S
+    subject = GpuHealth()
+    assert subject.broke("wan", "a", 0.0, HALF) is None
+    assert subject.broke("wan", "b", 1.0, HALF) == LEAVE_TO_OTHERS_S
     assert subject.standing is Standing.FIT
-    assert subject.broke("wan", "c", 2.0) == LEAVE_TO_OTHERS_S
+    assert subject.broke("wan", "c", 2.0, HALF) == LEAVE_TO_OTHERS_S
     assert subject.standing is Standing.BLOCKED
     assert subject.half_open_at == 2.0 + HALF
     assert subject.slots(ROOMS, ()) == {}
@@ -46,19 +46,19 @@ def test_the_second_task_in_a_row_is_not_to_blame_and_the_third_blocks_the_machi
 
 def test_two_handlers_share_one_gpu() -> None:
     subject = GpuHealth()
-    assert subject.broke("wan", "a", 0.0) is None
-    assert subject.broke("comfy", "b", 0.0) is not None
-    subject.broke("wan", "c", 0.0)
+    assert subject.broke("wan", "a", 0.0, HALF) is None
+    assert subject.broke("comfy", "b", 0.0, HALF) is not None
+    subject.broke("wan", "c", 0.0, HALF)
     assert subject.standing is Standing.BLOCKED
 
 
 def test_a_success_between_forgives_its_own_handler_and_no_other() -> None:
     subject = GpuHealth()
-    subject.broke("comfy", "a", 0.0)
+    subject.broke("comfy", "a", 0.0, HALF)
     assert not subject.proved("media")
-    assert subject.broke("comfy", "b", 0.0) is not None
+    assert subject.broke("comfy", "b", 0.0, HALF) is not None
     assert not subject.proved("comfy")  # nothing was blocked
-    assert subject.broke("comfy", "c", 0.0) is None
+    assert subject.broke("comfy", "c", 0.0, HALF) is None
     assert subject.standing is Standing.FIT
 
 
@@ -82,11 +82,11 @@ def test_a_try_that_succeeds_opens_everything() -> None:
 def test_a_try_that_breaks_rests_again_and_the_next_one_is_given_another_task() -> None:
     subject = half_open()
     subject.admits("wan", "lease")
-    assert subject.broke("wan", "c", HALF) == 2 * HALF  # it broke before
+    assert subject.broke("wan", "c", HALF, HALF) == 2 * HALF  # it broke before
     subject.ended("lease")
     assert subject.standing is Standing.BLOCKED
     assert subject.tick(2 * HALF)
-    assert subject.broke("wan", "d", 2 * HALF) == LEAVE_TO_OTHERS_S
+    assert subject.broke("wan", "d", 2 * HALF, HALF) == LEAVE_TO_OTHERS_S
 
 
 def test_a_try_that_shows_nothing_lets_another_be_tried() -> None:
@@ -112,4 +112,4 @@ def test_an_operators_restart_of_the_handler_is_a_fresh_beginning() -> None:
     assert not subject.proved("media")
     assert subject.proved("wan")
     assert (subject.standing, subject.half_open_at) == (Standing.FIT, None)
-    assert subject.broke("wan", "a", 0.0) is None
+    assert subject.broke("wan", "a", 0.0, HALF) is None

@@ -27,6 +27,10 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, forb
     """Base of all messages; the tag is the class name in lower case."""
 
 
+OUT_OF_MEMORY = "engine.out_of_memory"
+"""The code of a failure after which a task is run once more, in a fresh process."""
+
+
 # --- outcomes: what became of a task's run ----------------------------------------------------------------------
 
 
@@ -74,6 +78,11 @@ class Failed(Message, frozen=True):
     """True when the process must not be used again (a broken CUDA context, say)."""
     engine_down: bool = False
     """True when the engine could not start: the task goes back uncounted and its types are not claimed until it can."""
+
+    @property
+    def needs_fresh_process(self) -> bool:
+        """Whether the next task must not meet this process. What ran out of memory may hold or have scattered it."""
+        return self.recycle or self.engine_down or self.code == OUT_OF_MEMORY
 
 
 class Cancelled(Message, frozen=True):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from wan2gp.supervisor.lifecycle import Patience
 from wan2gp.supervisor.registry import HandlerSpec
 
 NAMES = (
@@ -30,7 +34,21 @@ NAMES = (
     "framer",
     "sulker",
     "locker",
+    "stubborn",
+    "lazy",
+    "breaker",
+    "glutton",
+    "frozen",
 )
+HASTY = Patience(backoff_first_s=0.02, half_open_s=2.0)
+OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+    "hanger": {"limits_s": {"step": 1.0, "start": 5.0}},
+    "stubborn": {"patience": HASTY},
+    "lazy": {"patience": HASTY},
+    "breaker": {"patience": HASTY},
+    "frozen": {"silence_s": 4.0},
+}
+"""What differs from the defaults, by handler."""
 
 
 def spec(name: str) -> HandlerSpec:
@@ -42,7 +60,7 @@ def spec(name: str) -> HandlerSpec:
         settings=lambda config: {"data_dir": str(config.data_dir)},
         start_s=20.0,
         warm_start_s=lambda config: 20.0,
-        limits_s={"step": 1.0, "start": 5.0} if name == "hanger" else {},
+        **OTHERWISE.get(name, {}),
     )
 
 

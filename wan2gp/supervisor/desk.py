@@ -7,7 +7,6 @@ Only the loop's thread comes here. :class:`Desk` knows processes and timers; wha
 from __future__ import annotations
 
 import abc
-import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from wan2gp.logs import Facts
 from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
 from wan2gp.supervisor.child import Child, Death
-from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State
+from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
 from wan2gp.supervisor.registry import SILENCE_S
 from wan2gp.supervisor.router import Router, Unreachable
 from wan2gp.supervisor.weight import Verdict, Weighed
@@ -69,7 +68,7 @@ class Desk(abc.ABC):
     around: Surroundings
     start_s: float
     warm_start_s: float
-    life: Life = field(default_factory=lambda: Life(jitter=lambda: random.uniform(0.8, 1.2)))
+    life: Life = field(default_factory=lambda: Life(jitter))
     child: Child | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     """What the child last said of its engine; for `status`."""

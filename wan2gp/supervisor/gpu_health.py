@@ -49,7 +49,6 @@ class _Broken:
 class GpuHealth:
     """Times are monotonic seconds, given by the caller."""
 
-    half_open_s: float = HALF_OPEN_S
     standing: Standing = Standing.FIT
     half_open_at: float | None = None
     """When a block half-opens."""
@@ -57,19 +56,20 @@ class GpuHealth:
     _trial: str | None = None
     """The lease id of the task that is tried."""
 
-    def broke(self, handler: str, task_id: str, now: float) -> float | None:
+    def broke(self, handler: str, task_id: str, now: float, half_open_s: float = HALF_OPEN_S) -> float | None:
         """A run ended with a broken context, and its process or engine with it. None: that counts against its task.
-        Else the machine is to blame, and the task is to go back uncounted, left to others for so many seconds."""
+        Else the machine is to blame, and the task is to go back uncounted, left to others for so many seconds.
+        ``half_open_s``: how long a block that this begins lasts."""
         own_fault = all(one.task_id == task_id for one in self._row)
         again = any(one.task_id == task_id for one in self._row)
         self._row.append(_Broken(handler, task_id))
         if self.standing is not Standing.FIT or self._is_full():
             self.standing, self._trial = Standing.BLOCKED, None
-            self.half_open_at = now + self.half_open_s
+            self.half_open_at = now + half_open_s
         if own_fault:
             return None
         # One that has broken twice comes back after the next try: that one must get another task.
-        return 2 * self.half_open_s if again else LEAVE_TO_OTHERS_S
+        return 2 * half_open_s if again else LEAVE_TO_OTHERS_S
 
     def _is_full(self) -> bool:
         return len(self._row) >= BROKEN_RUNS_MAX and len({one.task_id for one in self._row}) > 1

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wan2gp.errors import error_message
 from wan2gp.protocol import (
     Cancel,
     Failed,
     Fetched,
     Finished,
     Inputs,
+    Outcome,
     Progress,
     ProtocolError,
     Run,
@@ -25,7 +27,7 @@ from wan2gp.protocol import (
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
-from wan2gp.supervisor.registry import PHASE_LIMITS_S
+from wan2gp.supervisor.registry import CANCEL_GRACE_S, PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running, Why
 from wan2gp.supervisor.spool import Ending
@@ -33,10 +35,8 @@ from wan2gp.supervisor.weight import Weighed
 
 SOURCES_MAX = 256
 """How many inputs one task may have."""
-CANCEL_GRACE_S = 15.0
-"""How long a cancelled run may take to end before its process is killed, seconds."""
 DANGER_GRACE_S = 2.0
-"""The same when the lease is about to end, which cannot be put off, seconds."""
+"""How long a run may take to end when its lease is about to, which cannot be put off, seconds."""
 WEIGH_S = 3.0
 """How long the next task waits for a look at the memory that the one before has left behind, seconds."""
 
@@ -53,12 +53,17 @@ class Freeing(enum.Enum):
 
 @dataclass
 class HandlerDesk(Desk):
-    """One handler's desk. ``settle`` gets every end; ``fetch`` asks the courier; ``progressed`` tells the table."""
+    """One handler's desk. ``settle`` gets every end; ``fetch`` asks the courier; ``progressed`` tells the table.
+
+    ``excuse`` hears every outcome, and tells for how many seconds a task is to be left to others that is not to blame.
+    """
 
     settle: Callable[[Running, Ending | None], None] = lambda running, ending: None
+    excuse: Callable[[Running, Outcome], float | None] = lambda running, outcome: None
     fetch: Callable[[Running, Mapping[str, Source]], None] = lambda running, sources: None
     progressed: Callable[[Running], None] = lambda running: None
     limits_s: Mapping[str, float] = field(default_factory=dict)
+    cancel_grace_s: float = CANCEL_GRACE_S
     prefetch: int = 0
     early_inputs: Callable[[Any], Mapping[str, Source]] = lambda params: {}
     accepting: bool = True
@@ -79,7 +84,9 @@ class HandlerDesk(Desk):
         if self.life.state is State.STOPPED:
             return 1 - len(self.waiting)
         if self.life.state is State.IDLE:
-            return 1 + self.prefetch - len(self.waiting)
+            # One that has died in a row may do so again: it gets one task, to show that it works.
+            ahead = self.prefetch if self.life.proven(self.around.clock()) else 0
+            return 1 + ahead - len(self.waiting)
         if self.life.state is State.BUSY:
             return self.prefetch - len(self.waiting)
         return 0  # a start that has not succeeded yet consumes no task
@@ -150,18 +157,21 @@ class HandlerDesk(Desk):
         self.progressed(running)
 
     def _finished(self, running: Running, message: Finished) -> None:
-        outcome = message.outcome
         now = self.around.clock()
-        failed = isinstance(outcome, Failed)
+        failed = message.outcome if isinstance(message.outcome, Failed) else None
         self.current = None
-        if failed and outcome.engine_down:  # type: ignore[union-attr]
+        if failed is not None and failed.engine_down:
             # The engine could not start. The next process brings it up before anything is claimed for it again.
             self.life.blamed = self.warm = True
-            self.last_cause = f"{outcome.code}: {outcome.message}"  # type: ignore[union-attr]
-        self.settle(running, None if running.why is Why.LOST else running.ended(outcome, now))
-        worn = failed and (outcome.recycle or outcome.engine_down)  # type: ignore[union-attr]
+            self.last_cause = f"{failed.code}: {failed.message}"
+        again = failed is not None and self.life.state is State.BUSY and running.may_run_again(failed)
+        if not again:
+            self.settle(running, self._end_of(running, message.outcome, now))
+        worn = failed is not None and failed.needs_fresh_process
         if worn:
             self._all_back("the handler starts anew")
+        if again and failed is not None:
+            self._again(running, failed)
         self.on(On.WORN if worn else On.FINISHED)
         if self._free_next and self.life.state is State.IDLE:
             self._unload()
@@ -169,6 +179,21 @@ class HandlerDesk(Desk):
             self._weigh_by = now + WEIGH_S
             self.around.weigh()
         self.ready()
+
+    def _end_of(self, running: Running, outcome: Outcome, now: float) -> Ending | None:
+        delay_s = self.excuse(running, outcome)
+        if running.why is Why.LOST:
+            return None
+        if delay_s is not None and isinstance(outcome, Failed):
+            return running.excused(outcome, now, delay_s)
+        return running.ended(outcome, now)
+
+    def _again(self, running: Running, failed: Failed) -> None:
+        """Within the same attempt: the fresh process gets it before any other."""
+        self.facts.bind(task=running.task.id)("task.again", task_id=running.task.id, error=failed.message)
+        running.begin_again(failed)
+        self.waiting.appendleft(running)
+        self.progressed(running)
 
     # -- the GPU -----------------------------------------------------------------------------------------------------
 
@@ -275,11 +300,17 @@ class HandlerDesk(Desk):
         self._all_back(self.last_cause or "the worker stops")
 
     def _all_back(self, reason: str) -> None:
-        failed_start = self.life.state in (State.BACKOFF, State.BROKEN) and not self.life.was_up
-        error = f"handler.start_failed: the {self.name} handler cannot start: {reason}" if failed_start else None
+        if self.life.state in (State.BACKOFF, State.BROKEN) and not self.life.was_up:
+            error = f"the {self.name} handler cannot start: {reason}"
+            self.give_back("handler.start_failed", reason, error_message("handler.start_failed", error))
+        else:
+            self.give_back("worker.stopping", reason)
+
+    def give_back(self, code: str, reason: str, error: str | None = None) -> None:
+        """All that has not begun goes back uncounted; ``error`` stays on the rows."""
         while self.waiting:
             running = self.waiting.popleft()
-            self.settle(running, running.given_back("worker.stopping", reason, self.around.clock(), error))
+            self.settle(running, running.given_back(code, reason, self.around.clock(), error))
 
     def lose_work(self, code: str, cause: str, death: Death) -> None:
         """See :meth:`Desk.lose_work`."""
@@ -298,15 +329,28 @@ class HandlerDesk(Desk):
         if self._weigh_by is not None and now >= self._weigh_by:
             self._weigh_by = None
             self.ready()
-        running = self.current
-        if running is None or self._hung is not None:
-            return
+        if self.current is not None and self._hung is None:
+            due, reason = self._deadline(self.current)
+            if now >= due:
+                self.hang(reason)
+
+    def next_tick(self) -> float | None:
+        """See :meth:`Desk.next_tick`. A hang is found when its limit is over, not at the next look around."""
+        times = [super().next_tick(), self._weigh_by]
+        if self.current is not None and self._hung is None:
+            times.append(self._deadline(self.current)[0])
+        return min((when for when in times if when is not None), default=None)
+
+    def _deadline(self, running: Running) -> tuple[float, str]:
+        """When a run counts as hung if it stays as it is, and why it does then."""
         limit = self.limits_s.get(running.phase, PHASE_LIMITS_S.get(running.phase, PHASE_LIMITS_S["step"]))
-        grace = DANGER_GRACE_S if running.why is Why.DANGER else CANCEL_GRACE_S
-        if running.interrupted_at is not None and now - running.interrupted_at > grace:
-            self.hang(f"did not end its task within {grace:.0f}s of the cancellation")
-        elif now - running.progressed_at > limit:
-            self.hang(f"no progress within {limit:.0f}s in phase {running.phase}")
+        due, reason = running.progressed_at + limit, f"no progress within {limit:.0f}s in phase {running.phase}"
+        if running.interrupted_at is not None:
+            grace = min(DANGER_GRACE_S, self.cancel_grace_s) if running.why is Why.DANGER else self.cancel_grace_s
+            if running.interrupted_at + grace < due:
+                due = running.interrupted_at + grace
+                reason = f"did not end its task within {grace:.0f}s of the cancellation"
+        return due, reason
 
     @property
     def at_rest(self) -> bool:

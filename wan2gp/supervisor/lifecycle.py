@@ -11,6 +11,7 @@ of deaths, which lengthens the back-off and ends in BROKEN, is forgotten only af
 from __future__ import annotations
 
 import enum
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -148,6 +149,11 @@ WITHOUT_PROCESS = frozenset({State.STOPPED, State.BACKOFF, State.BROKEN})
 def decided(state: State, event: On) -> bool:
     """True when the table has a row for the pair."""
     return (state, event) in _TABLE
+
+
+def jitter() -> float:
+    """A factor for a pause, so that what fell together does not rise together."""
+    return random.uniform(0.8, 1.2)
 
 
 @dataclass

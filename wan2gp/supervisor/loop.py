@@ -16,7 +16,8 @@ import zmq
 
 from wan2gp.config import Config
 from wan2gp.logs import Facts
-from wan2gp.protocol import Failed, Fetched, Source
+from wan2gp.protocol import Failed, Fetched, Outcome, Source
+from wan2gp.supervisor.blame import UNHEALTHY, Blame
 from wan2gp.supervisor.child import Child
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.courier_desk import CourierDesk
@@ -25,7 +26,7 @@ from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
-from wan2gp.supervisor.lifecycle import On, State
+from wan2gp.supervisor.lifecycle import Life, On, State, jitter
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
 from wan2gp.supervisor.router import Router
@@ -96,6 +97,7 @@ class Loop:
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
         self.health = Health(facts)
+        self._blame = Blame(self.health, facts, clock, self._all_back)
         self.weigh: Callable[[], None] = lambda: None
         """Has the memory watch look at once."""
         self._around = Surroundings(
@@ -129,10 +131,14 @@ class Loop:
             around=self._around,
             start_s=spec.start_s,
             warm_start_s=spec.warm_start_s(self.config),
+            life=Life(jitter, spec.patience),
+            silence_s=spec.silence_s,
             settle=self._settle,
+            excuse=self._excuse,
             fetch=self._fetch,
             progressed=self._progressed,
             limits_s=spec.limits_s,
+            cancel_grace_s=spec.cancel_grace_s,
             prefetch=self.config.prefetch if spec.prefetch else 0,
             early_inputs=spec.early_inputs,
         )
@@ -212,7 +218,7 @@ class Loop:
         now = self._clock()
         busy = any(desk.has_process for desk in self.desks) or self.stage is Stage.STOPPING
         times = [when for desk in self.desks if (when := desk.next_tick()) is not None]
-        times += [when for when in (self._stop_at, self._kill_at) if when is not None]
+        times += [when for when in (self._stop_at, self._kill_at, self._blame.next_tick()) if when is not None]
         times.append(now + (TICK_S if busy else IDLE_TICK_S))
         danger_s = self._leases.danger_in(self._margin_s)
         if danger_s is not None:
@@ -224,6 +230,8 @@ class Loop:
             self._see_who_is_unable(now)
         for task_id, lease_id in self._leases.in_danger(self._margin_s):
             self._interrupt(task_id, Why.DANGER, lease_id)
+        if self._blame.tick(now):
+            self._drained = frozenset()
         self._climb_down(now)
         self._every_tick()
 
@@ -243,9 +251,9 @@ class Loop:
     # -- claiming ----------------------------------------------------------------------------------------------------
 
     def _offer(self) -> None:
-        able = [name for name in self.handlers if name not in self.unable] if self.health.ready else []
-        slots = {name: self.handlers[name].room() for name in able}
-        self._claimer.offer({name: room for name, room in slots.items() if room > 0}, self._got)
+        rooms = {name: desk.room() for name, desk in self.handlers.items() if name not in self.unable}
+        rooms = {name: room for name, room in rooms.items() if room > 0}
+        self._claimer.offer(self._blame.slots(rooms, self._drained), self._got)
 
     def claimed(self, task: ClaimedTask, sent_at: float) -> None:
         """From the claimer's thread."""
@@ -263,10 +271,12 @@ class Loop:
         failed = _unfit(running)
         if failed is not None:
             self._settle(running, running.ended(failed, self._clock()))
-        elif desk.accepting:
-            desk.take(running)
-        else:
+        elif not desk.accepting:
             self._settle(running, running.given_back("worker.stopping", "the worker stops", self._clock()))
+        elif not self._blame.admits(running):
+            self._settle(running, running.given_back(UNHEALTHY, "the worker takes no tasks", self._clock()))
+        else:
+            desk.take(running)
 
     def idle(self, handlers: frozenset[str], next_due_s: float | None) -> None:
         """From the claimer's thread: nothing to claim for these handlers."""
@@ -279,14 +289,24 @@ class Loop:
     # -- what becomes of tasks ---------------------------------------------------------------------------------------
 
     def _settle(self, running: Running, ending: Ending | None) -> None:
+        self._blame.ended(running)
         self.courier.forget(running)
         self.courier.relieve()
+        for earlier in running.left:
+            self._settler.discard(Path(earlier))
         if ending is None:
             self.facts.bind(task=running.task.id)("task.lost", task_id=running.task.id)
             self._leases.drop(*running.key)
             self._settler.discard(Path(running.work_dir))
         else:
             self._settler.submit(ending)
+
+    def _excuse(self, running: Running, outcome: Outcome) -> float | None:
+        return self._blame.excuse(running, outcome, self.registry.specs[running.handler].patience.half_open_s)
+
+    def _all_back(self, reason: str) -> None:
+        for desk in self.handlers.values():
+            desk.give_back(UNHEALTHY, reason)
 
     def settled(self, ending: Ending) -> None:
         """From the settler's thread: a lease has ended. What went back to the queue may be due before the next poll."""
@@ -340,6 +360,7 @@ class Loop:
         desk: Desk | None = self.courier if name == COURIER else self.handlers.get(name)
         if desk is None:
             return False
+        self._blame.forgive(name)
         desk.on(On.RESTART)
         return True
 
@@ -432,6 +453,7 @@ class Loop:
     def _all_done(self) -> bool:
         """With ``once``: nothing claimable is left, nothing runs, nothing waits to be settled or tried again."""
         able = {name for name, desk in self.handlers.items() if name not in self.unable and desk.room() > 0}
+        able = set() if self._blame.rests else able
         resting = all(desk.at_rest for desk in self.handlers.values())
         return resting and self._settler.depth == 0 and self._next_due is None and able <= self._drained
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from wan2gp.errors import error_message
-from wan2gp.protocol import Failed, Inputs, Outcome, Progress, Source, Succeeded
+from wan2gp.protocol import OUT_OF_MEMORY, Failed, Inputs, Outcome, Progress, Source, Succeeded
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.spool import Ending
 
@@ -65,6 +67,10 @@ class Running:
     wanted: bool = False
     """The handler waits for its inputs."""
     fetched_s: float | None = None
+    first_try: Failed | None = None
+    """How its run ended in the process before; it is run once more within the same attempt."""
+    left: tuple[str, ...] = ()
+    """Work directories of earlier tries: the inputs are there, and perhaps half a result that must not be taken."""
     put_url: str | None = field(default=None, repr=False)
     """Where the task wants its primary artifact sent; signed, so a secret."""
 
@@ -72,6 +78,25 @@ class Running:
     def key(self) -> tuple[str, str]:
         """(task id, lease id)."""
         return self.task.id, self.task.lease_id
+
+    def may_run_again(self, failed: Failed) -> bool:
+        """Whether a fresh process should try it within this attempt: it ran out of memory for the first time."""
+        return (
+            failed.code == OUT_OF_MEMORY
+            and failed.retryable
+            and not failed.engine_down
+            and self.why is None
+            and self.first_try is None
+        )
+
+    def begin_again(self, failed: Failed) -> None:
+        """Forget the first try but for its inputs. What it made stays behind in its own directory."""
+        self.first_try, self.started_at = failed, None
+        self.left, self.work_dir = (*self.left, self.work_dir), f"{self.work_dir}-again"
+        self.fraction = self.step = self.steps = self.eta_s = self.preview = None
+        self.phase, self.detail, self.wanted = "start", "once more in a fresh process", False
+        if self.inputs is not None and not _all_there(self.inputs.files.values()):
+            self.sources, self.inputs = {}, None  # it moved or deleted them: they are fetched again
 
     def timings(self, now: float) -> dict[str, float]:
         """Seconds spent: waiting for the handler, downloading, running."""
@@ -121,7 +146,8 @@ class Running:
     def ended(self, outcome: Outcome, now: float) -> Ending:
         """What a handler's outcome means for the row."""
         if isinstance(outcome, Succeeded):
-            return self._ending(Verb.COMPLETE, now, artifacts=outcome.artifacts, result_data=_result(outcome))
+            data = _result(outcome, self._remarks())
+            return self._ending(Verb.COMPLETE, now, artifacts=outcome.artifacts, result_data=data)
         if isinstance(outcome, Failed):
             return self._failed(outcome, now)
         if self.why is Why.USER:
@@ -139,6 +165,11 @@ class Running:
             return self.given_back("worker.stopping", "the worker stopped before the end", now)
         if outcome.engine_down:
             return self._ending(Verb.RELEASE, now, error=message, cause=cause, retry_in_s=ENGINE_DOWN_RETRY_S)
+        if outcome.code == OUT_OF_MEMORY and self.first_try is not None:
+            hopeless = (
+                f"{message}; it ran out of memory in a fresh process too, so it needs smaller inputs or a larger GPU"
+            )
+            return self._ending(Verb.FAIL, now, error=hopeless, cause=cause)
         if outcome.retryable:
             return self._ending(Verb.RETRY, now, error=message, cause=cause, retry_in_s=backoff_s(self.task.failures))
         return self._ending(Verb.FAIL, now, error=message, cause=cause)
@@ -153,10 +184,22 @@ class Running:
         record = {"kind": "lost", "code": code, "message": cause, **death}
         return self._ending(Verb.LOSS, now, error=message, cause=record, retry_in_s=backoff_s(self.task.losses))
 
+    def excused(self, outcome: Failed, now: float, retry_in_s: float) -> Ending:
+        """It failed and is not to blame: it goes back to the queue uncounted, and stays there for a while."""
+        cause = {"kind": "released", "code": outcome.code, "message": outcome.message, **_detail(outcome)}
+        error = error_message(outcome.code, f"{outcome.message} (not counted: other tasks ended so just before)")
+        return self._ending(Verb.RELEASE, now, error=error, cause=cause, retry_in_s=retry_in_s)
+
     def given_back(self, code: str, reason: str, now: float, error: str | None = None) -> Ending:
         """It goes back to the queue uncounted. ``error`` is kept on the row for its owner to see."""
         cause = {"kind": "released", "code": code, "message": reason}
         return self._ending(Verb.RELEASE, now, error=error, cause=cause)
+
+    def _remarks(self) -> tuple[str, ...]:
+        """What its owner should know of a run that went well at last."""
+        if self.first_try is None:
+            return ()
+        return (f"it took a fresh process, since the first one ran out of memory: {self.first_try.message}",)
 
     def _ending(
         self,
@@ -169,6 +212,8 @@ class Running:
         artifacts: tuple[Any, ...] = (),
         result_data: dict[str, Any] | None = None,
     ) -> Ending:
+        if cause is not None and self.first_try is not None:
+            cause["first_try"] = {"code": self.first_try.code, "message": self.first_try.message}
         data = {**(result_data or {}), "timings": self.timings(now)} if verb in (Verb.COMPLETE, Verb.FAIL) else {}
         return Ending(
             task_id=self.task.id,
@@ -189,10 +234,14 @@ class Running:
         )
 
 
-def _result(outcome: Succeeded) -> dict[str, Any]:
+def _all_there(files: Iterable[str]) -> bool:
+    return all(Path(path).is_file() for path in files)
+
+
+def _result(outcome: Succeeded, remarks: tuple[str, ...]) -> dict[str, Any]:
     data: dict[str, Any] = {**outcome.data}
-    if outcome.warnings:
-        data["warnings"] = list(outcome.warnings)
+    if warnings := [*outcome.warnings, *remarks]:
+        data["warnings"] = warnings
     if outcome.engine:
         data["engine"] = outcome.engine
     return data
