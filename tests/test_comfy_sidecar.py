@@ -49,18 +49,31 @@ def test_a_limit_of_zero_is_none() -> None:
     assert judge(seen, Limits(0, 0, 0)) is Verdict.OK
 
 
+def delays(backoff: Backoff, lived_s: float, deaths: int) -> list[float]:
+    found = []
+    for _ in range(deaths):
+        backoff.died(100.0, lived_s)
+        found.append(backoff.remaining_s(100.0))
+    return found
+
+
 def test_the_backoff_doubles_to_thirty_seconds_and_forgets_after_a_stable_life() -> None:
     backoff = Backoff()
     assert backoff.remaining_s(0.0) == 0.0
-    delays = []
-    for _ in range(9):
-        backoff.died(100.0, lived_s=1.0)
-        delays.append(backoff.remaining_s(100.0))
-    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert delays(backoff, 0.0, 9) == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     assert backoff.remaining_s(129.0) == 1.0
     assert backoff.remaining_s(131.0) == 0.0
-    backoff.died(200.0, lived_s=60.0)
-    assert backoff.remaining_s(200.0) == 0.5
+    assert delays(backoff, 60.0, 1) == [0.0]
+
+
+def test_a_server_that_had_been_ready_is_started_again_at_once_and_one_that_dies_on_is_not() -> None:
+    backoff = Backoff()
+    assert delays(backoff, 1.0, 4) == [0.0, 0.5, 1, 2]
+    assert delays(backoff, 0.0, 1) == [4]
+    backoff.proved()
+    assert delays(backoff, 1.0, 2) == [0.0, 0.5]
+    backoff.proved()
+    assert delays(backoff, 0.0, 2) == [0.5, 1]
 
 
 @pytest.mark.parametrize(
@@ -112,8 +125,13 @@ def test_a_monitor_that_chatters_for_ever_is_no_progress() -> None:
     progress.apply("crystools.monitor", {"cpu": 1})
     progress.apply("status", {"status": {}})
     assert progress.last_message_s is None
-    progress.apply("executing", {"node": "1"})  # after a reconnection
-    assert progress.last_message_s is not None and progress.snapshot().node_id == "1"
+
+
+def test_what_a_reconnection_is_told_says_where_the_run_stands_and_is_no_progress() -> None:
+    """A worker thread that is dead is told of too, each time anew."""
+    progress = PromptProgress("p", {"1": 1.0})
+    progress.apply("executing", {"node": "1"})
+    assert progress.last_message_s is None and progress.snapshot().node_id == "1"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,106 @@ class Raise(Fault):
         raise self.KINDS[kind](message)
 
 
+def recovered(run: Any, key: str, until: str) -> bool:
+    """False the first time. Later: `again` True; `fresh` in another process than the first; `never` False."""
+    mark = run.folders.input / f"failed-{key}"
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+        return False
+    return until == "again" or (until == "fresh" and mark.read_text() != str(os.getpid()))
+
+
+UNTIL = (["again", "fresh", "never"],)
+
+
+class FailOnce(Fault):
+    """Raises at first; well at the next try, or only in a fresh process."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        message = ("STRING", {"default": "CUDA out of memory"})
+        return inputs(message=message, until=UNTIL, kind=(list(Raise.KINDS),), key=("STRING", {"default": "once"}))
+
+    def go(
+        self, message: str, until: str, kind: str, key: str, run: Any, nonce: int, after: Any = None
+    ) -> dict[str, Any]:
+        if not recovered(run, key, until):
+            raise Raise.KINDS[kind](message)
+        return {"ui": {"text": ["recovered"]}, "result": (nonce,)}
+
+
+class Swallow(Fault):
+    """Prints an error in place of a file, and succeeds; well at the next try, or only in a fresh process."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(
+            message=("STRING", {"default": "torch.OutOfMemoryError: CUDA out of memory."}),
+            until=UNTIL,
+            filename_prefix=("STRING", {"default": "mesh/ComfyUI"}),
+        )
+
+    def go(
+        self, message: str, until: str, filename_prefix: str, run: Any, nonce: int, after: Any = None
+    ) -> dict[str, Any] | tuple[int]:
+        if recovered(run, "swallow", until):
+            return Save3D().go(filename_prefix, run, nonce)
+        print(message, flush=True)
+        return (nonce,)
+
+
+class Grow(Fault):
+    """Swells while it works, and stays so for a while; small at the next try, or only in a fresh process."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        mib = ("INT", {"default": 64, "min": 1, "max": 1 << 20})
+        return inputs(mib=mib, seconds=("FLOAT", {"default": 30.0}), until=UNTIL)
+
+    def go(self, mib: int, seconds: float, until: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        taken = []
+        if not recovered(run, "grow", until):
+            taken = [b"\x01" * MIB for _ in range(mib)]
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s:
+                run.check()
+                time.sleep(0.05)
+        return {"ui": {"text": [f"took {len(taken)} MiB"]}, "result": (nonce,)}
+
+
+class Print(Fault):
+    """Prints so much, in lines."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(mib=("INT", {"default": 1, "min": 1, "max": 1 << 20}))
+
+    def go(self, mib: int, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        for _ in range(mib << 10):
+            print("x" * 1023)
+        return {"ui": {"text": [f"printed {mib} MiB"]}, "result": (nonce,)}
+
+
+class WorkUnseen(Fault):
+    """Works without a word on the websocket; all that shows it is a line now and then, or CPU time, or nothing."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return inputs(seconds=("FLOAT", {"default": 1.0, "min": 0.0, "max": 3600.0}), sign=(["print", "burn", "none"],))
+
+    def go(self, seconds: float, sign: str, run: Any, nonce: int, after: Any = None) -> dict[str, Any]:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            run.check()
+            if sign == "burn":
+                sum(range(100_000))
+                continue
+            if sign == "print":
+                print("working", flush=True)
+            time.sleep(0.1)
+        return {"ui": {"text": ["worked"]}, "result": (nonce,)}
+
+
 class SysExit(Fault):
     """Ends the worker thread: the server answers on and runs nothing more."""
 
@@ -291,6 +391,11 @@ NODE_CLASS_MAPPINGS = {
     "TestBlockSleep": BlockSleep,
     "TestRaise": Raise,
     "TestNotOutput": NotOutput,
+    "FaultFailOnce": FailOnce,
+    "FaultSwallow": Swallow,
+    "FaultGrow": Grow,
+    "FaultPrint": Print,
+    "FaultWorkUnseen": WorkUnseen,
     "FaultSysExit": SysExit,
     "FaultCrash": Crash,
     "FaultFreezeServer": FreezeServer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,20 @@ class Queue:
         return prompt_id in self.running or prompt_id in self.pending
 
 
-class ComfyClient:
-    """``base_url`` without a trailing slash. ``local``: take no proxies from the environment."""
+def _for_ever() -> bool:
+    return True
 
-    def __init__(self, base_url: str, *, local: bool = True) -> None:
+
+class ComfyClient:
+    """``base_url`` without a trailing slash. ``local``: take no proxies from the environment.
+
+    ``alive``: whether the process that is meant still runs. When it does not, nothing is sent and no answer counts:
+    whoever serves on its port by then is a stranger.
+    """
+
+    def __init__(self, base_url: str, *, local: bool = True, alive: Callable[[], bool] = _for_ever) -> None:
         self.base_url = base_url.rstrip("/")
+        self._alive = alive
         self._session = requests.Session()
         self._session.trust_env = not local
 
@@ -118,6 +127,7 @@ class ComfyClient:
 
     def download(self, wanted: Mapping[str, str], path: Path) -> None:
         """``wanted`` has filename, subfolder and type. Raises :class:`ApiError` with status 404 for a missing file."""
+        self._check_alive("GET", "/view")
         try:
             with self._session.get(
                 f"{self.base_url}/view", params=dict(wanted), timeout=TRANSFER_S, stream=True
@@ -144,8 +154,9 @@ class ComfyClient:
         body: Json | None = None,
         form: FileForm | None = None,
     ) -> requests.Response:
+        self._check_alive(method, path)
         try:
-            return self._session.request(
+            response = self._session.request(
                 method,
                 self.base_url + path,
                 json=body,
@@ -155,6 +166,12 @@ class ComfyClient:
             )
         except requests.RequestException as error:
             raise Unreachable(f"{method} {path}: {_reason(error)}") from error
+        self._check_alive(method, path)
+        return response
+
+    def _check_alive(self, method: str, path: str) -> None:
+        if not self._alive():
+            raise Unreachable(f"{method} {path}: the process has ended")
 
     def _checked(self, method: str, path: str, response: requests.Response) -> Json:
         self._raise_for(response, method, path)

@@ -11,6 +11,8 @@ import json
 import socket
 import threading
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import websocket
 
@@ -40,6 +42,8 @@ class EventStream:
         self._socket: websocket.WebSocket | None = None
         self._thread: threading.Thread | None = None
         self._progress: PromptProgress | None = None
+        self.delivers = False
+        """Whether more than a greeting came on this connection while somebody followed it."""
 
     @property
     def alive(self) -> bool:
@@ -61,6 +65,7 @@ class EventStream:
             self.close()
             return False
         self._socket.settimeout(None)
+        self.delivers = False
         self._thread = threading.Thread(target=self._read, args=(self._socket,), name="comfy-events", daemon=True)
         self._thread.start()
         return True
@@ -83,6 +88,7 @@ class EventStream:
                 if opcode == websocket.ABNF.OPCODE_TEXT:
                     self._take(payload)
                 elif opcode == websocket.ABNF.OPCODE_BINARY and (progress := self._progress) is not None:
+                    self.delivers = True
                     progress.apply_binary(payload)
                 elif opcode == websocket.ABNF.OPCODE_CLOSE:
                     return
@@ -99,4 +105,11 @@ class EventStream:
         with contextlib.suppress(ValueError, RecursionError):  # a node may send what it likes; it is only a hint
             message = json.loads(payload)
             if isinstance(message, dict) and isinstance(message.get("data"), dict):
-                progress.apply(str(message.get("type")), message["data"])
+                kind, data = str(message.get("type")), message["data"]
+                self.delivers = self.delivers or not _is_greeting(kind, data)
+                progress.apply(kind, data)
+
+
+def _is_greeting(kind: str, data: Mapping[str, Any]) -> bool:
+    """What a server says to each new connection by itself: it comes also where nothing else would."""
+    return kind == "feature_flags" or (kind == "status" and "sid" in data)

@@ -75,6 +75,11 @@ class Ending:
     shown_as: Mapping[str, str]
     """The node of the graph behind a node that a subgraph made."""
 
+    @property
+    def everything(self) -> tuple[OutputFile, ...]:
+        """Saved files and previews."""
+        return (*self.files, *self.temporary)
+
     def in_graph(self, node_id: str) -> str:
         """The node of the graph that a result belongs to: ``1`` for ``1.0.0.2``, which node 1 brought forth."""
         return self.shown_as.get(node_id, node_id)

@@ -118,11 +118,13 @@ class PromptProgress:
         """Take one message.
 
         Without a prompt id come ``status``, what monitors among the custom nodes send for ever (it is no progress),
-        and, after a reconnection, one ``executing``: only ours can be meant by that.
+        and, after a reconnection, one ``executing``: only ours can be meant by that. It says where the run stands,
+        also one that stands still, so that it is no progress either.
         """
         if data.get("prompt_id", self.prompt_id if kind == "executing" else None) != self.prompt_id:
             return
-        self.last_message_s = monotonic()
+        if "prompt_id" in data:
+            self.last_message_s = monotonic()
         self._runs = True
         if kind == "execution_cached":
             self._parts.update(dict.fromkeys(_texts(data.get("nodes")), 1.0))

@@ -164,7 +164,7 @@ class ComfyServer:
         self.ready_s: float | None = None
         self.about: dict[str, str] = {}
         """Once it is ready: ``version``, ``python``, ``torch``, ``device`` and ``vhs``, as far as they are known."""
-        self.client = ComfyClient(f"http://{HOST}:{port}")
+        self.client = ComfyClient(f"http://{HOST}:{port}", alive=lambda: process.exit_code() is None)
 
     @classmethod
     def start(cls, installation: Installation, home: Path, *, any_port: bool = False) -> ComfyServer:

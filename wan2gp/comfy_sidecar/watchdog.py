@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 UNRESPONSIVE_S = 120.0
 """A node that holds the GIL (loading a model, say) can silence a healthy server for a minute."""
+PATIENCE = 4
+"""So many times the limit without progress for a prompt whose progress cannot be seen."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STABLE_S = 60.0
@@ -47,6 +49,11 @@ class Limits:
     stuck_s: float = 1800.0
     memory_bytes: int = 0
 
+    @property
+    def unsure_stuck_s(self) -> float:
+        """The same for a prompt of which nothing can be known: no websocket, and a server that is not ours."""
+        return PATIENCE * self.stuck_s
+
 
 def judge(seen: Observation, limits: Limits) -> Verdict:
     """The first that holds. Silence is judged before progress: progress cannot be seen through it."""
@@ -63,21 +70,32 @@ def judge(seen: Observation, limits: Limits) -> Verdict:
 
 @dataclass
 class Backoff:
-    """The wait before the next start: 0.5 s, doubling to 30 s, and none after a stable life."""
+    """The wait before the next start: none after the first death of a server that had been ready, else 0.5 s, doubling
+    to 30 s. Begins anew after a stable life, and after a prompt that ended well."""
 
     failures: int = 0
+    _free: bool = False
     _failed_at_s: float = 0.0
 
     def died(self, now_s: float, lived_s: float) -> None:
         """A process ended that should not have, ``lived_s`` seconds after it was ready (0: it never was)."""
-        self.failures = 1 if lived_s >= STABLE_S else self.failures + 1
+        if lived_s >= STABLE_S:
+            self.failures = 0
+        if not self.failures:
+            self._free = lived_s > 0
+        self.failures += 1
         self._failed_at_s = now_s
+
+    def proved(self) -> None:
+        """It did what it is for: what it dies of next is not what its forebears died of."""
+        self.failures = 0
 
     def remaining_s(self, now_s: float) -> float:
         """Seconds until a start is due; 0 when it is."""
-        if not self.failures:
+        doublings = self.failures - (2 if self._free else 1)
+        if doublings < 0:
             return 0.0
-        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.failures - 1, 16))
+        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(doublings, 16))
         return max(0.0, self._failed_at_s + delay - now_s)
 
 

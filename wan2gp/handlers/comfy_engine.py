@@ -19,17 +19,15 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
+from wan2gp.handlers.comfy_errors import start_trouble
 from wan2gp.handlers.comfy_external import ExternalServer
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
-from wan2gp.machine_memory import machine_memory
 
 LOOK_S = 0.5
 """Between two looks at an idle server."""
 WAIT_STEP_S = 0.1
-MEMORY_SHARE = 0.9
-"""A server that holds more of the machine's memory than this between two tasks is bloated."""
 OUR_FOLDER = "wan2gp"
 """Below the server's input and output directories: everything that runs put there."""
 
@@ -180,7 +178,8 @@ class ComfyEngine:
 
     def _failed_start(self, event: Callable[..., None], code: str, sentence: str, error: SidecarError) -> TaskFailure:
         """Nothing is left and nothing is latched: the next call tries again, a little later."""
-        reason = f"{sentence}: {error}"
+        trouble = start_trouble(self._server.process.lines() if self._server is not None else ())
+        reason = f"{sentence}: {trouble}{error}"
         self._discard(0)
         self._backoff.died(monotonic(), 0.0)
         self._last_cause = sentence
@@ -210,11 +209,15 @@ class ComfyEngine:
         self._context.event("comfy.stopped", cause=cause)
         self._context.engine_state("stopped", cause=cause)
 
-    def retire(self, cause: str) -> None:
+    def proved(self) -> None:
+        """A prompt ended well: a death from now on is the first in a row."""
+        self._backoff.proved()
+
+    def retire(self, cause: str, grace_s: float = 1.0) -> None:
         """End a healthy server; the next start needs no pause."""
         if self._server is None:
             return
-        self._discard(1.0)
+        self._discard(grace_s)
         self._context.event("comfy.stopped", cause=cause)
         self._context.engine_state("stopped", cause=cause)
 
@@ -260,8 +263,7 @@ class ComfyEngine:
             return
         now_s = monotonic()
         seen = Observation(now_s, server.exit_code(), now_s, None, server.process.rss_bytes())
-        limit = self._settings.memory_bytes or int(MEMORY_SHARE * machine_memory())
-        if judge(seen, Limits(memory_bytes=limit)) is Verdict.BLOATED:
+        if judge(seen, Limits(memory_bytes=self._settings.soft_limit_bytes())) is Verdict.BLOATED:
             detail = f"it holds {seen.rss_bytes >> 20} MiB of memory after its task"
             self._context.event("comfy.verdict", verdict=Verdict.BLOATED.value, detail=detail)
             self.retire(detail)

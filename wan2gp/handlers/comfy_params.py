@@ -13,8 +13,11 @@ from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import FieldDoc, InputFields, TaskFields, bad, check_keys, document, value
 from wan2gp.handlers.comfy_inputs import Place, Wanted, apply_overrides, read_inputs
+from wan2gp.machine_memory import machine_memory
 
 PROBLEMS_KEPT = 200
+SOFT_SHARE, HARD_SHARE = 0.85, 0.95
+"""Of the memory that the machine or container has."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,17 @@ class ComfySettings:
     posters: bool = False
     """Whether videos get a poster frame."""
     memory_bytes: int = 0
-    """What the server may hold between two tasks; 0: a share of the machine's memory."""
+    """What the server and its children may hold between two tasks; 0: a share of the machine's memory."""
+    memory_hard_bytes: int = 0
+    """The same during a task."""
+
+    def soft_limit_bytes(self) -> int:
+        """Between two tasks."""
+        return self.memory_bytes or int(SOFT_SHARE * machine_memory())
+
+    def hard_limit_bytes(self) -> int:
+        """During a task."""
+        return self.memory_hard_bytes or int(HARD_SHARE * machine_memory())
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ComfySettings:

@@ -7,16 +7,16 @@ import threading
 import uuid
 from collections.abc import Iterator
 
-from wan2gp.comfy_sidecar.client import Queue
 from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, SidecarError, Unreachable
+from wan2gp.comfy_sidecar.hearing import Hearing
 from wan2gp.comfy_sidecar.outputs import Ending, read_ending
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.prompt_progress import Pace, PromptProgress, Snapshot, weigh
-from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
 from wan2gp.comfy_sidecar.workflow import Graph, title
 from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
-from wan2gp.handlers.comfy_errors import exited, unreadable_result
+from wan2gp.handlers.comfy_errors import unreadable_result
+from wan2gp.handlers.comfy_judge import PromptJudge
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_preflight import refused
@@ -27,8 +27,6 @@ TICK_S = 0.1
 FIRST_POLL_S, DEAF_POLL_S, LONGEST_POLL_S = 0.02, 0.25, 1.0
 """Between two looks at the history: longest with a websocket that would wake us."""
 QUEUE_LOOK_S = 2.0
-RECONNECT_S, GAP_S = 5.0, 1.0
-"""Between two tries to connect again; and before the first: the server must have noticed the end of the old one."""
 REPORT_S, REASSURE_S = 0.25, 30.0
 """Between two reports: least while it moves, and most while it does not, since the watch itself goes on."""
 SUBMITS = 3
@@ -48,23 +46,31 @@ class PromptRun:
         self._job = job
         self._graph = graph
         self._settings = settings
-        self._limits = Limits(settings.unresponsive_s, settings.stuck_s)
         self._progress = PromptProgress(self.prompt_id, weigh(graph, self._is_output))
         self._pace = Pace()
         self._picture = PreviewFile(job)
-        self._began_s = self._answered_s = self._moved_s = monotonic()
         self._doubted = False
         self._idle = threading.Event()
         """Never set: to wait on."""
-        self._running: tuple[str, ...] = ()
+        self._deaf = False
         self._poll_s, self._next_poll_s = FIRST_POLL_S, 0.0
-        self._next_queue_s = self._next_connect_s = self._next_report_s = 0.0
-        self._read_lines = live.lines_printed()
+        self._next_queue_s = self._next_report_s = 0.0
         self._reported: tuple[Snapshot, str | None] | None = None
 
     def run(self) -> Ending:
         """Raises :class:`TaskFailure`, or :class:`Interrupted` when the task was cancelled; nothing stays queued."""
         stream = self._live.fresh_stream()
+        self._hearing = Hearing(stream, self._progress, self._settings.stuck_s)
+        self._judge = PromptJudge(
+            self._engine,
+            self._live,
+            self._job,
+            self._settings,
+            self._hearing,
+            self._progress,
+            self._where,
+            self._withdraw,
+        )
         stream.follow(self._progress)
         try:
             self._submit(stream.client_id)
@@ -85,6 +91,7 @@ class PromptRun:
         """After a doubtful answer the prompt is looked up before it is sent again: a 500 may well have queued it."""
         doubt: SidecarError | None = None
         for _ in range(SUBMITS):
+            self._judge.check_exit()
             try:
                 node_errors = self._live.client.post_prompt(self._graph, self.prompt_id, client_id)
             except PromptRefused as error:
@@ -103,15 +110,15 @@ class PromptRun:
 
     def _arrived(self) -> bool:
         """Whether the server has the prompt after all. Asks until it answers, it died, or the doubt lasts too long."""
-        end_s = monotonic() + min(DOUBT_S, self._limits.unresponsive_s or DOUBT_S)
+        end_s = monotonic() + min(DOUBT_S, self._settings.unresponsive_s or DOUBT_S)
         while monotonic() < end_s:
-            self._check_exit()
+            self._judge.check_exit()
             if self._job.cancelled():
                 self._cancel()
             with contextlib.suppress(Unreachable, ApiError):
                 client = self._live.client
                 found = self.prompt_id in client.queue() or client.history(self.prompt_id) is not None
-                self._answered_s = monotonic()
+                self._judge.answered()
                 return found
             self._pause()
         self._engine.lost("unresponsive while a graph was posted")
@@ -132,21 +139,20 @@ class PromptRun:
                 if (ending := self._look()) is not None:
                     return ending
             self._report()
-            self._judge()
-            self._reconnect()
+            self._judge.look()
+            self._listen()
 
     def _look(self) -> Ending | None:
-        deaf = not self._live.stream.alive
-        self._poll_s = min(self._poll_s * 2, DEAF_POLL_S if deaf else LONGEST_POLL_S)
+        self._poll_s = min(self._poll_s * 2, LONGEST_POLL_S if self._hearing.hears else DEAF_POLL_S)
         try:
             entry = self._live.client.history(self.prompt_id)
-            self._answered_s = monotonic()
-            if entry is None and self._answered_s >= self._next_queue_s:
+            self._judge.answered()
+            if entry is None and monotonic() >= self._next_queue_s:
                 entry = self._look_at_queue()
         except Unreachable:
             entry = None
         except ApiError as error:
-            self._answered_s = monotonic()
+            self._judge.answered()
             self._unreadable(error)
             entry = None
         self._next_poll_s = monotonic() + self._poll_s
@@ -169,20 +175,14 @@ class PromptRun:
         """The entry of a prompt that ended between two looks. One that is nowhere was forgotten by a restart."""
         self._next_queue_s = monotonic() + QUEUE_LOOK_S
         queue = self._live.client.queue()
-        self._note_queue(queue)
+        self._judge.note_queue(queue)
         if self.prompt_id in queue:
             return None
         entry = self._live.client.history(self.prompt_id)
         if entry is None:
-            self._check_exit()
+            self._judge.check_exit()
             raise TaskFailure("comfy.exited", "ComfyUI no longer knows the prompt: it was started anew meanwhile")
         return entry
-
-    def _note_queue(self, queue: Queue) -> None:
-        """While others' prompts run before ours, their going on is our progress."""
-        if queue.running != self._running:
-            self._running = queue.running
-            self._moved_s = monotonic()
 
     def _unreadable(self, error: ApiError) -> None:
         """The history of a prompt whose node showed what is no JSON answers 500 until it is deleted."""
@@ -191,13 +191,12 @@ class PromptRun:
                 self._live.client.forget(self.prompt_id)
                 raise unreadable_result(str(error)) from error
 
-    def _reconnect(self) -> None:
-        """A deaf run loses its progress, and would look stuck. The id stays: the prompt was posted with it."""
-        if self._live.stream.alive:
-            self._next_connect_s = monotonic() + GAP_S
-        elif monotonic() >= self._next_connect_s:
-            self._live.stream.connect()
-            self._next_connect_s = monotonic() + RECONNECT_S
+    def _listen(self) -> None:
+        """A deaf run loses its progress, and would look stuck."""
+        self._hearing.keep()
+        if self._hearing.refused and not self._deaf:
+            self._job.event("comfy.log_warning", text="ComfyUI's websocket is gone: the result is polled for")
+        self._deaf = self._hearing.refused
 
     def _report(self) -> None:
         now_s = monotonic()
@@ -222,64 +221,9 @@ class PromptRun:
             preview=preview,
         )
 
-    # --- judging -------------------------------------------------------------------------------------------------
-
-    def _judge(self) -> None:
-        self._check_exit()
-        self._check_worker()
-        now_s = monotonic()
-        moved_s = max(self._moved_s, self._progress.last_message_s or 0.0)
-        seen = Observation(now_s, None, self._answered_s, moved_s)
-        verdict = judge(seen, self._limits)
-        if verdict is Verdict.UNRESPONSIVE:
-            self._give_up(
-                verdict,
-                "comfy.unresponsive",
-                f"ComfyUI has not answered for {now_s - self._answered_s:.0f} s{self._live.not_ours()}",
-            )
-        if verdict is Verdict.STUCK:
-            self._stop_prompt(verdict)
-            where = self._where()
-            raise TaskFailure("comfy.stuck", f"ComfyUI made no progress for {now_s - moved_s:.0f} s{where}")
-        limit_s = self._settings.run_timeout_s
-        if limit_s and now_s - self._began_s > limit_s:
-            self._stop_prompt(Verdict.STUCK)
-            sentence = f"the prompt did not end within COMFY_RUN_TIMEOUT_S = {limit_s:g} s{self._where()}"
-            raise TaskFailure("comfy.stuck", sentence, retryable=False)
-
-    def _check_exit(self) -> None:
-        if self._live.exit_code() is None:
-            return
-        assert self._live.server is not None
-        obituary = self._live.server.obituary()
-        lines = self._live.server.process.lines()
-        self._engine.lost(f"died during a run: {obituary}")
-        raise exited(obituary, lines)
-
-    def _check_worker(self) -> None:
-        """Most deaths of ComfyUI's worker thread are in the log; what is not shows as missing progress."""
-        server = self._live.server
-        if server is None or server.process.printed == self._read_lines:
-            return
-        before, self._read_lines = self._read_lines, server.process.printed
-        if server.worker_died(before):
-            sentence = "ComfyUI's worker thread ended: no prompt would ever run again" + self._where()
-            self._give_up(Verdict.STUCK, "comfy.stuck", sentence)
-
-    def _give_up(self, verdict: Verdict, code: str, sentence: str) -> None:
-        self._job.event("comfy.verdict", verdict=verdict.value, detail=sentence)
-        self._engine.lost(sentence)
-        raise TaskFailure(code, sentence)
-
     def _where(self) -> str:
         node_id = self._progress.snapshot().node_id
         return "" if node_id is None else f", last at node {node_id} ({title(self._graph, node_id)})"
-
-    def _stop_prompt(self, verdict: Verdict) -> None:
-        """The ladder: ask for the end of the prompt; when it does not come, end the server."""
-        self._job.event("comfy.verdict", verdict=verdict.value, detail="interrupting" + self._where())
-        if not self._withdraw():
-            self._engine.lost("a prompt that could not be interrupted")
 
     # --- ending --------------------------------------------------------------------------------------------------
 

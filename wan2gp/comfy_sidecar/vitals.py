@@ -1,0 +1,75 @@
+"""Signs of life that a server shows without being asked: what it prints, the CPU time and the memory of its processes.
+
+They say that something goes on, not what: they count where its websocket cannot be trusted to tell of progress.
+"""
+
+from __future__ import annotations
+
+import psutil
+
+from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
+
+LOOK_S = 0.5
+"""Between two looks: each reads the whole of ``/proc``."""
+BUSY_SHARE = 0.1
+"""Of one core. A server that does nothing but answer our polls uses a fraction of it."""
+WINDOW_S = 10.0
+"""Longest time over which CPU use is averaged: a busy server on a crowded machine gets its share only now and then."""
+
+
+class Vitals:
+    """Of one server, from now on. For one thread."""
+
+    def __init__(self, process: DrainedProcess) -> None:
+        self._process = process
+        self._printed = process.printed
+        self.moved_s = self._marked_s = self._next_cpu_s = monotonic()
+        """``moved_s``: when it last showed a sign of life, or when the watch began."""
+        self._marked_cpu_s = cpu_seconds(process.pid)
+        self._next_rss_s = 0.0
+        self._rss_bytes = 0
+        self.rss_bytes = 0
+        """What its processes held at both of the last two looks: a fork counts all its pages twice for a moment."""
+
+    def look_for_life(self, now_s: float) -> None:
+        """Lines are noticed at every call, CPU time every :data:`LOOK_S`."""
+        if self._process.printed != self._printed:
+            self._printed, self.moved_s = self._process.printed, now_s
+        if now_s >= self._next_cpu_s:
+            self._next_cpu_s = now_s + LOOK_S
+            self._look_at_cpu(now_s)
+
+    def _look_at_cpu(self, now_s: float) -> None:
+        cpu_s, elapsed_s = cpu_seconds(self._process.pid), now_s - self._marked_s
+        busy = elapsed_s > 0 and cpu_s - self._marked_cpu_s >= BUSY_SHARE * elapsed_s
+        if busy:
+            self.moved_s = now_s
+        # Less than before: a child that used much has ended and was not waited for.
+        if busy or elapsed_s > WINDOW_S or cpu_s < self._marked_cpu_s:
+            self._marked_s, self._marked_cpu_s = now_s, cpu_s
+
+    def look_at_memory(self, now_s: float) -> None:
+        """Every :data:`LOOK_S`."""
+        if now_s >= self._next_rss_s:
+            self._next_rss_s = now_s + LOOK_S
+            before, self._rss_bytes = self._rss_bytes, self._process.rss_bytes()
+            self.rss_bytes = min(before, self._rss_bytes)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process, all below it that run, and those below it that ended and were waited for, have used."""
+    total_s = 0.0
+    for process in _tree(pid):
+        try:
+            total_s += sum(process.cpu_times()[:4])
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return total_s
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        leader = psutil.Process(pid)
+        return [leader, *leader.children(recursive=True)]
+    except psutil.Error:
+        return []
