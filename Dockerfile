@@ -41,8 +41,9 @@ LABEL org.opencontainers.image.title="wan2gp" \
       org.opencontainers.image.description="A GPU worker: claims rows of a tasks table, runs each in a sandboxed process, publishes the result" \
       org.opencontainers.image.licenses="MIT"
 
-# Healthy: the supervisor answers. A database that is away does not make it sick: it waits for it, and restarting helps nobody.
-HEALTHCHECK --interval=30s --timeout=15s --start-period=90s --retries=3 CMD ["wan2gp-ctl", "status", "--json"]
+# Healthy: the supervisor answers, and would take a task: its disk has space, its GPU works, nobody drains it.
+# A database that is away does not make it sick: it waits for it, and restarting helps nobody.
+HEALTHCHECK --interval=30s --timeout=15s --start-period=90s --retries=3 CMD ["wan2gp-ctl", "ready"]
 # Ten seconds, which `docker stop` gives, are enough: stop.grace_s is 8.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "-s", "--", "wan2gp-start"]

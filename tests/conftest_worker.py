@@ -179,6 +179,7 @@ def worker_environment(tmp_path: Path, run_dir: Path, **more: str) -> dict[str, 
         "WAN2GP_LEASE_S": "6",
         "WAN2GP_RENEW_S": "1",
         "WAN2GP_STOP_GRACE_S": "1",
+        "WAN2GP_DISK_MIN_FREE_MIB": "64",
         "COMFY_PATH": "builtin",
         **more,
     }

@@ -121,6 +121,7 @@ class PaperWorker:
         self.running: list[dict[str, Any]] = []
         self.told: list[str] = []
         self.fault: BaseException | None = None
+        self.blocked: dict[str, str] = {}
 
     def status(self) -> Mapping[str, Any]:
         if self.fault is not None:
@@ -136,6 +137,8 @@ class PaperWorker:
             "engine": {"state": "ready", "pid": 4243, "port": 8188, "version": "0.3.75"},
             "task": self.running[0]["task_id"] if self.running else None,
             "since_s": 12.5,
+            "rss_mib": 512,
+            "gpu_mib": 20480,
         }
         return {
             "worker": "w1",
@@ -150,7 +153,12 @@ class PaperWorker:
             "running": self.running,
             "unclaimable": [],
             "spool_depth": 0,
+            "ready": not self.blocked,
+            "obstacles": self.blocked,
         }
+
+    def obstacles(self) -> Mapping[str, str]:
+        return self.blocked
 
     def restart(self, handler: str) -> str:
         if handler != "comfy":

@@ -67,7 +67,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_waited_for(small_disk: Path, start_worker: Start) -> None:
-    worker = start_worker()
+    worker = start_worker(environ={"WAN2GP_DISK_MIN_FREE_MIB": "0"})
     fill = small_disk / "fill"
     with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

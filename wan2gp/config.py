@@ -141,6 +141,11 @@ def load_config(
             f"lease.renew_s = {values['renew_s']:g} is more than half of lease.duration_s = {values['lease_s']:g}: "
             "renew at least twice in a lease"
         )
+    if 0 < values["memory_hard_mib"] < values["memory_soft_mib"]:
+        problems.append(
+            f"memory.soft_mib = {values['memory_soft_mib']} is more than "
+            f"memory.hard_mib = {values['memory_hard_mib']}: give a soft limit below the hard one"
+        )
     if values["publish_to"] == "storage" and not (values["supabase_url"] and values["supabase_key"]):
         problems.append("publish.to = storage needs SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY")
     if values["publish_to"] == "storage" and values["queue"] == "embedded":

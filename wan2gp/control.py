@@ -53,6 +53,10 @@ class StatusRequest(Request, frozen=True, tag="status"):
     """Everything about the worker and its queue."""
 
 
+class ReadyRequest(Request, frozen=True, tag="ready"):
+    """Whether the worker would take a task now; asks neither database nor GPU."""
+
+
 class StatsRequest(Request, frozen=True, tag="stats"):
     """The queue alone."""
 
@@ -130,6 +134,7 @@ class PublishRequest(Request, frozen=True, tag="publish"):
 
 AnyRequest = Union[
     StatusRequest,
+    ReadyRequest,
     StatsRequest,
     SubmitRequest,
     TaskRequest,
@@ -173,6 +178,10 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     """Id of the task it runs."""
     since_s: float | None = None
     """How long it has been in this state."""
+    rss_mib: int | None = None
+    """Memory that its processes hold together, MiB, without mapped files, which the kernel takes back by itself."""
+    gpu_mib: int | None = None
+    """GPU memory that they hold, MiB; null where the driver does not tell: in a container it often names no process."""
 
 
 class RunningTask(msgspec.Struct, frozen=True):
@@ -277,6 +286,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     publishing: tuple[Publishing, ...] = ()
     """Results on disk that are not with their users yet."""
     gpus: tuple[Gpu, ...] = ()
+    ready: bool = True
+    """Whether it would take a task now."""
+    obstacles: dict[str, str] = {}
+    """Why not: sentences by code."""
 
 
 class TaskEvent(msgspec.Struct, frozen=True):
@@ -349,6 +362,14 @@ class StatusReply(Reply, frozen=True, tag="status"):
 
     worker: WorkerStatus
     queue: QueueStats
+
+
+class ReadyReply(Reply, frozen=True, tag="ready"):
+    """The answer of ``ready``."""
+
+    ready: bool
+    obstacles: dict[str, str] = {}
+    """Why the worker would take no task now: sentences by code."""
 
 
 class StatsReply(Reply, frozen=True, tag="stats"):
@@ -425,6 +446,7 @@ class Refused(Reply, frozen=True, tag="refused"):
 
 AnyReply = Union[
     StatusReply,
+    ReadyReply,
     StatsReply,
     SubmitReply,
     TaskReply,

@@ -12,6 +12,7 @@ from wan2gp import control
 
 COMMANDS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("status", control.StatusReply),
+    ("ready", control.ReadyReply),
     ("task ID", control.TaskReply),
     ("tasks", control.TasksReply),
     ("submit TYPE --params FILE", control.SubmitReply),

@@ -1,4 +1,4 @@
-"""`wan2gp-ctl status`: the worker, its handlers, what runs, what waits, and what nobody here takes."""
+"""`wan2gp-ctl status | ready`: the worker, its handlers, what runs, what waits, and what nobody here takes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from wan2gp.control import (
     HandlerStatus,
     Publishing,
     QueueStats,
+    ReadyReply,
+    ReadyRequest,
     RunningTask,
     StatusReply,
     StatusRequest,
     WorkerStatus,
 )
-from wan2gp.ctl_exit import Exit
+from wan2gp.ctl_exit import Exit, harmless
 from wan2gp.ctl_link import connect
-from wan2gp.ctl_output import bar, grid, plain, screen, span, styled, table, write_json
+from wan2gp.ctl_output import bar, grid, plain, screen, span, styled, table, write_json, write_line
 
 
 def status(args: argparse.Namespace) -> int:
@@ -33,6 +35,18 @@ def status(args: argparse.Namespace) -> int:
     else:
         show(screen(), reply)
     return Exit.OK
+
+
+def ready(args: argparse.Namespace) -> int:
+    """Whether the worker would take a task now; the exit status alone tells it too."""
+    with connect(args) as link:
+        reply = link.ask(ReadyRequest(), ReadyReply)
+    if args.json:
+        write_json(reply)
+    else:
+        for line in [f"{code}: {sentence}" for code, sentence in reply.obstacles.items()] or ["ready"]:
+            write_line(line)
+    return Exit.OK if reply.ready else Exit.FAILED
 
 
 def show(console: Console, reply: StatusReply) -> None:
@@ -58,6 +72,8 @@ def _head(console: Console, reply: StatusReply) -> Table:
     shape = grid(console)
     shape.add_row("worker", plain(f"{worker.worker}  (wan2gp {worker.version}, process {worker.pid})"))
     shape.add_row("state", styled(worker.state).append(f", for {span(worker.uptime_s)}", style="default"))
+    for code, sentence in worker.obstacles.items():
+        shape.add_row("not ready", Text(harmless(f"{code}: {sentence}"), style="bold red"))
     shape.add_row("queue", plain(f"{worker.queue}, {'woken by the database' if worker.listening else 'polled'}"))
     if reply.queue.error or not worker.database_ok:
         shape.add_row("database", Text(f"DOWN: {reply.queue.error or 'it does not answer'}", style="bold red"))
@@ -69,7 +85,18 @@ def _head(console: Console, reply: StatusReply) -> Table:
 
 
 def _handlers(console: Console, handlers: tuple[HandlerStatus, ...]) -> Table:
-    columns = ("handler", "state", "for", "pid>", "restarts>", "takes", "task", "engine", "last cause of death")
+    columns = (
+        "handler",
+        "state",
+        "for",
+        "pid>",
+        "restarts>",
+        "memory",
+        "takes",
+        "task",
+        "engine",
+        "last cause of death",
+    )
     shape = table(console, columns, "handlers")
     for handler in handlers:
         shape.add_row(
@@ -78,12 +105,19 @@ def _handlers(console: Console, handlers: tuple[HandlerStatus, ...]) -> Table:
             span(handler.since_s),
             plain(handler.pid),
             plain(handler.restarts),
+            plain(_memory(handler)),
             plain(", ".join(handler.types)),
             plain(handler.task),
             plain(engine_words(handler.engine)),
             plain(handler.last_cause),
         )
     return shape
+
+
+def _memory(handler: HandlerStatus) -> str | None:
+    if handler.rss_mib is None:
+        return None
+    return f"{handler.rss_mib:,} MiB" + ("" if handler.gpu_mib is None else f", GPU {handler.gpu_mib:,} MiB")
 
 
 def engine_words(engine: dict[str, Any]) -> str:

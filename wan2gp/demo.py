@@ -122,7 +122,10 @@ class _Watch:
             self._look()
 
     def _look(self) -> None:
-        for handler in self._link.ask(StatusRequest(), StatusReply).worker.handlers:
+        worker = self._link.ask(StatusRequest(), StatusReply).worker
+        for code, sentence in worker.obstacles.items():
+            raise DemoFailed(f"the worker takes no task: {code}: {sentence}")
+        for handler in worker.handlers:
             if handler.last_cause:
                 raise DemoFailed(f"handler {handler.name} gave up: {handler.last_cause}")
 

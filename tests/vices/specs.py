@@ -32,6 +32,7 @@ NAMES = (
     "late",
     "diarist",
     "framer",
+    "hog",
     "sulker",
     "locker",
     "stubborn",
@@ -46,6 +47,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "stubborn": {"patience": HASTY},
     "lazy": {"patience": HASTY},
     "breaker": {"patience": HASTY},
+    "glutton": {"patience": HASTY},
     "frozen": {"silence_s": 4.0},
 }
 """What differs from the defaults, by handler."""

@@ -5,6 +5,7 @@ The console script starts it with the environment sealed; started directly, it s
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from wan2gp.entry import main as seal_and_execute
 from wan2gp.options import supervisor_parser
 
 CRASH, USAGE, IN_USE, DATABASE, FUNCTIONS = 1, 2, 4, 5, 6
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> int:
@@ -60,9 +62,19 @@ def _run(config: Any, arguments: Any) -> int:
 
         if isinstance(error, ConfigError):
             raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            return _say(_full(error, config.data_dir), CRASH)
         traceback.print_exc()
         return CRASH
     return 0
+
+
+def _full(error: OSError, data_dir: Any) -> str:
+    place = error.filename or f"under {data_dir}"
+    return (
+        f"worker.disk_full: cannot write {place}: {error.strerror}. Free space there and start again: what waits to be "
+        "delivered is still there, and tasks that were claimed go back to the queue"
+    )
 
 
 def _check(config: Any, shown: dict[str, str]) -> int:

@@ -32,13 +32,16 @@ from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
 from wan2gp.supervisor.log_shipper import LogShipper
 from wan2gp.supervisor.loop import Loop
+from wan2gp.supervisor.nvml import Nvml
 from wan2gp.supervisor.operations import LoopOperations
 from wan2gp.supervisor.queue import QueueUnavailable
+from wan2gp.supervisor.readiness import obstacles
 from wan2gp.supervisor.registry import Registry, load_registry
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.spool import Spool
 from wan2gp.supervisor.stores import bucket_warning, completed_by, signer_for, store_for
+from wan2gp.supervisor.watches import Watches
 
 NOTE_EVERY_S = 0.1
 """Time between two notes of our processes for the next life, seconds."""
@@ -86,7 +89,8 @@ class App:
         self._stopped = False
         self._said_of_database: str | None = None
         self._said_deaf = False
-        self._gpus = GpuReader()
+        self._nvml = Nvml()
+        self._gpus = GpuReader(nvml=self._nvml)
         self._end_by: float | None = None
 
     def run(self) -> None:
@@ -179,7 +183,10 @@ class App:
         opened.callback(lambda: settler.stop(self._time_left()))
         opened.callback(lambda: leases.stop(self._time_left()))
         self._recover(settler, leases, spool)
-        self._announce(run_dir, loop, inbox, opened)
+        watches = Watches(config, loop, inbox, facts, self._nvml)
+        opened.callback(watches.stop)
+        watches.start()
+        self._announce(run_dir, LoopOperations(loop, inbox, self._backend, watches), opened)
         claimer.start()
         opened.callback(self._last_claims, claimer, inbox, settler)
         _on_signals(lambda: inbox.post(loop.stop))
@@ -242,14 +249,14 @@ class App:
         if taken:
             self._facts("worker.took_back", count=len(taken))
 
-    def _announce(self, run_dir: RunDir, loop: Loop, inbox: Inbox, opened: contextlib.ExitStack) -> None:
+    def _announce(self, run_dir: RunDir, operations: LoopOperations, opened: contextlib.ExitStack) -> None:
         config = self._config
         token = create_token(config.data_dir)
         control = ControlServer(
             run_dir.control,
             token,
             self._backend.queue,
-            LoopOperations(loop, inbox, self._backend),
+            operations,
             data_dir=config.data_dir,
             fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
             gpus=self._gpus.read,
@@ -307,6 +314,7 @@ class App:
             "version": __version__,
             "instance": self._instance,
             "state": STOPPED if self._stopped else self._loop.stage.value,
+            "ready": not (self._stopped or obstacles(self._loop)),
             "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
             **self._gpus.vram(),
         }

@@ -40,6 +40,9 @@ class Operations(Protocol):
     def status(self) -> Mapping[str, Any]:
         """A snapshot with the fields of :class:`wan2gp.control.WorkerStatus`; nested mappings for its parts."""
 
+    def obstacles(self) -> Mapping[str, str]:
+        """Why no task would be taken now, by code; empty when one would be."""
+
     def restart(self, handler: str) -> str:
         """Replace the handler's process, clear BROKEN; a sentence that says what happens now. Raises
         ``ControlRefused("unknown_handler", …)``."""
@@ -84,6 +87,9 @@ class ControlDesk:
         match request:
             case control.StatusRequest():
                 return self._status()
+            case control.ReadyRequest():
+                found = dict(self.operations.obstacles())
+                return control.ReadyReply(not found, found)
             case control.StatsRequest():
                 return control.StatsReply(self.census.take(CENSUS_S))
             case control.SubmitRequest():

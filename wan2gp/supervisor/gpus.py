@@ -1,4 +1,7 @@
-"""The machine's GPUs, as `nvidia-smi` tells them; a machine without one has none, and that is no error."""
+"""The machine's GPUs, as the driver's library tells them, or `nvidia-smi` where that cannot be opened.
+
+A machine without one has none, and that is no error.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import contextlib
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wan2gp.control import Gpu
 from wan2gp.supervisor.control_census import Overdue, SingleFlight
+from wan2gp.supervisor.nvml import Nvml
 
 QUERY = "index,name,memory.used,memory.total,utilization.gpu"
 LIMIT_S = 5.0
@@ -25,6 +29,9 @@ FRESH_S = 2.0
 VRAM_FRESH_S = 15.0
 """The same for heartbeats, which come for ever: a little less than the time between two."""
 
+MEMORY_WAIT_S = 0.5
+"""How long the memory watch waits for the driver, seconds."""
+
 
 class GpuReader:
     """Reads the GPUs at most every :data:`FRESH_S` seconds. Safe from several threads."""
@@ -34,8 +41,10 @@ class GpuReader:
         program: str = "nvidia-smi",
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        nvml: Nvml | None = None,
     ) -> None:
         self._program = program
+        self._nvml = nvml
         self._clock = clock
         self._wall_clock = wall_clock
         self._flight = SingleFlight(self._ask, "gpus")
@@ -80,6 +89,10 @@ class GpuReader:
         return gpus
 
     def _read_now(self) -> tuple[Gpu, ...]:
+        known = self._nvml.gpus() if self._nvml is not None else None
+        return self._by_program() if known is None else known
+
+    def _by_program(self) -> tuple[Gpu, ...]:
         program = shutil.which(self._program)
         if program is None:
             return ()
@@ -91,6 +104,20 @@ class GpuReader:
         except (OSError, subprocess.SubprocessError):
             return ()
         return tuple(gpu for line in done.stdout.splitlines() if (gpu := parse_gpu(line.split(", "))) is not None)
+
+
+class GpuMemory:
+    """Who holds how much of the GPUs' memory, for a thread that a sick driver must not hold up for long."""
+
+    def __init__(self, nvml: Nvml) -> None:
+        self._flight = SingleFlight(nvml.processes, "gpu-memory")
+
+    def by_pid(self) -> Mapping[int, int] | None:
+        """Bytes; None while nothing tells."""
+        try:
+            return self._flight.take(MEMORY_WAIT_S)
+        except (Overdue, RuntimeError):  # the second: no thread can be started now
+            return None
 
 
 def parse_gpu(fields: Sequence[str]) -> Gpu | None:

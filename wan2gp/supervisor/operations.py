@@ -12,6 +12,8 @@ from wan2gp.supervisor.backends import Backend
 from wan2gp.supervisor.handler_desk import Freeing
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
+from wan2gp.supervisor.readiness import obstacles
+from wan2gp.supervisor.watches import Watches
 
 T = TypeVar("T")
 PATIENCE_S = 5.0
@@ -25,10 +27,11 @@ FREED = {
 class LoopOperations:
     """See :class:`wan2gp.supervisor.control_desk.Operations`."""
 
-    def __init__(self, loop: Loop, inbox: Inbox, backend: Backend) -> None:
+    def __init__(self, loop: Loop, inbox: Inbox, backend: Backend, watches: Watches) -> None:
         self._loop = loop
         self._inbox = inbox
         self._backend = backend
+        self._watches = watches
 
     def _ask(self, question: Callable[[], T]) -> T:
         try:
@@ -44,7 +47,14 @@ class LoopOperations:
             "queue": self._backend.kind,
             "listening": getattr(self._backend.queue, "listening", False),
         }
-        return {**self._ask(self._loop.status), **own}
+        known = self._ask(self._loop.status)
+        handlers = [{**handler, **self._watches.held(handler["name"])} for handler in known["handlers"]]
+        found = self.obstacles()
+        return {**known, **own, "handlers": handlers, "ready": not found, "obstacles": found}
+
+    def obstacles(self) -> Mapping[str, str]:
+        """Why no task would be taken now, by code. By the loop, so that one that hangs does not count as ready."""
+        return self._ask(lambda: obstacles(self._loop))
 
     def restart(self, handler: str) -> str:
         """Replace the handler's process; what it runs goes back uncounted."""

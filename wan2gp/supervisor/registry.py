@@ -16,6 +16,7 @@ from wan2gp.comfy_sources import sources_of
 from wan2gp.config import Config, ConfigError
 from wan2gp.protocol import Source
 from wan2gp.supervisor.lifecycle import Patience
+from wan2gp.supervisor.memory_watch import memory_limits
 
 GROUP = "wan2gp.handlers"
 COURIER = "courier"
@@ -136,6 +137,7 @@ def comfy_spec() -> HandlerSpec:
 
 
 def _comfy_settings(config: Config) -> dict[str, Any]:
+    memory = memory_limits(config)
     return {
         "path": config.comfy_path,
         "port": config.comfy_port,
@@ -152,6 +154,8 @@ def _comfy_settings(config: Config) -> dict[str, Any]:
         "input_max_bytes": config.input_max_bytes,
         "storage": bool(config.supabase_url and config.supabase_key),
         "posters": config.publishes_to_storage,
+        "memory_bytes": memory.soft,
+        "memory_hard_bytes": memory.hard,
     }
 
 

@@ -1,0 +1,38 @@
+"""Takes `params["mib"]` of memory in steps, touching every page while it says how far it is, and holds it for
+`params["hold_s"]`. With `params["keep"]` it still has it after the task; with `params["attempts"]` it is modest after
+so many attempts."""
+
+from __future__ import annotations
+
+import mmap
+import time
+
+from wan2gp.handlers.api import Handler, Job
+from wan2gp.protocol import Cancelled, Outcome, Succeeded
+
+STEP_MIB = 16
+MIB = 1024 * 1024
+
+
+class Vice(Handler):
+    kept: list[mmap.mmap] = []
+
+    def run(self, job: Job) -> Outcome:
+        wanted = 0 if job.attempt > int(job.params.get("attempts", 99)) else int(job.params["mib"])
+        held = self.kept if job.params.get("keep") else []
+        for taken in range(0, wanted, STEP_MIB):
+            block = mmap.mmap(-1, STEP_MIB * MIB)
+            for page in range(0, STEP_MIB * MIB, mmap.PAGESIZE):
+                block[page] = 1
+            held.append(block)
+            job.progress(taken / wanted, detail=f"{taken} MiB")
+        ends = time.monotonic() + (float(job.params.get("hold_s", 0)) if wanted else 0)
+        while time.monotonic() < ends:
+            if job.cancelled():
+                return Cancelled()
+            job.progress(None)
+            time.sleep(0.05)
+        if not job.params.get("keep"):
+            for block in held:
+                block.close()
+        return Succeeded(())
