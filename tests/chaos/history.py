@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from statistics import median
 
 from tests.chaos.in_time import late
+from tests.chaos.memory import swollen
 from tests.chaos.records import (
     FINAL,
     Artifact,
@@ -41,9 +41,6 @@ __all__ = [
     "stories_of",
 ]
 
-SAMPLES_MIN = 8
-"""A process that was looked at less often has no quarters to compare."""
-
 
 def check(history: History) -> list[Violation]:
     """Everything that is wrong, task by task and then the run as a whole; the same sentence once."""
@@ -55,7 +52,7 @@ def check(history: History) -> list[Violation]:
     for row in history.rows:
         story = stories[row.id]
         found += [*story.wrong, *judge(row, story, files[row.id])]
-    found += [*late(history, stories.values()), *_left(history), *_memory(history)]
+    found += [*late(history, stories.values()), *_left(history), *swollen(history)]
     return list(dict.fromkeys(found))
 
 
@@ -108,18 +105,3 @@ def _left(history: History) -> Iterator[Violation]:
     for rule, names in left:
         for name in names:
             yield Violation(None, rule.value, name)
-
-
-def _memory(history: History) -> Iterator[Violation]:
-    for life in history.lives:
-        for role in sorted({sample.role for sample in life.memory}):
-            samples = sorted((one for one in life.memory if one.role == role), key=lambda sample: sample.at)
-            quarter = len(samples) // 4
-            if len(samples) < SAMPLES_MIN:
-                continue
-            first = median(sample.rss for sample in samples[:quarter])
-            last = median(sample.rss for sample in samples[-quarter:])
-            if last > first * history.memory_factor + history.memory_slack:
-                grown = f"grew from {first / 2**20:.0f} to {last / 2**20:.0f} MiB"
-                said = f"the {role} of {life.worker} (from {life.begun:.3f} on) {grown}"
-                yield Violation(None, Rule.MEMORY.value, said)

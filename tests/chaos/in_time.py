@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from tests.chaos.records import SLACK_S, History, Life, Rule, Violation
 from tests.chaos.story import LOSS_KINDS, Hold, Story, kind_of, overlaps
 
+STARTING_S = 4.0
+"""What a supervisor on a busy machine may take from its birth to its first claim."""
 LONGEST_PAUSE_S = 12.0
 """A claimer that found the database away asks again after its pause, which grows as long as the outage, up to this."""
 
@@ -28,7 +30,7 @@ class Stretch:
 
 def stretches(life: Life, history: History) -> Iterator[Stretch]:
     """What pauses and outages leave of a life."""
-    begun, first = life.begun, True
+    begun, first = life.begun + STARTING_S, True
     last = history.ended_at if life.ended is None else life.ended
     for start, stop in sorted([*life.pauses, *history.outages]):
         if stop <= begun or start >= last:
@@ -124,7 +126,8 @@ def _killed(history: History, holds: Holds) -> Iterator[Loss]:
             continue
         for task_id, hold in holds:
             ours = task_id == deed.task_id and hold.worker == deed.worker and _held(hold, deed.at)
-            if ours and not _told_later(hold) and _goes_on(history, hold, deed.at, deed.at + due_s):
+            at_work = hold.moved is not None and hold.moved <= deed.at  # else it goes to the next process, as it is
+            if ours and at_work and not _told_later(hold) and _goes_on(history, hold, deed.at, deed.at + due_s):
                 yield Loss(task_id, hold, deed.at, deed.at + due_s, f"its {deed.victim} was killed")
 
 

@@ -32,6 +32,8 @@ class Row:
     result_data: Mapping[str, Any] = field(default_factory=dict)
     makes: int | None = None
     """How many files, posters aside, a completed task of this kind publishes; None: as many as its row names."""
+    after: tuple[str, ...] = ()
+    """Tasks that it waited for."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Life:
-    """One supervisor process: from "started. Polling" in its log to its end (None: it was there when all was over).
+    """One supervisor process, from its birth to its end (None: it was there when all was over).
 
     ``pauses`` are when it could not work though it lived: stopped by a signal, or cut off alone. ``pid`` tells the
     lives of one worker apart.
@@ -146,7 +148,7 @@ class History:
     poll_s: float = 1.0
     ended_at: float = 0.0
     memory_factor: float = 1.25
-    memory_slack: int = 32 * 1024 * 1024
+    memory_slack: int = 48 * 1024 * 1024
     """Memory is flat when the last quarter's median is at most the first's times the factor plus this, bytes."""
 
 

@@ -23,12 +23,14 @@ ACCEPTED = CLOSINGS - {"refused", "stopped"} | {"claimed", "spawned", "cancelled
 
 @dataclass
 class Hold:
-    """One attempt's lease. ``seen``: its last sign of life that the events show; ``end`` is None while it lasts."""
+    """One attempt's lease. ``seen``: its last sign of life that the events show; ``moved``: the first that shows a
+    handler at work on it; ``end`` is None while it lasts."""
 
     worker: str | None
     attempt: int
     begun: float
     seen: float
+    moved: float | None = None
     ended: float | None = None
     end: Event | None = None
 
@@ -134,6 +136,8 @@ class Story:
             self._blame(Rule.STALE, f"progress of {event.worker_id} at {event.at:.3f}, when {holder} held it")
         else:
             self._holder.seen = event.at
+            if self._holder.moved is None and event.detail.get("phase", "start") != "start":
+                self._holder.moved = event.at
 
     # -- a lease ends ------------------------------------------------------------------------------------------------
 
