@@ -13,6 +13,7 @@ pytest.register_assert_rewrite(
     "tests.contract_claims",
     "tests.contract_ends",
     "tests.contract_graph",
+    "tests.contract_identity",
     "tests.contract_predecessor",
     "tests.contract_wire",
 )
@@ -20,6 +21,7 @@ pytest.register_assert_rewrite(
 from tests.contract_claims import ClaimContract, HeartbeatContract, RescueContract  # noqa: E402
 from tests.contract_ends import CancelContract, FinishContract, PeopleContract, RequeueContract  # noqa: E402
 from tests.contract_graph import DependencyContract, SpawnContract  # noqa: E402
+from tests.contract_identity import IdentityContract  # noqa: E402
 from tests.contract_predecessor import PredecessorContract  # noqa: E402
 from tests.contract_wire import WireContract  # noqa: E402
 
@@ -31,6 +33,7 @@ class QueueContract(
     RequeueContract,
     HeartbeatContract,
     RescueContract,
+    IdentityContract,
     DependencyContract,
     SpawnContract,
     PeopleContract,

@@ -189,7 +189,7 @@ class TestOutages:
     def test_a_page_instead_of_an_answer_becomes_one_sentence(self, stack: Stack, queue: SupabaseQueue) -> None:
         stack.front.faults.add(Fault(ANY, "status", 502, {"Content-Type": "text/html"}, HTML, times=None))
         error = error_of(queue.check)
-        assert isinstance(error, QueueUnavailable) and not error.server_down
+        assert isinstance(error, QueueUnavailable)
         assert "\n" not in str(error) and "<" not in str(error) and stack.url.partition("//")[2] in str(error)
 
     def test_a_pause_that_is_asked_for_is_kept_by_every_thread(self, stack: Stack, queue: SupabaseQueue) -> None:
@@ -236,17 +236,46 @@ class TestOutages:
             queue.enqueue("comfy", {})
             assert admin.execute("SELECT count(*) FROM tasks").fetchone() == (n,)
 
-    def test_an_endpoint_that_is_away_is_not_called_a_database_that_is_down(
+    def test_a_project_that_refuses_connections_is_away_for_everybody(
         self, stack: Stack, queue: SupabaseQueue
     ) -> None:
-        """Others may reach it: they must not be trusted to leave our tasks alone."""
+        """Its host is there and nobody listens: nobody can take our tasks, so all keep what they run past their leases.
+        Taken for trouble of our own, an outage longer than a lease made every worker give up its work at once."""
         queue.enqueue("comfy", {})
         task = take(queue)
         stack.front.down()
         error = error_of(lambda: end(queue, task))
-        assert isinstance(error, QueueUnavailable) and not error.server_down
+        assert isinstance(error, QueueUnavailable) and error.server_down
         stack.front.up()
         assert end(queue, task).accepted
+
+    @pytest.mark.parametrize("status", [502, 503, 504, *range(520, 525), 530, 540])
+    def test_a_gateway_with_nothing_behind_it_says_so_to_everybody(
+        self, stack: Stack, queue: SupabaseQueue, status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wan2gp.supervisor.rest_patience.SOON_S", 0.001)
+        stack.front.faults.add(Fault(ANY, "status", status, {"Content-Type": "text/html"}, HTML, times=None))
+        error = error_of(queue.check)
+        assert isinstance(error, QueueUnavailable) and error.server_down
+
+    @pytest.mark.parametrize("fault", ["hang", "reset", 500, 408, 429, 525, 526])
+    def test_what_may_be_trouble_of_our_own_is_not_called_everybodys(
+        self, stack: Stack, fault: str | int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Others may reach it: they must not be trusted to leave our tasks alone."""
+        monkeypatch.setattr("wan2gp.supervisor.rest_patience.SOON_S", 0.001)
+        kind: Any = fault if isinstance(fault, str) else "status"
+        status = fault if isinstance(fault, int) else 0
+        with queue_on(stack, call_timeout_s=0.7) as queue:
+            stack.front.faults.add(Fault(ANY, kind, status, times=None))
+            error = error_of(queue.check)
+        assert isinstance(error, QueueUnavailable) and not error.server_down
+
+    @pytest.mark.parametrize("url", ["http://no-such-host.invalid", "http://127.0.0.1:1"], ids=["no name", "refused"])
+    def test_a_name_that_is_not_found_is_our_own_trouble_and_a_refusal_is_not(self, stack: Stack, url: str) -> None:
+        with queue_on(stack, url=url, call_timeout_s=3) as queue:
+            error = error_of(queue.check)
+        assert isinstance(error, QueueUnavailable) and error.server_down == url.endswith(":1")
 
     def test_terminated_sessions_are_replaced(self, supabase_stack: Stack) -> None:
         connect = psycopg.connect(supabase_stack.database, autocommit=True)
