@@ -5,6 +5,7 @@ so many attempts."""
 from __future__ import annotations
 
 import mmap
+import os
 import time
 
 from wan2gp.handlers.api import Handler, Job
@@ -35,4 +36,4 @@ class Vice(Handler):
         if not job.params.get("keep"):
             for block in held:
                 block.close()
-        return Succeeded(())
+        return Succeeded((), data={"pid": os.getpid()})

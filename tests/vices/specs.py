@@ -33,6 +33,7 @@ NAMES = (
     "diarist",
     "framer",
     "hog",
+    "hoarder",
     "sulker",
     "locker",
     "stubborn",

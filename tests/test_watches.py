@@ -1,0 +1,168 @@
+"""What a worker can run out of, memory and disk: found in time, told to everybody, and mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conftest_db import PgServer
+from tests.conftest_worker import Worker, eventually
+from tests.dockerfile_parts import only
+from tests.shared_worker import shared_worker
+
+Start = Callable[..., Worker]
+SOFT, HARD = 260, 400
+"""MiB. A handler that has nothing yet holds some sixty."""
+OFTEN = ("--poll-interval", "0.2")
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[SimpleNamespace]:
+    """A worker with limits, and what it was given to do, all at once."""
+    limits = {"WAN2GP_MEMORY_SOFT_MIB": str(SOFT), "WAN2GP_MEMORY_HARD_MIB": str(HARD)}
+    with shared_worker(tmp_path_factory.mktemp("watches"), _pg_session, *OFTEN, **limits) as worker:
+        yield SimpleNamespace(
+            worker=worker,
+            bystander=worker.insert("sleeper", {"seconds": 4}),
+            poison=worker.insert("hog", {"mib": HARD + 100, "hold_s": 60}),
+            leak=worker.insert("hoarder", {"mib": SOFT + 40, "hold_s": 2.5, "keep": True}),
+            after=worker.insert("hoarder", {"mib": 0}),
+        )
+
+
+def test_a_process_that_keeps_too_much_memory_after_its_task_is_replaced_before_the_next(
+    scene: SimpleNamespace,
+) -> None:
+    worker = scene.worker
+    leak, after = worker.ended(scene.leak), worker.ended(scene.after)
+    assert [(row["status"], row["attempts"]) for row in (leak, after)] == [("Complete", 1)] * 2
+    assert leak["result_data"]["pid"] != after["result_data"]["pid"]
+    assert "Handler hoarder is replaced before its next task: its processes still hold " in worker.log
+    assert f"of memory, the limit is {SOFT} MiB (memory.soft_mib)" in worker.log
+    assert worker.handler("hoarder")["deaths"] == 0, "it is no death"
+
+
+def test_a_task_that_takes_too_much_memory_is_ended_and_twice_is_enough(scene: SimpleNamespace) -> None:
+    worker = scene.worker
+    row = worker.ended(scene.poison)
+    assert (row["status"], row["attempts"]) == ("Failed", 2)
+    assert row["error_message"].startswith("task.poisoned: ")
+    assert f"the limit is {HARD} MiB (memory.hard_mib): give smaller inputs, or raise the limit" in row["error_message"]
+    causes = row["result_data"]["attempts"]
+    assert [(cause["code"], cause["verb"]) for cause in causes] == [("engine.memory_limit", "loss")] * 2
+    assert "Handler hog is killed: its processes held " in worker.log
+    told = [event["detail"]["cause"]["code"] for event in worker.events(scene.poison) if "cause" in event["detail"]]
+    assert told == ["engine.memory_limit"] * 2
+
+
+def test_the_tasks_of_others_go_on_beside_it(scene: SimpleNamespace) -> None:
+    row = scene.worker.ended(scene.bystander)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+
+
+def test_status_tells_what_each_handler_holds(scene: SimpleNamespace) -> None:
+    worker = scene.worker
+    worker.ended(scene.bystander)
+    held = eventually("it was weighed", lambda: worker.handler("sleeper")["rss_mib"])
+    assert 5 < held < SOFT
+    assert worker.handler("noop")["rss_mib"] is None, "it has no process"
+    assert f"{worker.handler('sleeper')['rss_mib']:,} MiB" in worker.ctl("status").stdout
+
+
+def test_a_worker_that_takes_tasks_says_so(scene: SimpleNamespace) -> None:
+    done = scene.worker.ctl("ready")
+    assert (done.returncode, done.stdout) == (0, "ready\n")
+    status = scene.worker.status()["worker"]
+    assert (status["ready"], status["obstacles"]) == (True, {})
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+def is_ready_in_the_table(worker: Worker) -> Any:
+    return worker.sql("SELECT metadata->'ready' AS ready FROM workers WHERE id = 'w1'")[0]["ready"]
+
+
+def test_a_worker_without_space_takes_nothing_and_everybody_can_see_why(start_worker: Start) -> None:
+    worker = start_worker(*OFTEN, environ={"WAN2GP_DISK_MIN_FREE_MIB": "999999999"})
+    task = worker.insert("noop")
+    done = worker.ctl("ready", "--json")
+    (sentence,) = json.loads(done.stdout)["obstacles"].values()
+    assert (done.returncode, json.loads(done.stdout)["ready"]) == (1, False)
+    assert "less than disk.min_free_mib = 999999999" in sentence and str(worker.data_dir) in sentence
+    assert worker.ctl(*only("worker", "HEALTHCHECK").exec_form()[1:]).stdout == f"worker.disk_full: {sentence}\n"
+    assert worker.status()["worker"]["obstacles"] == {"worker.disk_full": sentence}
+    assert f"not ready  worker.disk_full: {sentence}" in worker.ctl("status").stdout
+    eventually("the table says so", lambda: is_ready_in_the_table(worker) is False)
+    row = worker.row(task)
+    assert (row["status"], row["attempts"]) == ("Queued", 0)
+    assert "No new tasks: worker.disk_full: " in worker.log
+    assert worker.stop() == 0
+    assert worker.ctl("ready").returncode == 3, "there is no supervisor"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB at the place of the first worker's data directory, with 16 of them free."""
+    place = tmp_path / "w1"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True) if os.geteuid() == 0 else None
+    if done is None or done.returncode != 0:
+        pytest.skip("cannot mount here")
+    (place / "fill").write_bytes(bytes(48 << 20))
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_gets_space_again_lets_the_worker_claim_again(small_disk: Path, start_worker: Start) -> None:
+    worker = start_worker(*OFTEN, environ={"WAN2GP_DISK_MIN_FREE_MIB": "24"})
+    task = worker.insert("noop")
+    assert worker.ctl("ready").returncode == 1
+    row = worker.row(task)
+    assert (row["status"], row["attempts"]) == ("Queued", 0)
+    (small_disk / "fill").unlink()
+    row = worker.ended(task)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+    assert "Claiming again: worker.disk_full is over" in worker.log
+    assert worker.ctl("ready").returncode == 0
+
+
+@pytest.mark.long
+def test_a_disk_that_fills_up_under_a_worker_stops_its_claims_and_not_its_work(
+    small_disk: Path, start_worker: Start
+) -> None:
+    (small_disk / "fill").unlink()
+    worker = start_worker(*OFTEN, environ={"WAN2GP_DISK_MIN_FREE_MIB": "24"})
+    running = worker.insert("sleeper", {"seconds": 8})
+    worker.running(running)
+    (small_disk / "fill").write_bytes(bytes(48 << 20))
+    eventually("it is seen", lambda: worker.ctl("ready").returncode == 1)
+    waiting = worker.insert("noop")
+    row = worker.ended(running)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+    assert worker.row(waiting)["attempts"] == 0
+    (small_disk / "fill").unlink()
+    assert worker.ended(waiting)["attempts"] == 1
+
+
+# -- the worker as a whole ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_drains_is_not_ready_until_it_resumes(scene: SimpleNamespace) -> None:
+    worker = scene.worker
+    worker.ctl("drain")
+    done = worker.ctl("ready")
+    assert (done.returncode, done.stdout.partition(": ")[0]) == (1, "worker.draining")
+    worker.ctl("resume")
+    assert worker.ctl("ready").returncode == 0
