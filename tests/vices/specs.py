@@ -50,6 +50,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "breaker": {"patience": HASTY},
     "glutton": {"patience": HASTY},
     "frozen": {"silence_s": 4.0},
+    "deaf": {"cancel_grace_s": 1.0},
 }
 """What differs from the defaults, by handler."""
 
