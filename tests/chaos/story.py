@@ -190,6 +190,9 @@ class Story:
     # -- the row ends, or begins again -------------------------------------------------------------------------------
 
     def _end(self, event: Event) -> None:
+        if event.detail.get("from") == "Queued" and self._holder is not None:
+            said = f"the row was Queued when it was {event.name} at {event.at:.3f}"
+            self._blame(Rule.ALONE, f"{said}, though {self._holder} still held it")
         self.completions += event.name == "completed"
         self.ended = event
 
@@ -197,7 +200,11 @@ class Story:
         if self._holder is not None:
             self._holder.ended, self._holder.end = event.at, event
         self._holder, self._due, self._parked = None, None, False
-        if event.detail.get("from") in ENDS.values():
+        before = event.detail.get("from")
+        if before in ENDS.values():
+            if self.ended is None or ENDS[self.ended.name] != before:
+                ended = "no end" if self.ended is None else self.ended.name
+                self._blame(Rule.ONE_END, f"it was {before} when it was {event.name}, by its events: {ended}")
             self.ended = None
             self.failures = self.losses = self.interruptions = 0
 
