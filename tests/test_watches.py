@@ -15,6 +15,7 @@ import pytest
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker, eventually
 from tests.dockerfile_parts import only
+from tests.nvml_stand_in import compiled, compiler
 from tests.shared_worker import shared_worker
 
 Start = Callable[..., Worker]
@@ -35,7 +36,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> It
             worker=worker,
             bystander=worker.insert("sleeper", {"seconds": 4}),
             poison=worker.insert("hog", {"mib": HARD + 100, "hold_s": 60}),
-            leak=worker.insert("hoarder", {"mib": SOFT + 40, "hold_s": 2.5, "keep": True}),
+            leak=worker.insert("hoarder", {"mib": SOFT + 40, "hold_s": 3, "keep": True}),
             after=worker.insert("hoarder", {"mib": 0}),
         )
 
@@ -84,6 +85,37 @@ def test_a_worker_that_takes_tasks_says_so(scene: SimpleNamespace) -> None:
     assert (done.returncode, done.stdout) == (0, "ready\n")
     status = scene.worker.status()["worker"]
     assert (status["ready"], status["obstacles"]) == (True, {})
+
+
+@pytest.mark.long
+def test_a_task_that_needs_much_memory_and_gives_it_back_keeps_its_process(scene: SimpleNamespace) -> None:
+    worker = scene.worker
+    worker.ended(scene.after)
+    params = ({"mib": SOFT + 40, "hold_s": 2.5}, {"mib": 0})
+    big, after = (worker.ended(task) for task in [worker.insert("hoarder", each) for each in params])
+    assert big["result_data"]["pid"] == after["result_data"]["pid"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_a_process_that_keeps_too_much_gpu_memory_is_replaced_before_the_next_task(
+    start_worker: Start, tmp_path: Path
+) -> None:
+    held = tmp_path / "processes"
+    held.write_text("1 5\n")
+    compiled(tmp_path, held)
+    driver = {"LD_LIBRARY_PATH": str(tmp_path), "WAN2GP_MEMORY_GPU_SOFT_MIB": "1000"}
+    worker = start_worker(*OFTEN, environ=driver)
+    params = {"mib": 0, "hold_s": 2.5, "gpu": str(held)}
+    within = worker.ended(worker.insert("hog", {**params, "gpu_mib": 900}))
+    assert worker.handler("hog")["gpu_mib"] == 900
+    assert "900 MiB" in worker.ctl("status").stdout
+    assert worker.status()["worker"]["gpus"][0]["name"] == "Stand-In 9000"
+    tasks = [worker.insert("hog", {**params, "gpu_mib": 200}), worker.insert("hog", {"mib": 0})]
+    over, after = (worker.ended(task)["result_data"]["pid"] for task in tasks)
+    assert over == within["result_data"]["pid"]
+    assert after != over
+    assert "hold 1100 MiB of GPU memory, the limit is 1000 MiB (memory.gpu_soft_mib)" in worker.log
 
 
 # -- the disk ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Takes `params["mib"]` of memory in steps, touching every page while it says how far it is, and holds it for
-`params["hold_s"]`. With `params["keep"]` it still has it after the task; with `params["attempts"]` it is modest after
-so many attempts."""
+`params["hold_s"]`. With `params["keep"]` it still has it after the task. `params["gpu"]` is a file of the stand-in for
+the GPU's driver: there it claims `params["gpu_mib"]` for its process."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import time
+from pathlib import Path
 
 from wan2gp.handlers.api import Handler, Job
 from wan2gp.protocol import Cancelled, Outcome, Succeeded
@@ -19,7 +20,7 @@ class Vice(Handler):
     kept: list[mmap.mmap] = []
 
     def run(self, job: Job) -> Outcome:
-        wanted = 0 if job.attempt > int(job.params.get("attempts", 99)) else int(job.params["mib"])
+        wanted = int(job.params["mib"])
         held = self.kept if job.params.get("keep") else []
         for taken in range(0, wanted, STEP_MIB):
             block = mmap.mmap(-1, STEP_MIB * MIB)
@@ -27,7 +28,10 @@ class Vice(Handler):
                 block[page] = 1
             held.append(block)
             job.progress(taken / wanted, detail=f"{taken} MiB")
-        ends = time.monotonic() + (float(job.params.get("hold_s", 0)) if wanted else 0)
+        if "gpu" in job.params:
+            with Path(job.params["gpu"]).open("a") as file:
+                file.write(f"{os.getpid()} {job.params['gpu_mib'] * MIB}\n")
+        ends = time.monotonic() + float(job.params.get("hold_s", 0))
         while time.monotonic() < ends:
             if job.cancelled():
                 return Cancelled()
