@@ -1,6 +1,7 @@
 """Runs out of memory on the first `params["times"]` runs of a task, after half a result; each is noted with its pid.
 
-With `params["then"]` the run after those does something else: `die`, `sleep`, or `move` its input away first.
+`params["then"] == "die"`: the run after those dies. `params["move"]`: each run moves its input away.
+While the file `glutton-hold` lies in the data directory a start waits; when `die` is in it, it dies.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from wan2gp.protocol import Artifact, Cancelled, Outcome, Source, Succeeded
 
 
 class Vice(Handler):
+    def load(self) -> None:
+        hold = Path(self.context.settings["data_dir"]) / "glutton-hold"
+        while hold.exists():
+            if hold.read_text() == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.02)
+
     def run(self, job: Job) -> Outcome:
         params = job.params
         note = Path(self.context.settings["data_dir"]) / f"glutton-{job.task_id}"

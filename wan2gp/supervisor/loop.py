@@ -451,11 +451,12 @@ class Loop:
         return False
 
     def _all_done(self) -> bool:
-        """With ``once``: nothing claimable is left, nothing runs, nothing waits to be settled or tried again."""
+        """With ``once``: nothing claimable is left, nothing runs, nothing waits to be settled or tried again.
+        A worker that is unhealthy claims nothing any more."""
         able = {name for name, desk in self.handlers.items() if name not in self.unable and desk.room() > 0}
-        able = set() if self._blame.rests else able
-        resting = all(desk.at_rest for desk in self.handlers.values())
-        return resting and self._settler.depth == 0 and self._next_due is None and able <= self._drained
+        resting = all(desk.at_rest for desk in self.handlers.values()) and self._settler.depth == 0
+        claimed = self._blame.rests or (self._next_due is None and able <= self._drained)
+        return resting and claimed
 
     def _prewarm(self) -> None:
         for name in self.config.prewarm:
