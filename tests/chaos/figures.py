@@ -21,7 +21,7 @@ __all__ = ["Deed", "Figures", "Load", "Times", "measure"]
 PATIENCE_S = 30.0
 """What was not seen so long after a fault was not seen."""
 STAMP_S = 0.001
-"""The log cuts its times off to the millisecond."""
+"""The log cuts its times off to the millisecond, so that what ends with a line is told too short by up to so much."""
 CHILDREN = ("handler", "shim", "courier")
 GUARDIAN = "guardian"
 """In the cause of a handler's death when its shim was killed."""

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             runs.append(parse(text))
-        except (ValueError, TypeError, KeyError) as error:
-            parser.error(f"{path}, line {number}, is not the line of a run: {error!r}")
+        except ValueError as error:
+            parser.error(f"{path}, line {number}, cannot be read: {error}")
     if not runs:
         parser.error(f"{path} tells of no run")
     sys.stdout.write(table(runs))

@@ -119,13 +119,16 @@ def line(one: Result) -> str:
 
 
 def parse(text: str) -> Result:
-    """The run of a line. Raises :class:`ValueError`, :class:`TypeError` or :class:`KeyError` for what is none."""
-    fields: dict[str, Any] = json.loads(text)
-    fields["times"] = {name: Times(tuple(one["values"]), one["unseen"]) for name, one in fields["times"].items()}
-    fields["memory"] = {role: (first, last) for role, (first, last) in fields["memory"].items()}
-    for name in ("load", "calm"):
-        fields[name] = None if fields[name] is None else Load(**fields[name])
-    return Result(**fields)
+    """The run of a line. Raises :class:`ValueError` for what is none."""
+    fields: Any = json.loads(text)
+    try:
+        fields["times"] = {name: Times(tuple(one["values"]), one["unseen"]) for name, one in fields["times"].items()}
+        fields["memory"] = {role: (first, last) for role, (first, last) in fields["memory"].items()}
+        for name in ("load", "calm"):
+            fields[name] = None if fields[name] is None else Load(**fields[name])
+        return Result(**fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"it is no run: {error!r}") from error
 
 
 def counted(counts: Mapping[str, int]) -> str:
