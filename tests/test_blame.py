@@ -222,12 +222,11 @@ def test_a_task_that_breaks_cuda_fails_by_its_own_count_and_the_queue_moves_on(w
 def test_a_dead_gpu_makes_the_worker_rest_instead_of_failing_its_queue_and_it_heals_by_itself(worker: Worker) -> None:
     worker.ended(worker.insert("breaker"))  # all was well
     breaks(worker, 1_000_000)
-    tasks = [worker.insert("breaker") for _ in range(6)]
+    tasks = [worker.insert("breaker") for _ in range(9)]
     eventually("it rests", lambda: "No new tasks: worker.gpu_unhealthy: CUDA broke in one fresh process" in worker.log)
     bystander = worker.insert("noop")
     tried = worker.log.count("Trying one task")
     eventually("one is tried", lambda: worker.log.count("Trying one task") > tried)
-    eventually("and another", lambda: worker.log.count("Trying one task") > tried + 1)
     rows = [worker.row(task) for task in tasks]
     assert {row["status"] for row in rows} <= {"Queued", "In Progress"}  # a try may be under way
     events = [event for task in tasks for event in worker.events(task)]
@@ -256,6 +255,7 @@ def test_an_operator_who_mended_the_gpu_restarts_the_handler_and_need_not_wait(w
     assert worker.ended(bystander)["status"] == "Complete"
 
 
+@pytest.mark.long
 def test_a_worker_that_drains_the_queue_once_ends_although_its_gpu_is_dead(start_worker: Callable[..., Worker]) -> None:
     worker = start_worker("--queue", "postgres")
     worker.ctl("drain")

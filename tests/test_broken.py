@@ -59,6 +59,7 @@ def test_two_hundred_tasks_lose_nothing_to_an_engine_that_crashes_at_every_start
     assert worker.process.pid == supervisor and worker.process.poll() is None
 
 
+@pytest.mark.long
 def test_an_engine_that_fails_when_it_is_needed_gets_one_task_at_a_time_and_counts_none(worker: Worker) -> None:
     """Its process starts well each time, so only a task can tell."""
     worker.sql(MANY, "lazy", 20)

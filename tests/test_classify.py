@@ -75,3 +75,9 @@ def test_a_declared_failure_is_kept_as_it_was() -> None:
     by_registry = classify(TaskFailure("comfy.stuck", "why"))
     assert isinstance(by_registry, Failed) and by_registry.retryable
     assert classify(Interrupted()) == Cancelled()
+
+
+@pytest.mark.parametrize(("said", "recycle"), [(None, True), (True, True), (False, False)])
+def test_a_process_that_says_its_gpu_is_broken_is_replaced_unless_it_has_done_so(said: bool, recycle: bool) -> None:
+    failed = classify(TaskFailure("engine.cuda_broken", "why", recycle=said))
+    assert isinstance(failed, Failed) and failed.recycle is recycle

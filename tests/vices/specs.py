@@ -42,7 +42,7 @@ NAMES = (
     "glutton",
     "frozen",
 )
-HASTY = Patience(backoff_first_s=0.02, half_open_s=2.0)
+HASTY = Patience(backoff_first_s=0.02, half_open_s=1.0)
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "hanger": {"limits_s": {"step": 1.0, "start": 5.0}},
     "stubborn": {"patience": HASTY},

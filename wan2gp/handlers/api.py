@@ -43,11 +43,12 @@ class TaskFailure(Exception):
         message: str,
         *,
         retryable: bool | None = None,
-        recycle: bool = False,
+        recycle: bool | None = None,
         engine_down: bool = False,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        """``retryable`` None: what the registry of codes says. ``recycle``: this process must not be used again.
+        """``retryable`` None: what the registry of codes says. ``recycle``: this process must not be used again; None:
+        only after ``engine.cuda_broken``, whose handler says False when it has replaced the process that broke.
         ``engine_down``: the engine could not start, so the task goes back uncounted."""
         super().__init__(message)
         self.code = code

@@ -26,6 +26,7 @@ CUDA_BROKEN = re.compile(
     re.IGNORECASE,
 )
 DISK_FULL = re.compile(r"no space left on device|disk quota exceeded|errno 28\b|errno 122\b", re.IGNORECASE)
+BROKEN = "engine.cuda_broken"
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 TRACE_CHARS = 4000
 
@@ -36,7 +37,7 @@ def classify_text(text: str) -> str | None:
     A broken context comes first: what fails after it often says "out of memory" too.
     """
     if CUDA_BROKEN.search(text):
-        return "engine.cuda_broken"
+        return BROKEN
     if OUT_OF_MEMORY.search(text):
         return "engine.out_of_memory"
     return "worker.disk_full" if DISK_FULL.search(text) else None
@@ -50,7 +51,7 @@ def classify(error: BaseException) -> Outcome:
         return _declared(error)
     code = _code(error)
     sentence = {
-        "engine.cuda_broken": "the GPU's context is broken, the process is replaced",
+        BROKEN: "the GPU's context is broken, the process is replaced",
         "engine.out_of_memory": "the engine ran out of memory: give smaller inputs, or use a larger GPU",
         "worker.disk_full": "the worker's disk is full",
         "handler.crashed": "the handler raised an error that it does not know",
@@ -60,13 +61,14 @@ def classify(error: BaseException) -> Outcome:
         f"{sentence} ({_name(error)}: {str(error).strip()[:500]})",
         retryable(code),
         detail={"traceback": _trace(error)},
-        recycle=code == "engine.cuda_broken",
+        recycle=code == BROKEN,
     )
 
 
 def _declared(error: TaskFailure) -> Failed:
     again = retryable(error.code) if error.retryable is None else error.retryable
-    return Failed(error.code, error.message, again, error.detail, error.recycle, error.engine_down)
+    recycle = error.code == BROKEN if error.recycle is None else error.recycle
+    return Failed(error.code, error.message, again, error.detail, recycle, error.engine_down)
 
 
 def _code(error: BaseException) -> str:

@@ -41,7 +41,7 @@ def node_failed(graph: Graph, error: NodeError) -> TaskFailure:
     if meaning == MEMORY:
         return TaskFailure(OUT_OF_MEMORY, f"{what}; {OOM_ADVICE}", retryable=False, detail=detail)
     if meaning is not None:
-        return TaskFailure(meaning, what, detail=detail)
+        return TaskFailure(meaning, what, detail=detail, recycle=False)  # the server is what is replaced
     return TaskFailure("comfy.node_failed", what, detail=detail)
 
 

@@ -69,7 +69,7 @@ class GpuHealth:
         if own_fault:
             return None
         # One that has broken twice comes back after the next try: that one must get another task.
-        return 2 * half_open_s if again else LEAVE_TO_OTHERS_S
+        return 2 * half_open_s if again else min(LEAVE_TO_OTHERS_S, half_open_s)
 
     def _is_full(self) -> bool:
         return len(self._row) >= BROKEN_RUNS_MAX and len({one.task_id for one in self._row}) > 1
