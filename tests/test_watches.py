@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +188,28 @@ def test_a_disk_that_fills_up_under_a_worker_stops_its_claims_and_not_its_work(
     assert worker.row(waiting)["attempts"] == 0
     (small_disk / "fill").unlink()
     assert worker.ended(waiting)["attempts"] == 1
+
+
+def test_a_start_on_a_full_disk_ends_with_a_sentence(small_disk: Path, start_worker: Start) -> None:
+    with (small_disk / "rest").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    command = [sys.executable, "-m", "wan2gp.entry", "--data-dir", str(small_disk), "--queue", "embedded"]
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"wan2gp-supervisor: worker.disk_full: cannot write under {small_disk}: No space left")
+
+
+@pytest.mark.long
+def test_a_demo_on_a_small_disk_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wan2gp.ctl", "--data-dir", str(tmp_path / "demo"), "demo"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "WAN2GP_DISK_MIN_FREE_MIB": "999999999"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("wan2gp-ctl: the demo failed: the worker takes no task: worker.disk_full: ")
+    assert "less than disk.min_free_mib = 999999999" in said
 
 
 # -- the worker as a whole ---------------------------------------------------------------------------------------------

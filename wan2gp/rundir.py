@@ -6,6 +6,7 @@ steals it; `wan2gp-ctl` looks at the lock first, because connecting to a path wi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -25,6 +26,9 @@ SOCKET_PATH_MAX_BYTES = 107
 LOCK_NAME = "supervisor.lock"
 TOKEN_NAME = "control.token"
 RUN_NAME = "run.json"
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The disk has no space, or none for this user."""
 
 _PROBE_S = 0.25
 """A probe by `wan2gp-ctl` holds a lock for microseconds; a start that meets one must not take it for a supervisor."""
@@ -94,12 +98,15 @@ class DataDirLock:
 
     @classmethod
     def take(cls, data_dir: Path) -> DataDirLock:
-        """Make the directory where needed and lock it. Raises :class:`DataDirBusy` or :class:`DataDirError`."""
+        """Make the directory where needed and lock it. Raises :class:`DataDirBusy` or :class:`DataDirError`, and
+        :class:`OSError` as it is when the disk is full, which is no mistake in the configuration."""
         path = data_dir / LOCK_NAME
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             lock = LockFile.take(path)
         except OSError as error:
+            if error.errno in FULL:
+                raise
             raise DataDirError(f"cannot use the data directory {data_dir}: {error.strerror}") from error
         if lock is None:
             raise DataDirBusy(data_dir, _pid_in(path))

@@ -5,7 +5,6 @@ The console script starts it with the environment sealed; started directly, it s
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -16,7 +15,8 @@ from wan2gp.entry import main as seal_and_execute
 from wan2gp.options import supervisor_parser
 
 CRASH, USAGE, IN_USE, DATABASE, FUNCTIONS = 1, 2, 4, 5, 6
-FULL = (errno.ENOSPC, errno.EDQUOT)
+LITTLE_MIB = 32
+"""With less free space a start that fails says so: whatever failed, it may be for that."""
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _run(config: Any, arguments: Any) -> int:
-    from wan2gp.rundir import DataDirBusy
+    from wan2gp.rundir import FULL, DataDirBusy
     from wan2gp.supervisor.app import App, Order, WorkerIdBusy
     from wan2gp.supervisor.embedded import EmbeddedUnavailable
     from wan2gp.supervisor.queue import FunctionsMissing, QueueError
@@ -53,7 +53,7 @@ def _run(config: Any, arguments: Any) -> int:
     except FunctionsMissing as error:
         return _say(error, FUNCTIONS)
     except (EmbeddedUnavailable, QueueError) as error:
-        return _say(error, DATABASE)
+        return _say(f"{error}{_space_left(config.data_dir)}", DATABASE)
     except RegistryError as error:
         return _say(error, USAGE)
     except Exception as error:
@@ -75,6 +75,12 @@ def _full(error: OSError, data_dir: Any) -> str:
         f"worker.disk_full: cannot write {place}: {error.strerror}. Free space there and start again: what waits to be "
         "delivered is still there, and tasks that were claimed go back to the queue"
     )
+
+
+def _space_left(data_dir: Any) -> str:
+    disk = os.statvfs(data_dir)
+    free_mib = disk.f_bavail * disk.f_frsize >> 20
+    return f". worker.disk_full: {free_mib} MiB are free under {data_dir}" if free_mib < LITTLE_MIB else ""
 
 
 def _check(config: Any, shown: dict[str, str]) -> int:
