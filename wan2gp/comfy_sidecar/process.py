@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,12 +26,18 @@ CHUNK_BYTES = 65536
 TERM_GRACE_S = 1.0
 """ComfyUI dies at SIGTERM within 0.1 s; what has not is killed."""
 REAP_S = 5.0
+LAUNCH_S = 30.0
+"""How long the launcher, which takes a few hundredths, may take to start the command, seconds."""
 DRAIN_S = 1.0
+RECORD_BYTES = 64
 _LAUNCHER = Path(__file__).with_name("launch.py")
 
 
 class DrainedProcess:
-    """Started in its own session, from the main thread: the death signal fires when the starting *thread* ends."""
+    """Started in its own session, from the main thread: the death signal fires when the starting *thread* ends.
+
+    Between it and this process stands the launcher (see ``launch.py``), which ends all that it started when it ends.
+    """
 
     def __init__(
         self,
@@ -43,18 +50,27 @@ class DrainedProcess:
     ) -> None:
         """Raises OSError when no process can be made. ``log_fd`` gets all output, byte by byte. Lines in which
         ``notable`` is found are kept in :attr:`noted` when they have long left the ring."""
-        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command]
-        self._process = subprocess.Popen(
-            launcher,
-            cwd=cwd,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._launcher = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_LAUNCHER), str(theirs.fileno()), str(os.getpid())],
+                cwd=cwd,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[theirs.fileno()],
+            )
+        except OSError:
+            self._channel.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._launch(command)
+        """Of the command itself."""
+        self._code: int | None = None
+        self._closing = threading.Lock()
         self._log_fd = log_fd
         self._ring: collections.deque[str] = collections.deque(maxlen=RING_LINES)
         self._partial = b""
@@ -66,24 +82,44 @@ class DrainedProcess:
         self._drain = threading.Thread(target=self._read_all, name="comfy-output", daemon=True)
         self._drain.start()
 
-    def exit_code(self) -> int | None:
-        """As ``subprocess``: negative is a signal; None while it runs.
+    def _launch(self, command: Sequence[str]) -> int:
+        """Hand the command over; the pid of what became of it."""
+        try:
+            self._channel.send(os.fsencode("\0".join(command)))
+            self._channel.settimeout(LAUNCH_S)
+            said = self._channel.recv(RECORD_BYTES).split()
+        except OSError as error:
+            said, why = [], str(error)
+        else:
+            why = "its launcher ended"
+        if not said:
+            self._launcher.kill()
+            with self._launcher, self._channel:
+                raise OSError(f"{command[0]} was not started: {why}")
+        self._channel.setblocking(False)
+        return int(said[1])
 
-        Only looks: until :meth:`stop` the process stays a zombie, so that its id, which is its group's, is not given
-        to a stranger who would be killed in its place.
-        """
-        if self._process.returncode is not None:
-            return self._process.returncode
-        seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if seen is None:
+    def exit_code(self) -> int | None:
+        """As ``subprocess``: negative is a signal; None while it runs."""
+        with self._closing:
+            return self._code if self._channel.fileno() < 0 else self._told()
+
+    def _told(self) -> int | None:
+        """What the launcher has said. Only looks, so that each who waits for the news finds it."""
+        try:
+            said = self._channel.recv(RECORD_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
             return None
-        return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+        except OSError:
+            said = b""
+        # Without a last word the launcher was killed, and the kernel has killed the command with it.
+        return int(said.split()[1]) if said else -signal.SIGKILL
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code as soon as there is one, or None after ``timeout_s`` seconds."""
-        if self._pidfd >= 0:
+        if (descriptor := self._channel.fileno()) >= 0:
             poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
+            poller.register(descriptor, select.POLLIN)
             poller.poll(max(0, int(timeout_s * 1000)))
         return self.exit_code()
 
@@ -100,49 +136,55 @@ class DrainedProcess:
         """After its end: wait a moment for its last lines. A child of it may hold the pipe open for longer."""
         self._drain.join(DRAIN_S)
 
+    def processes(self) -> list[psutil.Process]:
+        """The command and all that it started, also what has changed its session or lost its parent."""
+        with contextlib.suppress(psutil.Error):
+            upper = psutil.Process(self._launcher.pid)
+            return [one for one in upper.children(recursive=True) if one.pid == self.pid or one.ppid() != upper.pid]
+        return []
+
     def rss_bytes(self) -> int:
-        """Resident memory of the process itself; 0 when it is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
+        """Resident memory of all of :meth:`processes`, bytes; 0 when they are gone. Pages they share count for each."""
+        total = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                total += int(process.memory_info().rss)
+        return total
 
     def stop(self, grace_s: float = TERM_GRACE_S) -> None:
         """Ends it and all it started. Safe to call again, and for a process that ended by itself."""
-        if self._process.returncode is not None:
+        if self._channel.fileno() < 0:
             return
-        family = self._descendants()
         if self.exit_code() is None and grace_s > 0:
-            self._signal_group(signal.SIGTERM)
+            with contextlib.suppress(OSError):  # the launcher is gone, and so is the command
+                self._channel.send(b"term")
             self.wait(grace_s)
-        # After the leader's death too: an ffmpeg that goes on alone would finish a file nobody wants.
-        self._signal_group(signal.SIGKILL)
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(REAP_S)
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        try:
+            self._launcher.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            self._force()
         self._release()
 
-    def _descendants(self) -> list[psutil.Process]:
-        """Also those that made a session of their own, as long as their parents live."""
-        try:
-            return psutil.Process(self.pid).children(recursive=True)
-        except psutil.Error:
-            return []
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+    def _force(self) -> None:
+        """The launcher is frozen, or the kernel does not let something below it go."""
+        with contextlib.suppress(psutil.Error):
+            upper = psutil.Process(self._launcher.pid)
+            for process in [*upper.children(recursive=True), upper]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._launcher.wait(REAP_S)
 
     def _release(self) -> None:
         self._drain.join(DRAIN_S)
-        if self._pidfd >= 0 and self._process.returncode is not None:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        with self._closing:
+            self._code = self._told()
+            self._channel.close()
 
     def _read_all(self) -> None:
-        pipe = self._process.stdout
+        pipe = self._launcher.stdout
         assert pipe is not None
         with pipe:
             while chunk := os.read(pipe.fileno(), CHUNK_BYTES):
