@@ -6,6 +6,8 @@ STAMP := $(VENV)/.stamp
 # Programs of others that the tests run for real.
 PARTS := tests/parts/node_modules/.stamp
 SEED ?= 0
+# How many tasks `make chaos` plays with.
+TASKS ?= 500
 # The tests wait for processes more than they compute, so there may be more of them than cores.
 JOBS ?= 4
 TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -58,5 +60,5 @@ format: $(STAMP)  ## put the sources into shape, and the pages that are made fro
 bench: $(STAMP) $(PARTS)  ## print latency, throughput and memory with the machine's facts
 	$(BIN)/python -m tests.bench
 
-chaos: $(STAMP)  ## kill things at random: make chaos SEED=7
-	$(BIN)/python -m tests.chaos --seed $(SEED)
+chaos: $(STAMP)  ## break things at random, then look at the books: make chaos SEED=7 [TASKS=100] [REPORT=lines.jsonl]
+	$(BIN)/python -m tests.chaos --seed $(SEED) --tasks $(TASKS) $(if $(REPORT),--report $(REPORT))

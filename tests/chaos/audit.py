@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,8 @@ def gather(stage: Stage, client: Client, doer: Doer, ended_at: float) -> History
 
 def _row(found: dict[str, Any], plan: TaskPlan | None) -> Row:
     known = {name: found[name] for name in Row.__dataclass_fields__ if name in found}
-    makes = None if plan is None else plan.makes
-    return Row(**{**known, "result_data": found["result_data"] or {}, "makes": makes})
+    more = {} if plan is None else {"makes": plan.makes, "after": plan.after}
+    return Row(**{**known, "result_data": found["result_data"] or {}, **more})
 
 
 def _event(found: dict[str, Any]) -> Event:
@@ -172,10 +174,18 @@ def _unnatural(row: Row, plan: TaskPlan) -> str:
     return ""
 
 
-def kept(history: History, violations: list[Violation]) -> str:
-    """The whole story as JSON, for a look."""
-    import dataclasses
+def logs_of(stage: Stage) -> dict[str, str]:
+    """Each worker's log, also what of it was set aside, oldest first."""
+    folders = {name: actor.data_dir / "logs" for name, actor in stage.actors.items()}
+    return {name: "".join(path.read_text() for path in _oldest_first(folder)) for name, folder in folders.items()}
 
+
+def _oldest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("worker*.log"), key=lambda path: path.stat().st_mtime)
+
+
+def kept(history: History, violations: Sequence[Violation]) -> str:
+    """The whole story as JSON, for a look."""
     return json.dumps(
         {"history": dataclasses.asdict(history), "violations": [dataclasses.asdict(one) for one in violations]},
         default=str,

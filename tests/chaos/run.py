@@ -15,6 +15,7 @@ from tests.chaos.history import check
 from tests.chaos.records import History, Violation
 from tests.chaos.stage import Stage
 
+Tamper = Callable[[Stage], None]
 TURN_S = 0.01
 LOOK_S = 0.15
 START_S = 40.0
@@ -29,12 +30,14 @@ CALM = """INSERT INTO tasks (task_type, params, status) VALUES ('comfy', '{"work
 
 @dataclass(frozen=True)
 class Played:
-    """What came of it. ``streamed_s``: from the first task to the last row's end."""
+    """What came of it. ``nobody``: faults without a victim; ``streamed_s``: from the first task to the last row's end;
+    ``cpu_s``: what all workers took of the processors meanwhile."""
 
     history: History
     violations: tuple[Violation, ...]
     nobody: int
     streamed_s: float
+    cpu_s: float
 
 
 class Play:
@@ -44,7 +47,7 @@ class Play:
         self.stage = stage
         self.late: list[Violation] = []
 
-    def run(self, tamper: Callable[[Stage], None] | None = None) -> Played:
+    def run(self, tamper: Tamper | None = None) -> Played:
         """``tamper`` is called before the books are made: what it does to them must be found."""
         self._until(START_S, "the workers start", self._all_started)
         start_s = time.monotonic()
@@ -64,7 +67,7 @@ class Play:
             tamper(self.stage)
         history = gather(self.stage, self.client, self.doer, ended_at)
         violations = (*self.late, *remarks(self.stage, self.client, history), *check(history))
-        return Played(history, violations, self.doer.nobody, streamed_s)
+        return Played(history, violations, self.doer.nobody, streamed_s, self.stage.cpu_s)
 
     def _sweep_engines(self) -> None:
         """A handler that was killed leaves its engine's files to the next one's start, which is brought on here."""

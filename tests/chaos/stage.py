@@ -89,7 +89,13 @@ def role_of(pid: int) -> tuple[str, str] | None:
         return ("courier" if command[-1] == "courier" else "handler"), command[-1]
     if SERVER in command:
         return "server", "comfy"
-    return ("shim", "") if any(SHIM in part for part in command) else None
+    return ("shim", _guarded(pid)) if any(SHIM in part for part in command) else None
+
+
+def _guarded(shim: int) -> str:
+    """The name of the handler below a shim; nothing while there is none yet."""
+    below = [role_of(pid) for pid in children(shim)]
+    return next((said[1] for said in below if said is not None), "")
 
 
 class Clip(InputServer):
@@ -116,6 +122,7 @@ class Stage:
         self.lingered: dict[int, str] = {}
         """Those that outlived their supervisor for longer than :data:`LINGER_S`, as words."""
         self._strays: dict[int, float] = {}
+        self._cpu_s: dict[psutil.Process, float] = {}
         self._options = ("--poll-interval", str(POLL_S))
         self._sampled_s = 0.0
 
@@ -228,9 +235,17 @@ class Stage:
         for pid in (actor.pid, *descendants(actor.pid)):
             said = role_of(pid)
             role = "supervisor" if pid == actor.pid else said and (said[1] if said[0] == "handler" else said[0])
-            if role:
-                with contextlib.suppress(psutil.Error):
-                    actor.samples.append(Sample(time.time(), role, psutil.Process(pid).memory_info().rss))
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                used = process.cpu_times()
+                self._cpu_s[process] = used.user + used.system
+                if role:
+                    actor.samples.append(Sample(time.time(), role, process.memory_info().rss))
+
+    @property
+    def cpu_s(self) -> float:
+        """What the workers' processes have used, each as it was last seen, seconds."""
+        return sum(self._cpu_s.values())
 
     def all_lives(self) -> list[Life]:
         """Also those that still go on."""
