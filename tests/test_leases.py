@@ -144,3 +144,24 @@ def test_a_renewal_counts_from_when_it_was_asked_for(kept: Kept, clock: Clock) -
     clock.now += 10
     kept.end_beat()
     assert kept.keeper.danger_in(MARGIN_S) == LEASE_S - MARGIN_S - 10
+
+
+def test_a_lease_whose_claim_had_to_be_asked_for_again_is_renewed_at_once(kept: Kept, clock: Clock) -> None:
+    """Its outage took most of it, or all."""
+    kept.end_beat()
+    clock.now += 1
+    kept.keeper.hold(*NEW, "fresh", clock.now)
+    assert not kept.database.asked.acquire(timeout=0.05)
+    kept.keeper.hold(*NEW, "old", clock.now - LEASE_S - 1)
+    assert kept.database.asked.acquire(timeout=20)
+    assert [beat.token for beat in kept.database.beats[-1]] == ["token", "old"]
+
+
+def test_a_keeper_whose_workers_id_was_taken_over_says_so_once_and_renews_nothing_more(
+    kept: Kept, clock: Clock
+) -> None:
+    kept.database.answer = HeartbeatReply(lost=(TASK,), superseded=True)
+    kept.database.open.set()
+    assert kept.superseded.wait(20)
+    kept.keeper.stop()
+    assert (len(kept.database.beats), kept.heard) == (1, [])

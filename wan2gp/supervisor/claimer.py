@@ -45,6 +45,8 @@ class Claimer:
         self._registry = registry
         self._worker_id = worker_id
         self._lease_s = lease_s
+        # A claim that was made and not answered must be asked for again while its lease, which nobody renews, lasts.
+        self._retry_max_s = min(RETRY_MAX_S, lease_s / 8)
         self._poll_s = poll_s
         self._pace = Pace(poll_s)
         self._facts = facts
@@ -130,7 +132,7 @@ class Claimer:
             try:
                 reply = self._queue.claim(claim_id, self._worker_id, types, 1, self._lease_s)
             except QueueError as error:
-                if pause == RETRY_FIRST_S:
+                if not since:
                     since = sent
                     self._facts(fact_of(error), error=error)
             else:
@@ -140,7 +142,7 @@ class Claimer:
                 return reply
             if self._stopping.wait(pause * random.uniform(0.8, 1.2)):  # many workers come back from one outage
                 return None
-            pause = min(RETRY_MAX_S, pause * 2)
+            pause = min(self._retry_max_s, pause * 2)
 
     def _hand_over(self, reply: ClaimReply, sent: float) -> None:
         for task in reply.tasks:

@@ -85,9 +85,12 @@ class LeaseKeeper:
         self._thread.start()
 
     def hold(self, task_id: str, lease_id: str, token: str, claimed_at: float) -> None:
-        """Renew this lease from now on. ``claimed_at`` is when its claim was *sent*, by :func:`boot_clock`."""
-        with self._lock:
+        """Renew this lease from now on, and at once when it is old already: its claim had to be asked for again.
+        ``claimed_at`` is when its claim was first *sent*, by :func:`boot_clock`."""
+        with self._change:
             self._leases[task_id, lease_id] = _Lease(token, claimed_at + self._lease_s)
+            if boot_clock() - claimed_at > self._renew_s:
+                self._sooner(self._last + POKE_EVERY_S)
 
     def drop(self, task_id: str, lease_id: str) -> None:
         """The lease has ended."""
