@@ -13,6 +13,7 @@ LOOK_S = 0.5
 """Between two looks: each reads the whole of ``/proc``."""
 BUSY_SHARE = 0.1
 """Of one core. A server that does nothing but answer our polls uses a fraction of it."""
+STEP_S = 0.1
 WINDOW_S = 10.0
 """Longest time over which CPU use is averaged: a busy server on a crowded machine gets its share only now and then."""
 
@@ -54,6 +55,16 @@ class Vitals:
             self._next_rss_s = now_s + LOOK_S
             before, self._rss_bytes = self._rss_bytes, self._process.rss_bytes()
             self.rss_bytes = min(before, self._rss_bytes)
+
+
+def settle(process: DrainedProcess, most_s: float) -> None:
+    """Wait until it computes no more, for at most so many seconds, or until its end."""
+    end_s, before_s = monotonic() + most_s, cpu_seconds(process.pid)
+    while monotonic() < end_s and process.wait(STEP_S) is None:
+        used_s = cpu_seconds(process.pid)
+        if used_s - before_s < STEP_S / 2:
+            return
+        before_s = used_s
 
 
 def cpu_seconds(pid: int) -> float:

@@ -178,7 +178,7 @@ class ComfyRun:
                 self._job.event("comfy.verdict", verdict="out of memory", detail=failure.message)
             self._clean_outputs(live)
             if rung == 1:
-                self._engine.free()
+                self._engine.make_room()
             else:
                 self._engine.retire("out of memory")
                 self._live = self._ensure()
@@ -210,6 +210,7 @@ class ComfyRun:
         if not ending.success:
             raise TaskFailure("comfy.api_error", "ComfyUI reports a failure and gives no reason")
         if (failure := swallowed(self._graph, ending, live.lines_since(printed))) is not None:
+            rerun(self._graph, list(self._graph), self._prompt_id)  # what it remembers may be of no use
             raise failure
         self._engine.proved()
         self._job.event("comfy.completed")

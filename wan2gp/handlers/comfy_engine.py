@@ -17,6 +17,7 @@ from wan2gp.comfy_sidecar.errors import (
 )
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
+from wan2gp.comfy_sidecar.vitals import settle
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.comfy_errors import start_trouble
@@ -28,6 +29,8 @@ from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
 LOOK_S = 0.5
 """Between two looks at an idle server."""
 WAIT_STEP_S = 0.1
+SETTLE_S = 2.0
+"""Longest wait for the end of what a server does after a prompt; it collects garbage for up to a second."""
 OUR_FOLDER = "wan2gp"
 """Below the server's input and output directories: everything that runs put there."""
 
@@ -223,14 +226,29 @@ class ComfyEngine:
 
     def free(self) -> None:
         """Ask the server to give models and caches back, if there is one."""
+        if self._asked_to_free():
+            self._context.event("comfy.freed")
+
+    def make_room(self) -> None:
+        """The same, done before the next prompt: a request that comes while the server collects its garbage, as it
+        does at the end of a prompt, is not noticed before the end of the next. So ask again when it is quiet."""
+        self._asked_to_free()
+        if self._server is not None:
+            settle(self._server.process, SETTLE_S)
+        else:
+            self._closing.wait(SETTLE_S)
+        self.free()
+        self._closing.wait(WAIT_STEP_S)
+
+    def _asked_to_free(self) -> bool:
         if self._live is None:
-            return
+            return False
         try:
             self._live.client.free()
         except SidecarError as error:  # it is only a request; a server in trouble is found elsewhere
             self._context.event("comfy.log_warning", text=f"ComfyUI could not be asked to free its memory: {error}")
-        else:
-            self._context.event("comfy.freed")
+            return False
+        return True
 
     def close(self) -> None:
         """End everything. Safe to call again."""
