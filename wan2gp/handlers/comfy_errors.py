@@ -87,7 +87,7 @@ def swallowed(graph: Graph, ending: Ending, lines: Sequence[str]) -> TaskFailure
             if ending.files:
                 what = f"{describe_node(graph, lost[0])} saved nothing, although ComfyUI reports success"
             if meaning == BROKEN:
-                return TaskFailure(BROKEN, f"{what}: {line}")
+                return TaskFailure(BROKEN, f"{what}: {line}", recycle=False)
             return TaskFailure(OUT_OF_MEMORY, f"{what}: {line}; {OOM_ADVICE}", retryable=False)
     return None
 
