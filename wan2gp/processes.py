@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,16 +100,6 @@ def trees(roots: Iterable[int]) -> dict[int, list[int]]:
     found = parents()
     families = _families(found)
     return {root: [root, *_below(root, families)] if root in found else [] for root in roots}
-
-
-def tree_rss(roots: Iterable[int]) -> dict[int, int]:
-    """By root: the resident memory of it and of everything below it, bytes, from one look at all processes. A page that
-    several of them share counts for each; a root that is gone holds 0."""
-    held, found = {}, {}
-    for pid, fields in _all_stats():
-        found[pid], held[pid] = int(fields[1]), int(fields[21]) * PAGE_BYTES
-    families = _families(found)
-    return {root: sum(held.get(pid, 0) for pid in (root, *_below(root, families))) for root in roots}
 
 
 def _families(parent_of: dict[int, int]) -> dict[int, list[int]]:
