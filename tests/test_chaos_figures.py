@@ -120,6 +120,7 @@ def test_a_death_under_a_supervisor_that_stood_still_is_not_its_handlers_time(di
 
 
 def test_the_death_of_a_server_is_timed_by_the_handlers_word(diary: Diary) -> None:
+    diary.say(0.0, "comfy.starting", handler="comfy", path="builtin").say(0.4, "comfy.ready", handler="comfy")
     diary.say(1.2, "comfy.stopped", handler="comfy", cause="died during a run")
     assert values(figures(diary, (killed(1, "server", "comfy"),)), "death of ComfyUI") == near(0.2)
 
@@ -129,7 +130,8 @@ def test_the_death_of_a_server_is_timed_by_the_handlers_word(diary: Diary) -> No
 
 def after_a_kill(diary: Diary) -> Diary:
     diary.say(1.1, "handler.died", handler="media", cause="killed by SIGKILL")
-    diary.say(1.3, "task.processing", handler="comfy", task="other", task_type="comfy", task_id="other")
+    diary.say(1.8, "handler.ready", handler="media", pid=7, seconds=0.3)
+    diary.say(1.9, "task.processing", handler="comfy", task="other", task_type="comfy", task_id="other")
     diary.say(2.0, "task.processing", handler="media", task="x", task_type="media", task_id="x")
     return diary.say(2.5, "task.completed", task="x", task_id="x")
 
@@ -151,6 +153,17 @@ def test_a_handler_is_there_again_when_the_next_task_that_waits_begins(diary: Di
 def test_a_task_that_came_later_is_not_waited_for(diary: Diary, events: tuple[Event, ...]) -> None:
     found = figures(after_a_kill(diary), (killed(1, "handler", "media"),), events)
     assert values(found, "handler again") == near(0.3)
+
+
+def test_a_handler_that_nobody_waited_for_gives_no_sample(diary: Diary) -> None:
+    """It was ready long before: the time would be the queue's and not the recovery's."""
+    times = figures(after_a_kill(diary), (killed(1, "handler", "media"),), (happened(1.9, "x", "queued"),)).times
+    assert (times["handler again"].values, times["handler again"].unseen) == ((), 1)
+
+
+def test_a_fault_of_another_handler_is_not_in_the_way(diary: Diary) -> None:
+    deeds = (killed(1, "handler", "media"), killed(1.5, "handler", "other"))
+    assert values(figures(after_a_kill(diary), deeds, (happened(0, "x", "queued"),)), "handler again") == near(1.0)
 
 
 def test_a_task_that_waited_for_another_is_counted_from_that_ones_end(diary: Diary) -> None:
@@ -185,6 +198,15 @@ def test_after_a_killed_comfyui_only_what_its_own_start_does_not_explain_is_coun
     found = figures(diary, (killed(1, "server", "comfy"),), (happened(0, "x", "queued"),))
     assert values(found, "ComfyUI again") == near(0.4)
     assert values(found, "ComfyUI start") == near(0.4, 0.5)
+
+
+def test_a_comfyui_that_was_killed_while_it_started_had_not_served(diary: Diary) -> None:
+    diary.say(0.9, "comfy.starting", handler="comfy", path="builtin").say(1.1, "comfy.stopped", handler="comfy")
+    diary.say(1.2, "comfy.starting", handler="comfy", path="builtin").say(1.7, "comfy.ready", handler="comfy")
+    diary.say(1.9, "comfy.queued", handler="comfy", task="x", prompt_id="p")
+    times = figures(diary, (killed(1, "server", "comfy"),), (happened(0, "x", "queued"),)).times
+    for name in ("death of ComfyUI", "ComfyUI again"):
+        assert (times[name].values, times[name].unseen) == ((), 1)
 
 
 def test_a_start_of_comfyui_that_failed_is_no_start(diary: Diary) -> None:

@@ -141,38 +141,53 @@ class Scene:
     def server_died(self, deed: Deed) -> float | None:
         """From the handler's own words."""
         for said in self._next(deed, "comfy.stopped"):
-            return self._undisturbed(deed, said.at, ("supervisor", "handler", "shim"))
+            return self._undisturbed(deed, said.at, ("supervisor", "handler", "shim")) if self._served(deed) else None
         return None
 
     def handler_again(self, deed: Deed) -> float | None:
-        """Nobody need be waiting: from the moment at which both the kill and the task were there."""
-        name = self._handler(deed)
-        for said in self._next(deed, "task.processing"):
-            if said.handler == name and said.task is not None:
-                waits_s = self._waits_since(said.task, said.at) - deed.at
-                whole_s = self._undisturbed(deed, said.at)
-                return None if whole_s is None else whole_s - max(waits_s, 0.0)
-        return None
+        """From the moment at which both the kill and the task were there."""
+        said, since = self._next_task(deed)
+        return None if said is None else self._less(deed, said.at, since)
 
     def handler_done(self, deed: Deed) -> float | None:
         """As people see it: with the time that the task itself takes."""
-        name = self._handler(deed)
-        ours = {said.task for said in self._next(deed, "task.processing") if said.handler == name}
+        begun, since = self._next_task(deed)
         for said in self._next(deed, "task.completed"):
-            if said.task in ours:
-                return self._undisturbed(deed, said.at)
+            if begun is not None and said.task == begun.task:
+                return self._less(deed, said.at, since)
         return None
+
+    def _next_task(self, deed: Deed) -> tuple[Said | None, float]:
+        """What the handler runs next, and since when that waits; None when it was ready before anybody waited."""
+        name, ready = self._handler(deed), math.inf
+        for said in self._next(deed, "handler.ready", "task.processing"):
+            if said.handler == name and said.name == "handler.ready":
+                ready = min(ready, said.at)
+            elif said.handler == name and said.task is not None:
+                since = self._waits_since(said.task, said.at)
+                return (said, since) if since < ready <= said.at else (None, 0.0)
+        return None, 0.0
 
     def server_again(self, deed: Deed) -> float | None:
         """Less what the server takes to start, which is not the worker's to shorten."""
-        assert deed.worker is not None
         for said in self._next(deed, "comfy.queued"):
-            starts = [start for at, start in self.starts(deed.worker) if deed.at <= at <= said.at]
-            whole_s = self._undisturbed(deed, said.at)
-            if said.task is None or len(starts) != 1 or whole_s is None:
+            starts = [start for at, start in self.starts(deed.worker or "") if deed.at <= at <= said.at]
+            if said.task is None or len(starts) != 1 or not self._served(deed):
                 return None
-            return whole_s - max(self._waits_since(said.task, said.at) - deed.at, 0.0) - starts[0]
+            whole_s = self._less(deed, said.at, self._waits_since(said.task, said.at))
+            return None if whole_s is None else whole_s - starts[0]
         return None
+
+    def _served(self, deed: Deed) -> bool:
+        """Whether the server that was killed had been ready: the end of one that starts is a start that fails."""
+        words = [said for said in self._logs.get(deed.worker or "", []) if said.name.startswith("comfy.")]
+        state = [said.name for said in words if said.at <= deed.at and said.name != "comfy.queued"]
+        return bool(state) and state[-1] == "comfy.ready"
+
+    def _less(self, deed: Deed, until: float, since: float) -> float | None:
+        """The seconds until then from when both the fault and the task were there."""
+        whole_s = self._undisturbed(deed, until)
+        return None if whole_s is None else whole_s - max(since - deed.at, 0.0)
 
     def starts(self, worker: str) -> Iterator[tuple[float, float]]:
         """When each server of a worker was ready, and how long it had taken."""
@@ -186,23 +201,25 @@ class Scene:
             elif said.name in ("worker.started", "comfy.stopped"):
                 began = None
 
-    def _next(self, deed: Deed, name: str) -> Iterator[Said]:
+    def _next(self, deed: Deed, *names: str) -> Iterator[Said]:
         """What its worker said after a fault, before it was started again and before patience ends."""
         for said in self._logs.get(deed.worker or "", []):
             if said.at < deed.at - STAMP_S:
                 continue
             if said.name == "worker.started" or said.at > deed.at + PATIENCE_S:
                 return
-            if said.name == name:
+            if said.name in names:
                 yield said
 
     def _undisturbed(self, deed: Deed, until: float, by: tuple[str, ...] = ()) -> float | None:
         """The seconds from a fault to what came of it; None when another one, done to the same worker, came between.
 
-        ``by``: the victims whose faults can be in the way; nothing given, all of them, and outages too.
+        ``by``: the victims whose faults can be in the way; nothing given, all of them, and outages too. What is done
+        to another handler's processes is never in the way.
         """
         others = [one for one in self._history.deeds if one is not deed and one.worker in (None, deed.worker)]
-        between = [one for one in others if one.at <= until and (one.until or one.at) >= deed.at]
+        near = [one for one in others if None in (one.handler, deed.handler) or one.handler == deed.handler]
+        between = [one for one in near if one.at <= until and (one.until or one.at) >= deed.at]
         if any(not by or one.victim in by for one in between):
             return None
         away = not by and overlaps(self._history.outages, deed.at, until)
