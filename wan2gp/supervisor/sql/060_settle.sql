@@ -342,7 +342,7 @@ BEGIN
                             ELSE 'worker.lease_lost: the worker %s was not heard of for %s s' END, v_one.worker_id,
                        round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
                 jsonb_build_object('kind', CASE WHEN v_forgotten THEN 'lease_forgotten' ELSE 'lease_expired' END,
-                                   'taken_by', p_worker, 'phase', v_one.phase))
+                                   'code', 'worker.lease_lost', 'taken_by', p_worker, 'phase', v_one.phase))
             THEN
                 v_taken := v_taken + 1;
             END IF;
@@ -414,7 +414,8 @@ BEGIN
         PERFORM wan2gp_lock_family(ARRAY[v_one.task_id]);
         IF (wan2gp_settle(v_one.task_id, v_one.token, 'loss', NULL,
                 format('worker.lease_lost: the worker %s died and was started again', p_worker), NULL,
-                jsonb_build_object('kind', 'worker_died', 'phase', v_one.phase), NULL) ->> 'accepted')::boolean THEN
+                jsonb_build_object('kind', 'worker_died', 'code', 'worker.lease_lost', 'phase', v_one.phase),
+                NULL) ->> 'accepted')::boolean THEN
             v_ids := v_ids || to_jsonb(v_one.task_id);
         END IF;
     END LOOP;
