@@ -279,7 +279,7 @@ def test_a_handler_cannot_have_a_stranger_killed_by_naming_it_as_its_engine(star
     worker = start_worker()
     worker.ended(worker.insert("framer", {"pid": stranger}))
     worker.ended(worker.insert("noop"))
-    noted = [pid for pid, _ in json.loads((worker.data_dir / "children.json").read_text())]
+    noted = [pid for pid, _ in json.loads((worker.data_dir / "children.json").read_text())["processes"]]
     assert worker.handler_pid("framer") in noted and stranger not in noted
     worker.kill()
     start_worker()

@@ -47,6 +47,15 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def boot_id() -> str | None:
+    """Names the time since the machine started, from which start times count; None where the kernel does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
 def alive(pid: int) -> bool:
     """True while ``pid`` runs; a zombie does not."""
     fields = _stat(pid)
@@ -152,9 +161,18 @@ def kill_below(root: int, reap: Callable[[], None], deadline_s: float = 5.0) -> 
 
 
 def kill_named(pid: int, started: int) -> bool:
-    """Kill ``pid`` and what is below it, only if it is the process that started then. True when it was."""
+    """Kill ``pid`` and what is below it, only if it is the process that started then. True when it was.
+
+    All are frozen first: the children of one that dies while another still forks might fall to a stranger, and could
+    not be found again.
+    """
     if start_time(pid) != started:
         return False
-    for victim in [*descendants(pid), pid]:
-        kill(victim)
+    family: list[int] = []
+    while fresh := [one for one in (pid, *descendants(pid)) if one not in family]:
+        for one in fresh:
+            kill(one, signal.SIGSTOP)
+        family += fresh
+    for one in family:
+        kill(one)
     return True

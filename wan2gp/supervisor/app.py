@@ -280,6 +280,9 @@ class App:
     def _tick(self) -> None:
         """Called by the loop at every turn: cheap unless something is due."""
         loop, now = self._loop, time.monotonic()
+        if loop.strays_likely:  # at once: what is left of a dead handler may hold a GPU
+            loop.strays_likely = False
+            self._end_strays()
         if now < self._note_at:
             return
         self._note_at = now + NOTE_EVERY_S
@@ -287,8 +290,7 @@ class App:
         pids = [pid for child in children for pid in (child.shim_pid, child.pid) if pid is not None]
         pids += [pid for desk in loop.desks if isinstance(pid := desk.engine.get("pid"), int)]
         self._ledger.write(pids)
-        if now >= self._look_at or loop.strays_likely:
-            loop.strays_likely = False
+        if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             self._end_strays()
             deaf = getattr(self._backend.queue, "swallowed", False)

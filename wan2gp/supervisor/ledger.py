@@ -1,7 +1,7 @@
 """Which processes are ours, on disk, so that the next life can end what this one could not; and strays of this life.
 
 The shims see to it that there is normally nothing left. A pid alone proves nothing: it is killed only together with
-the start time that was written down.
+the start time that was written down, which counts from the boot that was written down.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from wan2gp.processes import children, descendants, kill, kill_named, start_time
+from wan2gp.processes import boot_id, children, descendants, kill, kill_named, start_time
+
+STRAYS_S = 0.25
+"""How long one look for strays may go on while new ones appear, seconds."""
+STRAYS_PAUSE_S = 0.002
 
 
 class Ledger:
@@ -25,11 +30,12 @@ class Ledger:
     def sweep(self) -> int:
         """End what an earlier life left. Returns how many processes that were."""
         try:
-            entries = json.loads(self._path.read_text())
-            count = sum(kill_named(int(pid), int(started)) for pid, started in entries)
-        except (OSError, ValueError, TypeError):
+            said = json.loads(self._path.read_text())
+            entries = [(int(pid), int(started)) for pid, started in said["processes"]]
+            here = said["boot"] == boot_id() is not None
+        except (OSError, ValueError, TypeError, KeyError):  # damaged, or of another kind: it names nobody
             return 0
-        return count
+        return sum(kill_named(*entry) for entry in entries) if here else 0
 
     def write(self, pids: Iterable[int]) -> None:
         """Note the processes that run now; cheap when nothing has changed."""
@@ -40,7 +46,7 @@ class Ledger:
         entries = [(pid, started) for pid in sorted(now) if (started := start_time(pid)) is not None]
         fresh = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # a full disk: the shims do the work anyway
-            fresh.write_text(json.dumps(entries))
+            fresh.write_text(json.dumps({"boot": boot_id(), "processes": entries}))
             fresh.rename(self._path)
 
 
@@ -56,19 +62,29 @@ def already_here() -> frozenset[Named]:
 def end_strays(owned: frozenset[int], foreign: frozenset[Named] = frozenset()) -> int:
     """Kill and reap what fell to us because its shim was killed. Returns how many.
 
-    Our own helpers run in our session; a handler's processes never do. ``foreign``: those of :func:`already_here`.
+    Repeats while there is something, for at most :data:`STRAYS_S`: one may fork between the look and the signal, and
+    the children of one that dies fall to us. Our own helpers run in our session; a handler's processes never do.
+    ``foreign``: those of :func:`already_here`.
     """
+    found: set[int] = set()
+    end = time.monotonic() + STRAYS_S
+    while strays := _strays(owned, foreign):
+        found.update(strays)
+        for pid in strays:
+            for victim in [*descendants(pid), pid]:
+                kill(victim)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # this pid alone: others belong to their owners
+        if time.monotonic() > end:
+            break
+        time.sleep(STRAYS_PAUSE_S)
+    return len(found)
+
+
+def _strays(owned: frozenset[int], foreign: frozenset[Named]) -> list[int]:
     session = os.getsid(0)
-    count = 0
-    for pid in children(os.getpid()):
-        if pid in owned or _session(pid) == session or (pid, start_time(pid)) in foreign:
-            continue
-        for victim in [*descendants(pid), pid]:
-            kill(victim)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # this pid alone: others belong to their owners
-        count += 1
-    return count
+    ours = [pid for pid in children(os.getpid()) if pid not in owned and _session(pid) != session]
+    return [pid for pid in ours if (pid, start_time(pid)) not in foreign]
 
 
 def _session(pid: int) -> int | None:
