@@ -114,7 +114,7 @@ class Client:
                     self._connection = psycopg.connect(
                         self._stage.url, autocommit=True, connect_timeout=CONNECT_S, tcp_user_timeout=ANSWER_S * 1000
                     )
-                cursor = self._connection.execute(statement.encode(), values)
+                cursor = self._connection.execute(statement.encode(), values or None)
                 return cursor.fetchall() if cursor.description else []
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 if self._connection is not None:

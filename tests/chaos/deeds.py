@@ -212,8 +212,8 @@ class Doer:
             with psycopg.connect(
                 self._stage.url, autocommit=True, connect_timeout=LOOK_S, options=f"-c statement_timeout={LOOK_S}s"
             ) as connection:
-                return connection.execute(statement.encode(), values).fetchall()
-        except psycopg.Error:
+                return connection.execute(statement.encode(), values or None).fetchall()
+        except psycopg.OperationalError:
             return []
 
     # -- what lies between and beside --------------------------------------------------------------------------------
