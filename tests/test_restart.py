@@ -227,6 +227,22 @@ def test_a_supervisor_killed_under_a_prompt_runs_it_again_in_its_next_life_and_l
     assert again.stop() == 0
 
 
+@pytest.mark.long
+def test_a_worker_that_stops_gives_its_task_to_another_at_once_and_uncounted(start_worker: Start) -> None:
+    """The other one would not look for ten minutes by itself, and the lease lasts for as long."""
+    slow = {"WAN2GP_LEASE_S": "600", "WAN2GP_STOP_GRACE_S": "0.2"}
+    leaving, idle = (start_worker("--poll-interval", "600", name=name, environ=slow) for name in ("leaving", "idle"))
+    idle.ctl("drain")
+    task = leaving.insert("sleeper", {"seconds": 3})
+    leaving.running(task)
+    idle.ctl("resume")
+    assert leaving.stop() == 0
+    finished_once(idle, task, 1)
+    told = {(event["name"], event["worker_id"]): event["at"] for event in idle.events(task)}
+    waited_s = (told["claimed", "idle"] - told["released", "leaving"]).total_seconds()
+    assert waited_s < 60, "it waited for something else than word of it"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of eight mebibytes at the place of the first worker's data directory."""
