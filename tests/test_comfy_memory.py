@@ -15,6 +15,8 @@ import pytest
 
 from tests.comfy_jobs import Bench, fault, gone, picture, until
 from tests.conftest_comfy import FAULTS, free_port
+from wan2gp.handlers.api import TaskFailure
+from wan2gp.handlers.comfy_killed import REMEMBERED, KilledTasks
 from wan2gp.protocol import Failed
 
 Make = Callable[..., Bench]
@@ -61,6 +63,7 @@ def test_an_empty_success_that_swallowed_its_lack_of_memory_is_run_again(warm: B
     assert warm.names().count("comfy.queued") == 2
 
 
+@pytest.mark.long
 def test_an_empty_success_that_swallows_it_every_time_is_out_of_memory_and_not_no_output(warm: Bench) -> None:
     failure = warm.fails({"workflow": fault("FaultSwallow", until="never", filename_prefix="x")})
     assert (failure.code, failure.retryable) == ("comfy.out_of_memory", False)
@@ -99,7 +102,12 @@ def test_lack_of_memory_that_a_node_dealt_with_costs_nothing(warm: Bench) -> Non
     "graph",
     [
         fault("TestRaise", kind="RuntimeError", message="CUDA error: an illegal memory access was encountered"),
-        fault("FaultSwallow", message="CUDA error: device-side assert triggered", until="never", filename_prefix="x"),
+        pytest.param(
+            fault(
+                "FaultSwallow", message="CUDA error: device-side assert triggered", until="never", filename_prefix="x"
+            ),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["raised", "swallowed"],
 )
@@ -111,6 +119,17 @@ def test_a_broken_cuda_context_ends_the_server_and_is_reported_as_one(warm: Benc
     assert gone(pid)
     warm.succeeds({"workflow": picture()})
     assert warm.server_pid() != pid
+
+
+def test_a_kill_is_remembered_by_task_and_a_crash_is_none() -> None:
+    """The handler remembers so many tasks, and a task that it forgot is tried once more."""
+    killed, died = KilledTasks(), TaskFailure("comfy.exited", "it died", detail={"killed": True})
+    assert killed.judge("a", TaskFailure("comfy.exited", "it crashed")).code == "comfy.exited"
+    assert killed.judge("a", died).code == "comfy.exited"
+    assert killed.judge("a", died).code == "comfy.out_of_memory"
+    for number in range(REMEMBERED):
+        assert killed.judge(f"{number}", died).code == "comfy.exited"
+    assert killed.judge("a", died).code == "comfy.exited"
 
 
 # --- swelling --------------------------------------------------------------------------------------------------------

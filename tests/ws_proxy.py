@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
 import subprocess
 import sys
@@ -17,11 +18,8 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-import requests
-
-from tests.conftest_comfy import START_S, STOP_S, free_port
-
 HOST = "127.0.0.1"
+START_S, STOP_S = 20.0, 5.0
 REFUSED = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 GREETING = (b'"sid"', b'"feature_flags"')
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
@@ -95,10 +93,16 @@ async def first_to_end(*ways: Coroutine[Any, Any, None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def hidden_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
 def behind(args: list[str], mode: Path) -> int:
     """Be a ComfyUI that is started with `args`: the built-in engine, in the same process tree, behind the proxy."""
     at = args.index("--port") + 1
-    port, hidden = int(args[at]), free_port()
+    port, hidden = int(args[at]), hidden_port()
     command = [sys.executable, "-m", "wan2gp.comfy_sidecar.builtin", *args[:at], str(hidden), *args[at + 1 :]]
     with subprocess.Popen(command) as engine:
         try:
@@ -118,14 +122,13 @@ async def until_exit(engine: subprocess.Popen[bytes], serving: Coroutine[Any, An
 @contextlib.contextmanager
 def before(target: int, mode: Path) -> Iterator[str]:
     """The URL of a proxy of its own before an engine that runs."""
-    port = free_port()
+    port = hidden_port()
     command = [sys.executable, "-m", "tests.ws_proxy", str(port), str(target), str(mode)]
     process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
     try:
         deadline = time.monotonic() + START_S
         while True:
-            with contextlib.suppress(requests.ConnectionError), requests.Session() as session:
-                session.get(f"http://{HOST}:{port}/prompt", timeout=START_S)
+            with contextlib.suppress(ConnectionError), socket.create_connection((HOST, port), START_S):
                 break
             assert process.poll() is None and time.monotonic() < deadline, "the proxy did not start"
             time.sleep(0.01)

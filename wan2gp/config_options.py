@@ -339,7 +339,11 @@ OPTIONS: dict[str, Option] = {
         "comfy.run_timeout_s", "COMFY_RUN_TIMEOUT_S", 0.0, _seconds, "limit for one prompt, seconds; 0: none"
     ),
     "comfy_stuck_s": Option(
-        "comfy.stuck_s", "COMFY_STUCK_S", 1800.0, _seconds, "limit without any progress of a prompt, seconds"
+        "comfy.stuck_s",
+        "COMFY_STUCK_S",
+        1800.0,
+        _seconds,
+        "limit without any progress of a prompt, seconds; four times as long at COMFY_URL without a websocket",
     ),
     "comfy_idle_stop_s": Option(
         "comfy.idle_stop_s",

@@ -5,6 +5,8 @@ They say that something goes on, not what: they count where its websocket cannot
 
 from __future__ import annotations
 
+import contextlib
+
 import psutil
 
 from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
@@ -26,7 +28,7 @@ class Vitals:
         self._printed = process.printed
         self.moved_s = self._marked_s = self._next_cpu_s = monotonic()
         """``moved_s``: when it last showed a sign of life, or when the watch began."""
-        self._marked_cpu_s = cpu_seconds(process.pid)
+        self._marked_cpu_s = cpu_seconds(process)
         self._next_rss_s = 0.0
         self._rss_bytes = 0
         self.rss_bytes = 0
@@ -41,7 +43,7 @@ class Vitals:
             self._look_at_cpu(now_s)
 
     def _look_at_cpu(self, now_s: float) -> None:
-        cpu_s, elapsed_s = cpu_seconds(self._process.pid), now_s - self._marked_s
+        cpu_s, elapsed_s = cpu_seconds(self._process), now_s - self._marked_s
         busy = elapsed_s > 0 and cpu_s - self._marked_cpu_s >= BUSY_SHARE * elapsed_s
         if busy:
             self.moved_s = now_s
@@ -59,28 +61,18 @@ class Vitals:
 
 def settle(process: DrainedProcess, most_s: float) -> None:
     """Wait until it computes no more, for at most so many seconds, or until its end."""
-    end_s, before_s = monotonic() + most_s, cpu_seconds(process.pid)
+    end_s, before_s = monotonic() + most_s, cpu_seconds(process)
     while monotonic() < end_s and process.wait(STEP_S) is None:
-        used_s = cpu_seconds(process.pid)
+        used_s = cpu_seconds(process)
         if used_s - before_s < STEP_S / 2:
             return
         before_s = used_s
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process, all below it that run, and those below it that ended and were waited for, have used."""
+def cpu_seconds(server: DrainedProcess) -> float:
+    """What its processes have used, and those below them that ended and were waited for."""
     total_s = 0.0
-    for process in _tree(pid):
-        try:
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
             total_s += sum(process.cpu_times()[:4])
-        except psutil.Error:  # it ended meanwhile
-            continue
     return total_s
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        leader = psutil.Process(pid)
-        return [leader, *leader.children(recursive=True)]
-    except psutil.Error:
-        return []
