@@ -170,6 +170,7 @@ def test_what_a_frozen_supervisor_made_too_late_is_deleted(start_worker: Start) 
     assert (other.row(task), names(other, task).count("completed")) == (row, 1)
 
 
+@pytest.mark.long
 def test_a_database_that_is_away_for_longer_than_a_lease_robs_nobody(
     start_worker: Start, pg_server: PgServer, tmp_path: Path
 ) -> None:

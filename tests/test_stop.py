@@ -254,6 +254,7 @@ def test_a_data_directory_in_use_is_exit_4(worker: Worker) -> None:
     worker.ended(worker.insert("noop"))
 
 
+@pytest.mark.long
 def test_a_worker_id_in_use_is_exit_4_until_it_is_taken_over(start_worker: Start, tmp_path: Path) -> None:
     first = start_worker(name="w1")
     task = first.insert("sleeper", LONG)

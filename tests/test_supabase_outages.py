@@ -32,7 +32,8 @@ class Scale:
     patience_s: float
 
 
-SHORT = Scale(50, outage_s=3.0, between_s=0.2, work_s=0.35, file_bytes=2_000, lease_s=8, renew_s=1, patience_s=60)
+SHORT = Scale(50, outage_s=4.0, between_s=0.2, work_s=0.35, file_bytes=2_000, lease_s=3, renew_s=0.5, patience_s=60)
+"""Longer than a lease: the project refuses connections, so nobody gives up what it runs."""
 FULL = Scale(
     50, outage_s=60.0, between_s=30.0, work_s=5.0, file_bytes=8_000_000, lease_s=90, renew_s=20, patience_s=600
 )
