@@ -231,8 +231,11 @@ class Doer:
         return Deed(at, plan.name, plan.victim, plan.worker, until=self._later(plan.seconds, mend))
 
     def _drop_network(self, plan: DeedPlan) -> Deed:
+        """Every connection breaks; new ones pass."""
         at = time.time()
-        self._stage.actors[plan.worker].link.drop()
+        link = self._stage.actors[plan.worker].link
+        link.cut()
+        link.mend()
         return Deed(at, plan.name, plan.victim, plan.worker)
 
     def _slow_disk(self, plan: DeedPlan) -> Deed:
