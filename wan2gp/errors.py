@@ -84,12 +84,17 @@ _TABLE = (
         "Look at the disk's space.",
     ),
     ("comfy.api_error", True, "ComfyUI answered something unexpected.", "See the message; versions differ."),
-    ("engine.out_of_memory", True, "The engine ran out of memory.", "Smaller inputs, or a larger GPU."),
+    (
+        "engine.out_of_memory",
+        True,
+        "The engine ran out of memory, and once more in a fresh process.",
+        "Smaller inputs, or a larger GPU.",
+    ),
     (
         "engine.cuda_broken",
         True,
         "The CUDA context is beyond repair; the process is replaced.",
-        "Look at the driver.",
+        "Nothing at first: the task is retried. If it stays: look at the task, at the driver, and at the GPU.",
     ),
     (
         "engine.memory_limit",

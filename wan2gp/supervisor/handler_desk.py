@@ -31,10 +31,9 @@ from wan2gp.supervisor.registry import CANCEL_GRACE_S, PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running, Why
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.wanted import refusal
 from wan2gp.supervisor.weight import Weighed
 
-SOURCES_MAX = 256
-"""How many inputs one task may have."""
 DANGER_GRACE_S = 2.0
 """How long a run may take to end when its lease is about to, which cannot be put off, seconds."""
 WEIGH_S = 3.0
@@ -83,12 +82,12 @@ class HandlerDesk(Desk):
             return 0
         if self.life.state is State.STOPPED:
             return 1 - len(self.waiting)
+        # One that has died in a row may do so again: it gets one task, to show that it works.
+        ahead = self.prefetch if self.life.proven(self.around.clock()) else 0
         if self.life.state is State.IDLE:
-            # One that has died in a row may do so again: it gets one task, to show that it works.
-            ahead = self.prefetch if self.life.proven(self.around.clock()) else 0
             return 1 + ahead - len(self.waiting)
         if self.life.state is State.BUSY:
-            return self.prefetch - len(self.waiting)
+            return ahead - len(self.waiting)
         return 0  # a start that has not succeeded yet consumes no task
 
     def take(self, running: Running) -> None:
@@ -229,13 +228,9 @@ class HandlerDesk(Desk):
         running.wanted = True
         if running.sources != dict(sources):
             running.inputs = None
-            foreign = _foreign(running.task.params, sources)
-            if len(sources) > SOURCES_MAX:
-                too_many = Failed("input.bad_params", f"more than {SOURCES_MAX} inputs: {len(sources)}")
-                running.inputs = Inputs(*running.key, failure=too_many)
-            elif foreign is not None:
-                refusal = Failed("input.bad_url", f"{foreign[:200]} does not stand in the task's params")
-                running.inputs = Inputs(*running.key, failure=refusal)
+            refused = refusal(running.task.params, sources)
+            if refused is not None:
+                running.inputs = Inputs(*running.key, failure=refused)
             else:
                 self.fetch(running, sources)
         self._deliver(running)
@@ -368,23 +363,3 @@ class HandlerDesk(Desk):
     def describe(self) -> dict[str, Any]:
         """See :meth:`Desk.describe`."""
         return {**super().describe(), "task": self.current.task.id if self.current else None}
-
-
-def _foreign(params: Any, sources: Mapping[str, Source]) -> str | None:
-    """The first URL that does not stand in the task's own parameters: a handler may fetch nothing else."""
-    strings, documents = set(), []
-    level = [params]
-    while level:
-        value = level.pop()
-        if isinstance(value, str):
-            strings.add(value)
-            if value.lstrip()[:1] in ("{", "["):
-                documents.append(value)  # JSON in a string: a graph, say
-        elif isinstance(value, dict):
-            level += value.values()
-        elif isinstance(value, list):
-            level += value
-    for source in sources.values():
-        if source.url not in strings and not any(source.url in document for document in documents):
-            return source.url
-    return None
