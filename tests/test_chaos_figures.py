@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from tests.chaos.figures import NAMES, Deed, Figures, Load, Times, measure
 from tests.chaos.history import Event, History, Life, Row, Rule, Sample, Violation
-from tests.chaos.loglines import READ, read
+from tests.chaos.loglines import READ, read, with_starts
 from tests.chaos.report import Result, append, line, machine, main, parse, result, table, verdict
 from tests.conftest_worker import ROOT
 from wan2gp.logs import FACTS, Log
@@ -85,6 +86,12 @@ def test_every_fact_that_figures_are_made_of_is_read_back_from_the_logs_own_word
     assert [one.at for one in said] == [BEGAN + number + 0.25 for number in range(len(READ))]
     assert {(one.handler, one.task) for one in said} == {("comfy", "x")}
     assert set(READ) <= set(FACTS)
+
+
+def test_when_a_worker_began_to_claim_is_known_from_its_log_and_a_life_that_never_did_too(diary: Diary) -> None:
+    diary.say(1, "worker.started", worker="w1", poll_s=1).say(5, "worker.started", worker="w1", poll_s=1)
+    lives = [Life("w1", BEGAN + begun, BEGAN + begun + 2) for begun in (0.0, 2.5)] + [Life("w1", BEGAN + 4.6)]
+    assert [life.able for life in with_starts(lives, {"w1": diary.text()})] == [BEGAN + 1, math.inf, BEGAN + 5]
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------

@@ -133,6 +133,15 @@ def never_taken_back(tale: Tale) -> History:
     return tale.claim("x").finish("x").history()
 
 
+def never_taken_back_by_one_that_claims(tale: Tale) -> History:
+    """It took its time to start; but then it claimed other tasks, and its own was forgotten."""
+    tale.insert("x")
+    tale.claim("x")
+    tale.lives[:] = [Life("w1", BEGAN - 100, tale.now), Life("w1", tale.now + 0.2, able=tale.now + 12)]
+    tale.wait(20).lose("x", "worker_died")
+    return tale.claim("x").finish("x").history()
+
+
 def frozen_for_ever_and_left_alone(tale: Tale) -> History:
     """It completes when it thaws, and somebody else should have done so long before."""
     tale.insert("x")
@@ -317,6 +326,7 @@ WRONG: tuple[tuple[Rule, Callable[[Tale], History]], ...] = (
     (Rule.ROBBED, robbed),
     (Rule.RESCUED, never_rescued),
     (Rule.RESCUED, never_taken_back),
+    (Rule.RESCUED, never_taken_back_by_one_that_claims),
     (Rule.RESCUED, frozen_for_ever_and_left_alone),
     (Rule.RESCUED, dead_process_unnoticed),
     (Rule.BACK_OFF, claimed_before_its_time),

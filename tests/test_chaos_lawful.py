@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,6 +163,20 @@ def test_work_that_nobody_was_there_to_take_waits_for_whoever_comes() -> None:
     tale.lives += [Life("w1", BEGAN - 9, tale.now), Life("w2", tale.now + 60)]
     tale.wait(60 + LEASE_S + 2).lose("x", "lease_expired")
     assert broken(tale.claim("x", "w2").finish("x").history()) == set()
+
+
+def test_a_worker_that_takes_long_to_start_takes_back_what_it_held_when_it_claims() -> None:
+    tale = Tale()
+    tale.insert("x")
+    tale.claim("x")
+    lost = tale.now
+    tale.lives += [
+        Life("w1", BEGAN - 9, lost),
+        Life("w1", lost + 1, able=lost + 14),
+        Life("w2", lost + 1, able=math.inf),
+    ]
+    tale.wait(15).lose("x", "worker_died")
+    assert broken(tale.claim("x").finish("x").history()) == set()
 
 
 def test_a_result_that_waited_in_the_spool_of_a_dead_worker_was_not_lost() -> None:

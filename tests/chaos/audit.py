@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from tests.chaos.client import Client
 from tests.chaos.deeds import Doer
+from tests.chaos.loglines import with_starts
 from tests.chaos.plan import LEASE_S, POLL_S, TaskPlan
 from tests.chaos.records import Artifact, Event, History, Row, Violation
 from tests.chaos.stage import BUCKET, Actor, Stage
@@ -50,7 +51,7 @@ def gather(stage: Stage, client: Client, doer: Doer, ended_at: float) -> History
         inserted=tuple(client.inserted),
         cancels=tuple(client.cancelled),
         artifacts=tuple(_artifacts(stage, plans)),
-        lives=tuple(stage.all_lives()),
+        lives=tuple(with_starts(stage.all_lives(), logs_of(stage))),
         deeds=tuple(doer.done),
         outages=tuple(doer.outages),
         leases_left=tuple(f"{one['id']} at {one['worker_id']}" for one in read(stage.url, LEASES)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from tests.chaos.records import Life
 from wan2gp.logs import FACTS
 
 READ = (
@@ -67,3 +69,14 @@ def read(text: str) -> Iterator[Said]:
                 at = time.mktime(time.strptime(second, "%Y-%m-%d %H:%M:%S")) + int(millisecond) / 1000
                 yield Said(at, name, who.get("handler"), who.get("task"), fields.groupdict())
                 break
+
+
+def with_starts(lives: Iterable[Life], logs: Mapping[str, str]) -> Iterator[Life]:
+    """The lives, each with when its worker's log says that it began to claim. ``logs``: by worker."""
+    started = {
+        worker: [said.at for said in read(text) if said.name == "worker.started"] for worker, text in logs.items()
+    }
+    for life in lives:
+        end = math.inf if life.ended is None else life.ended
+        own = [at for at in started.get(life.worker, []) if life.begun <= at <= end]
+        yield replace(life, able=own[0] if own else math.inf)

@@ -90,7 +90,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Life:
-    """One supervisor process, from its birth to its end (None: it was there when all was over).
+    """One supervisor process, from its birth to its end (None: it was there when all was over). ``able``: when it began
+    to claim; None when that is not known, infinite when it never did.
 
     ``pauses`` are when it could not work though it lived: stopped by a signal, or cut off alone. ``pid`` tells the
     lives of one worker apart.
@@ -102,6 +103,7 @@ class Life:
     pauses: tuple[tuple[float, float], ...] = ()
     memory: tuple[Sample, ...] = ()
     pid: int | None = None
+    able: float | None = None
 
 
 @dataclass(frozen=True)
