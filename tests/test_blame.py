@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.comfy_jobs import fault, picture
+from tests.conftest_comfy import FAULTS
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Row, Worker, eventually
 from tests.shared_worker import shared_worker
@@ -266,6 +268,34 @@ def test_a_worker_that_drains_the_queue_once_ends_although_its_gpu_is_dead(start
     once = start_worker("--once", wait=False)
     assert once.process.wait(60) == 0
     assert {worker.row(task)["status"] for task in tasks} == {"Queued"}
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.long
+def test_a_comfyui_whose_gpu_is_dead_fails_no_queue_and_is_heard_by_the_one_handler_that_stays(
+    start_worker: Callable[..., Worker],
+) -> None:
+    """The server is replaced each time, and what was claimed ahead goes back with the rest."""
+    worker = start_worker(environ={"COMFY_ARGS": f"--extra-nodes {FAULTS}", "WAN2GP_PREFETCH": "2"})
+    worker.ended(worker.insert("comfy", {"workflow": picture()}))
+    pid, servers = worker.handler_pid("comfy"), worker.log.count("ComfyUI started with PID")
+    worker.ctl("drain")
+    graph = {"workflow": fault("TestRaise", kind="RuntimeError", message=ILLEGAL)}
+    tasks = [worker.insert("comfy", graph) for _ in range(6)]
+    good = worker.insert("comfy", {"workflow": picture("later")})
+    worker.ctl("resume")
+    eventually("it rests", lambda: "No new tasks: worker.gpu_unhealthy" in worker.log)
+    eventually("all is handed back", lambda: all(worker.row(task)["status"] == "Queued" for task in [*tasks, good]))
+    assert sorted(worker.row(task)["attempts"] for task in tasks) == [0, 0, 0, 0, 0, 1]
+    assert worker.row(good)["attempts"] == 0
+    assert worker.log.count("ComfyUI started with PID") == servers + 2  # the third is not started before it is needed
+    assert worker.handler_pid("comfy") == pid
+    worker.sql("UPDATE tasks SET status = 'Cancelled' WHERE id = ANY (%s::uuid[])", tasks)
+    assert worker.ctl("restart", "comfy").returncode == 0
+    row = worker.ended(good)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
 
 
 # -- how long a pause is -----------------------------------------------------------------------------------------------
