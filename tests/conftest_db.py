@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +32,10 @@ class PgServer:
 
     def __init__(self, data_dir: Path, run_dir: Path) -> None:
         self._server = EmbeddedPostgres(data_dir, run_dir, settings=_SETTINGS)
+        self._cluster = data_dir / "pg"
         self._numbers = itertools.count(1)
         self._templates: set[str] = set()
+        self._kept: dict[Path, set[str]] = {}
         self.start_server()
 
     @property
@@ -61,6 +64,19 @@ class PgServer:
     def restart(self) -> None:
         self.stop_server()
         self.start_server()
+
+    def save(self, backup: Path) -> None:
+        """Stops the server and copies the whole cluster to ``backup``; it is started again by whoever needs it."""
+        self.stop_server()
+        _copy(self._cluster, backup)
+        self._kept[backup] = set(self._templates)
+
+    def restore(self, backup: Path) -> None:
+        """Stops the server and puts that copy in the place of all that has happened since."""
+        self.stop_server()
+        shutil.rmtree(self._cluster)
+        _copy(backup, self._cluster)
+        self._templates = set(self._kept[backup])
 
     def new_database(self, template: str | None = None) -> str:
         """A fresh database's URL, a copy of the database ``template`` when one is given."""
@@ -121,6 +137,11 @@ class PgServer:
     def _execute(self, statement: sql.Composable) -> None:
         with psycopg.connect(self.admin_url, autocommit=True) as connection:
             connection.execute(statement)
+
+
+def _copy(cluster: Path, place: Path) -> None:
+    """With its owner, who need not be ours."""
+    subprocess.run(["cp", "-a", "--reflink=auto", str(cluster), str(place)], check=True)
 
 
 def install_predecessor(url: str) -> None:

@@ -150,7 +150,7 @@ class Finisher:
         else:
             work.left, work.staged = [*work.left, *work.staged], []
             if ending.verb is Verb.COMPLETE or reply.status is not None:
-                facts("task.refused", task_id=ending.task_id, status=reply.status)
+                facts("task.refused", task_id=ending.task_id, status=reply.status or "gone")
         if work.left:
             refused = msgspec.structs.replace(work.origin, refused=True)
             self._spool.add([refused])  # another life must not send it once more to find out
