@@ -156,3 +156,47 @@ def test_a_server_killed_in_a_run_is_replaced(real: Bench) -> None:
     assert (failure.code, failure.retryable) == ("comfy.exited", True)
     real.heard = None
     real.succeeds(spec_row())
+
+
+def test_a_connection_that_breaks_in_a_run_is_made_again_and_tells_of_the_rest(real: Bench) -> None:
+    """Under the id with which the prompt was posted: to another the server would tell nothing."""
+    live = real.handler._engine.ensure(real._fact, lambda: False, for_task=False)
+    ids: list[str] = []
+
+    def cut(name: str, _: dict[str, Any]) -> None:
+        if name == "comfy.queued":
+            ids.append(live.stream.client_id)
+            live.stream.close()
+            real.reports.clear()
+
+    def steps() -> int:
+        return len({fraction for fraction, phase in real.reports if phase == "step"})
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while steps() <= 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        real.cancel.set()
+
+    real.heard = cut
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    outcome = real.run({"workflow": long_run()})
+    watcher.join()
+    assert isinstance(outcome, Cancelled)
+    assert steps() > 3
+    assert ids == [live.stream.client_id]
+
+
+def test_what_is_to_be_freed_is_freed_before_the_next_prompt(real: Bench) -> None:
+    """A request that comes while the server collects its garbage would be heard of after that prompt only."""
+    graph = picture()
+    for freed, cached in ((False, ["1"]), (True, [])):
+        real.succeeds({"workflow": graph})
+        if freed:
+            real.handler._engine.make_room()
+        real.succeeds({"workflow": graph})
+        prompt_id = next(fields["prompt_id"] for name, fields in reversed(real.facts) if name == "comfy.queued")
+        port = next(detail["port"] for state, detail in reversed(real.states) if state == "ready")
+        entry = requests.get(f"http://127.0.0.1:{port}/history/{prompt_id}", timeout=10).json()[prompt_id]
+        assert dict(entry["status"]["messages"])["execution_cached"]["nodes"] == cached
