@@ -179,7 +179,7 @@ def test_of_two_prompts_the_one_that_is_cancelled_ends_and_the_other_does_not(wo
     assert worker.log.count("ComfyUI started with PID") == 1
 
 
-@pytest.mark.parametrize("ours", [pytest.param("waits", marks=pytest.mark.long), "runs"])
+@pytest.mark.parametrize("ours", ["waits", pytest.param("runs", marks=pytest.mark.long)])
 def test_a_strangers_prompt_on_the_same_comfyui_goes_on_when_ours_is_cancelled(
     start_worker: Start, shared_builtin_server: BuiltinServer, ours: str
 ) -> None:
