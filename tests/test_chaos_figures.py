@@ -145,6 +145,7 @@ def after_a_kill(diary: Diary) -> Diary:
 
 def test_a_handler_is_there_again_when_the_next_task_that_waits_begins(diary: Diary) -> None:
     found = figures(after_a_kill(diary), (killed(1, "handler", "media"),), (happened(0, "x", "queued"),))
+    assert values(found, "handler back") == near(0.8)
     assert values(found, "handler again") == near(1.0)
     assert values(found, "handler done") == near(1.5)
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.figures import Load
 from tests.chaos.records import Violation
 from tests.chaos.results import Result, append, counted, line, machine, parse, result
 from tests.chaos.table import table
+from tests.chaos.times import Load
 
 __all__ = ["Result", "append", "line", "machine", "main", "parse", "result", "table", "verdict"]
 

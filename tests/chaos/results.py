@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.figures import Figures, Load, Times
 from tests.chaos.history import check
 from tests.chaos.memory import quarters
 from tests.chaos.records import History, Rule, Violation
+from tests.chaos.times import Figures, Load, Times
 
 LOST = frozenset({Rule.ACKNOWLEDGED.value, Rule.FINAL.value, Rule.RESCUED.value})
 DOUBLED = frozenset({Rule.COMPLETED_ONCE.value, Rule.ONE_END.value, Rule.PUBLISHED.value})

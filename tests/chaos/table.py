@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.figures import NAMES, Load, Times, total
 from tests.chaos.results import DOUBLED, LOST, STALE, Result, counted
+from tests.chaos.times import NAMES, Load, Times, total
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,13 @@ def _time_row(words: str, times: Times) -> tuple[str, ...]:
 
 def _of_costs(runs: Sequence[Result]) -> str:
     rows = [(name, *_cost([load for load in loads if load])) for name, loads in _by_load(runs)]
-    memory = [(f"memory of {role}, first and last quarter of a run", _grown(runs, role)) for role in _roles(runs)]
+    memory = [(role, _grown(runs, role)) for role in _roles(runs)]
     head = ("work", "tasks a second", "CPU of all workers a task, ms")
     parts = [
         _markdown(head, rows),
-        _markdown(("memory, the run in which it grew most", "MiB"), memory) if memory else "",
+        _markdown(("memory of each, first and last quarter of the run in which it grew most", "MiB"), memory)
+        if memory
+        else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
