@@ -18,7 +18,17 @@ from wan2gp.supervisor import disk_watch, gpu_health, leases, lifecycle, memory_
 
 PAGE = (ROOT / "docs" / "reliability.md").read_text()
 NAMED = re.compile(r"`(tests/\w+\.py)::(\w+)`")
-PROMISES = ("Leases", "Attempts", "Out of memory", "Claiming", "Cancelling", "No survivors", "Restarts", "Incidents")
+PROMISES = (
+    "Leases",
+    "Attempts",
+    "Out of memory",
+    "Claiming",
+    "Cancelling",
+    "No survivors",
+    "Restarts",
+    "All at",
+    "Incidents",
+)
 INCIDENTS = 16
 
 
