@@ -178,7 +178,7 @@ def test_an_unknown_type_stays_queued_and_status_says_so(worker: Worker) -> None
 def test_what_a_handler_leaves_behind_dies_with_it(worker: Worker, tmp_path: Path, stay: bool) -> None:
     note = tmp_path / "pids"
     task = worker.insert("litterer", {"pids": str(note), "stay": stay})
-    pids = json.loads(eventually("it littered", lambda: note.exists() and note.read_text()))
+    pids = list(json.loads(eventually("it littered", lambda: note.exists() and note.read_text())).values())
     litter = [psutil.Process(pid) for pid in pids]
     worker.seen.update(litter)
     if not stay:

@@ -14,6 +14,7 @@ from tests.bench.bulk import bulk
 from tests.bench.bulk_output import bulk_output
 from tests.bench.rest import rest_claim, rest_idle
 from tests.bench.stage import all_ended, connect, cpu_s, machine, percentile, rss_mib, say, settle, working
+from tests.bench.survivors import survivors
 from tests.conftest_worker import Worker
 
 PICKUPS = 300
@@ -166,6 +167,7 @@ ALL: dict[str, Callable[[], bool]] = {
     "bulk_output": bulk_output,
     "rest_claim": rest_claim,
     "rest_idle": rest_idle,
+    "survivors": survivors,
 }
 
 

@@ -45,7 +45,7 @@ def machine() -> str:
 def working(*options: str, **environ: str) -> Iterator[Worker]:
     """A worker on its embedded database (durable settings, as a user's), in a folder that is removed afterwards."""
     folder, run_dir = Path(tempfile.mkdtemp(prefix="w2g-bench-")), Path(tempfile.mkdtemp(prefix="w2g-"))
-    plugin(folder / "plugin", ("noop", "stamp"))
+    plugin(folder / "plugin", ("noop", "stamp", "litterer"))
     variables = worker_environment(
         folder, run_dir, WORKER_ID="bench", WAN2GP_LEASE_S="90", WAN2GP_RENEW_S="20", **environ
     )

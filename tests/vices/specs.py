@@ -51,6 +51,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "glutton": {"patience": HASTY},
     "frozen": {"silence_s": 4.0},
     "deaf": {"cancel_grace_s": 1.0},
+    "litterer": {"cancel_grace_s": 0.3, "limits_s": {"step": 0.5}},
 }
 """What differs from the defaults, by handler."""
 

@@ -1,0 +1,59 @@
+"""Whatever ends, and in whatever way: a second later nothing that it started is left, however that tried to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest_comfy import free_port
+from tests.conftest_db import PgServer
+from tests.conftest_worker import Worker
+from tests.shared_worker import shared_worker
+from tests.survivors import CELLS, COMFY, Cell, measure
+
+Start = Callable[..., Worker]
+GONE_WITHIN_S = 1.0
+TRIES = 2
+"""A machine that stood still has proved nothing: then it is done once more."""
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
+    path = tmp_path_factory.mktemp("lasting")
+    with shared_worker(path, _pg_session, **COMFY, COMFY_PORT=str(free_port())) as worker:
+        yield worker
+
+
+def nothing_is_left(worker: Callable[[], Worker], folder: Path, cell: Cell) -> None:
+    for _ in range(TRIES):
+        seconds, stalled = measure(worker(), folder, cell)
+        if not stalled:
+            break
+    assert seconds <= GONE_WITHIN_S, f"the last one lived on for {seconds:.3f} s"
+
+
+@pytest.mark.parametrize(
+    "cell", [cell for cell in CELLS if not cell.fatal and not cell.environ], ids=lambda cell: cell.name
+)
+def test_what_ends_leaves_no_process_while_the_worker_lives_on(lasting: Worker, tmp_path: Path, cell: Cell) -> None:
+    nothing_is_left(lambda: lasting, tmp_path, cell)
+
+
+def starting(start_worker: Start, cell: Cell) -> Callable[[], Worker]:
+    names = iter("abc")
+    return lambda: start_worker(name=next(names), environ={**COMFY, "COMFY_PORT": str(free_port()), **cell.environ})
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.fatal], ids=lambda cell: cell.name)
+def test_a_worker_that_ends_leaves_no_process(start_worker: Start, tmp_path: Path, cell: Cell) -> None:
+    nothing_is_left(starting(start_worker, cell), tmp_path, cell)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "cell", [cell for cell in CELLS if cell.environ and not cell.fatal], ids=lambda cell: cell.name
+)
+def test_a_prompt_that_takes_too_long_leaves_no_process(start_worker: Start, tmp_path: Path, cell: Cell) -> None:
+    nothing_is_left(starting(start_worker, cell), tmp_path, cell)
