@@ -317,6 +317,26 @@ def test_status_shows_handlers_restarts_causes_queue_age_and_what_nobody_takes(s
     assert reply.worker.handlers[0].restarts == 2 and reply.queue.oldest_queued_s["comfy"] == 4000.0
 
 
+def test_ready_names_every_obstacle_and_asks_no_database(supervisor: PaperSupervisor) -> None:
+    supervisor.queue.gate.clear()
+    done = ctl(supervisor.data_dir, "ready")
+    assert (done.returncode, done.stdout) == (0, "ready\n")
+    blocked = {"worker.disk_full": "no \x1b[31mspace", "worker.gpu_unhealthy": "it fell off the bus"}
+    supervisor.worker.blocked = blocked
+    done = ctl(supervisor.data_dir, "ready")
+    assert (done.returncode, done.stdout) == (
+        1,
+        "worker.disk_full: no space\nworker.gpu_unhealthy: it fell off the bus\n",
+    )
+    done = ctl(supervisor.data_dir, "ready", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"reply": "ready", "ready": False, "obstacles": blocked}
+    supervisor.queue.gate.set()
+    shown = ctl(supervisor.data_dir, "status").stdout
+    assert "not ready  worker.gpu_unhealthy: it fell off the bus\n" in shown
+    assert "512 MiB, GPU 20,480 MiB" in shown
+
+
 def test_status_is_shown_while_the_database_is_down(supervisor: PaperSupervisor) -> None:
     supervisor.queue.down = True
     done = ctl(supervisor.data_dir, "status")

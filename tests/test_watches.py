@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -129,18 +130,22 @@ def is_ready_in_the_table(worker: Worker) -> Any:
 
 def test_a_worker_without_space_takes_nothing_and_everybody_can_see_why(start_worker: Start) -> None:
     worker = start_worker(*OFTEN, environ={"WAN2GP_DISK_MIN_FREE_MIB": "999999999"})
+    place = re.escape(str(worker.data_dir))
+    why = rf"\d+ MiB are free under {place}, whose disk .* less than disk.min_free_mib = 999999999: give a larger .*"
     task = worker.insert("noop")
     done = worker.ctl("ready", "--json")
-    (sentence,) = json.loads(done.stdout)["obstacles"].values()
-    assert (done.returncode, json.loads(done.stdout)["ready"]) == (1, False)
-    assert "less than disk.min_free_mib = 999999999" in sentence and str(worker.data_dir) in sentence
-    assert worker.ctl(*only("worker", "HEALTHCHECK").exec_form()[1:]).stdout == f"worker.disk_full: {sentence}\n"
-    assert worker.status()["worker"]["obstacles"] == {"worker.disk_full": sentence}
-    assert f"not ready  worker.disk_full: {sentence}" in worker.ctl("status").stdout
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ready"], list(told["obstacles"])) == (1, False, ["worker.disk_full"])
+    assert re.fullmatch(why, told["obstacles"]["worker.disk_full"])
+    check = worker.ctl(*only("worker", "HEALTHCHECK").exec_form()[1:])
+    assert check.returncode == 1 and re.fullmatch(rf"worker\.disk_full: {why}\n", check.stdout)
+    shown = worker.status()["worker"]
+    assert (shown["ready"], list(shown["obstacles"])) == (False, ["worker.disk_full"])
+    assert re.search(rf"^not ready  worker\.disk_full: {why}$", worker.ctl("status").stdout, re.MULTILINE)
     eventually("the table says so", lambda: is_ready_in_the_table(worker) is False)
     row = worker.row(task)
     assert (row["status"], row["attempts"]) == ("Queued", 0)
-    assert "No new tasks: worker.disk_full: " in worker.log
+    assert worker.log.count("No new tasks: worker.disk_full: ") == 1
     assert worker.stop() == 0
     assert worker.ctl("ready").returncode == 3, "there is no supervisor"
 

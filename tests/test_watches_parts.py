@@ -193,6 +193,10 @@ def test_a_small_disk_can_become_ready_again(tmp_path: Path) -> None:
     assert disks.look(110) is None, "150 it does not have"
 
 
+def test_a_network_disk_that_does_not_tell_its_size_stops_nothing(tmp_path: Path) -> None:
+    assert Disks(tmp_path, 0, total_mib=0).look(0) is None
+
+
 def test_a_limit_of_nothing_is_none(tmp_path: Path) -> None:
     disks = Disks(tmp_path, 0, limit_mib=0)
     disks.watch.start()

@@ -131,6 +131,8 @@ class DiskWatch:
                 device = place.stat().st_dev
                 if device not in found:
                     disk = self._statvfs(place)
+                    if disk.f_blocks == 0:
+                        continue  # a network disk that does not tell: nothing can be said of it
                     found[device] = Space(device, place, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
         return list(found.values())
 
