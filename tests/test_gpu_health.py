@@ -104,7 +104,8 @@ def test_with_nothing_to_try_the_handlers_that_never_broke_go_on() -> None:
     assert subject.slots(ROOMS, {"wan"}) == {"comfy": 2, "media": 1, "wan": 1}
     assert subject.admits("media", "any")
     assert subject.standing is Standing.HALF_OPEN
-    assert subject.slots({"media": 1}, ()) == {"media": 1}  # the suspect cannot run at the moment
+    assert subject.slots({"media": 1}, ()) == {}  # the suspect's fresh process is about to start
+    assert subject.slots({"media": 1}, {"wan"}) == {"media": 1}  # it cannot run at all
 
 
 def test_an_operators_restart_of_the_handler_is_a_fresh_beginning() -> None:

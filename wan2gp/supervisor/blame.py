@@ -68,11 +68,12 @@ class Blame:
         """When :meth:`tick` is due next, if known."""
         return self._gpu.half_open_at
 
-    def slots(self, rooms: Mapping[str, int], drained: Collection[str]) -> dict[str, int]:
-        """What may be claimed for, of the rooms above zero, by handler."""
+    def slots(self, rooms: Mapping[str, int], idle: Collection[str]) -> dict[str, int]:
+        """What may be claimed for, of the rooms above zero, by handler. ``idle``: those that the queue has nothing
+        for, or that cannot run."""
         if self._health.reasons.keys() - {UNHEALTHY}:
             return {}
-        return self._gpu.slots(rooms, drained)
+        return self._gpu.slots(rooms, idle)
 
     def admits(self, running: Running) -> bool:
         """Whether a task that has come may stay; else it must go back uncounted."""

@@ -92,17 +92,17 @@ class GpuHealth:
         self.standing, self.half_open_at = Standing.HALF_OPEN, None
         return True
 
-    def slots(self, rooms: Mapping[str, int], drained: Collection[str]) -> dict[str, int]:
-        """What may be claimed for, of the ``rooms`` (above zero, by handler) that there are. ``drained``: handlers for
-        which the queue has just had nothing."""
+    def slots(self, rooms: Mapping[str, int], idle: Collection[str]) -> dict[str, int]:
+        """What may be claimed for, of the ``rooms`` (above zero, by handler) that there are. ``idle``: handlers for
+        which the queue has just had nothing, or that cannot run."""
         if self.standing is Standing.FIT:
             return dict(rooms)
         if self.standing is not Standing.HALF_OPEN:
             return {}
         suspect = self._row[-1].handler
         one = {suspect: 1} if suspect in rooms else {}
-        if one and suspect not in drained:
-            return one
+        if suspect not in idle:
+            return one  # or nothing, until its fresh process has started
         # Nothing to try with. Who never broke goes on: a worker whose suspects have no work would rest for ever.
         suspects = {broken.handler for broken in self._row}
         return {**{name: room for name, room in rooms.items() if name not in suspects}, **one}

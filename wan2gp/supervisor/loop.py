@@ -253,7 +253,8 @@ class Loop:
     def _offer(self) -> None:
         rooms = {name: desk.room() for name, desk in self.handlers.items() if name not in self.unable}
         rooms = {name: room for name, room in rooms.items() if room > 0}
-        self._claimer.offer(self._blame.slots(rooms, self._drained), self._got)
+        broken = {name for name, desk in self.handlers.items() if desk.life.state is State.BROKEN}
+        self._claimer.offer(self._blame.slots(rooms, self._drained | broken | self.unable.keys()), self._got)
 
     def claimed(self, task: ClaimedTask, sent_at: float) -> None:
         """From the claimer's thread."""
