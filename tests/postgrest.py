@@ -16,7 +16,7 @@ from pathlib import Path
 from tests import parts
 from tests.supabase_roles import authenticator_url
 
-_LAUNCHER = Path(__file__).parent.parent / "wan2gp" / "comfy_sidecar" / "launch.py"
+_LAUNCHER = Path(__file__).with_name("postgrest_launch.py")
 READY_S = 30.0
 STOP_S = 5.0
 ATTEMPTS = 3

@@ -236,9 +236,7 @@ class TestOutages:
             queue.enqueue("comfy", {})
             assert admin.execute("SELECT count(*) FROM tasks").fetchone() == (n,)
 
-    def test_a_project_that_refuses_connections_is_away_for_everybody(
-        self, stack: Stack, queue: SupabaseQueue
-    ) -> None:
+    def test_a_project_that_refuses_connections_is_away_for_everybody(self, stack: Stack, queue: SupabaseQueue) -> None:
         """Its host is there and nobody listens: nobody can take our tasks, so all keep what they run past their leases.
         Taken for trouble of our own, an outage longer than a lease made every worker give up its work at once."""
         queue.enqueue("comfy", {})
