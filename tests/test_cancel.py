@@ -18,7 +18,7 @@ from tests.builtin_faults.nodes import HOLD
 from tests.comfy_jobs import fault, picture
 from tests.conftest_comfy import FAULTS, BuiltinServer, free_port
 from tests.conftest_db import PgServer
-from tests.conftest_worker import Worker, eventually
+from tests.conftest_worker import Row, Worker, eventually
 from tests.faulty_link import FaultyLink
 from tests.put_server import PutServer
 from tests.shared_worker import shared_worker
@@ -59,6 +59,10 @@ def began(worker: Worker, task: str) -> bool:
 def files_of(worker: Worker, task: str) -> list[Path]:
     """What is left of it anywhere in the worker's directory but for its line in the spool."""
     return [path for name in ("outputs", "work") for path in (worker.data_dir / name).rglob(f"*{task}*")]
+
+
+def output(row: Row) -> str:
+    return str(row["output_location"])
 
 
 def heard(worker: Worker, name: str, *tasks: str) -> None:
@@ -247,6 +251,24 @@ def test_a_failure_of_a_cancelled_task_is_neither_tried_again_nor_shown(
     gate.touch()
     stays_cancelled(worker, task)
     assert worker.row(task)["error_message"] in (None, "task.cancelled: cancelled by its user")
+
+
+def test_a_task_that_is_queued_again_while_its_cancelled_run_goes_on_is_done_by_the_new_run(
+    worker: Worker, tmp_path: Path
+) -> None:
+    """The old run hears nothing, and ends with a result of its own after the new one was claimed."""
+    gate = tmp_path / "gate"
+    task = worker.insert("tardy", {"files": {"a.txt": "x"}, "gate": str(gate)})
+    worker.running(task)
+    by_ctl(worker, task)
+    assert worker.ctl("retry", task).returncode == 0
+    eventually("it is claimed again", lambda: names(worker, task).count("claimed") == 2)
+    gate.touch()
+    row = worker.ended(task)
+    assert row["status"] == "Complete" and len(row["result_data"]["artifacts"]) == 1
+    assert names(worker, task).count("completed") == 1
+    eventually("the old run's files are gone", lambda: [str(path) for path in files_of(worker, task)] == [output(row)])
+    eventually("the spool is empty", worker.spool_is_empty)
 
 
 @pytest.mark.long
