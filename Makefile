@@ -60,5 +60,5 @@ format: $(STAMP)  ## put the sources into shape, and the pages that are made fro
 bench: $(STAMP) $(PARTS)  ## print latency, throughput and memory with the machine's facts
 	$(BIN)/python -m tests.bench
 
-chaos: $(STAMP)  ## break things at random, then look at the books: make chaos SEED=7 [TASKS=100] [REPORT=lines.jsonl]
-	$(BIN)/python -m tests.chaos --seed $(SEED) --tasks $(TASKS) $(if $(REPORT),--report $(REPORT))
+chaos: $(STAMP)  ## break things at random, then look at the books: SEED=7 [TASKS=100] [CELL=network-cut] [REPORT=lines.jsonl]
+	$(BIN)/python -m tests.chaos --seed $(SEED) --tasks $(TASKS) $(if $(CELL),--cell $(CELL)) $(if $(REPORT),--report $(REPORT))

@@ -90,7 +90,7 @@ def test_what_is_planted_in_a_real_run_is_found_and_the_run_can_be_played_again(
 def test_a_seed_decides_everything_that_can_be_decided_before_the_start() -> None:
     assert plan_for(7, 100) == plan_for(7, 100) != plan_for(8, 100)
     assert {len(plan_for(seed, 10).workers) for seed in range(20)} == {1, 2, 3}
-    assert {(deed.name, deed.victim) for deed in plan_for(0, 10_000).deeds} >= {
+    assert {(deed.name, deed.victim) for deed in plan_for(0, 2_000).deeds} >= {
         ("kill", "server"),
         ("freeze", "backend"),
         ("slow", "disk"),

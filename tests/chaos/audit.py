@@ -154,9 +154,8 @@ def remarks(stage: Stage, client: Client, history: History) -> list[Violation]:
     """Beyond the books' rules: workers that crashed, work that ended otherwise than its own code leads to."""
     found = [Violation(None, "client", trouble) for trouble in client.troubles]
     for actor in stage.actors.values():
-        for at, code, expected in actor.exits:
-            if not expected or code not in (0, 5, -9):
-                found.append(Violation(None, "worker exit", f"{actor.name} ended with {code} at {at:.3f}"))
+        for at, code in actor.exits:
+            found.append(Violation(None, "worker exit", f"{actor.name} ended with {code} at {at:.3f}"))
     plans = {task.id: task for task in stage.plan.tasks}
     for row in history.rows:
         plan = plans.get(row.id)

@@ -17,10 +17,13 @@ from tests.chaos.records import Deed
 from tests.chaos.stage import Actor, Stage
 from tests.storage_stand_in import Refusal
 from wan2gp.processes import descendants
+from wan2gp.supervisor.embedded import EmbeddedUnavailable
 
 FSYNC_S = 0.15
 """How long a flush takes on a slow disk, seconds."""
 LOOK_S = 2
+AGAIN_S, DATABASE_S = 0.1, 20.0
+"""Between two tries to start the database, and how long it is tried, seconds."""
 LIST = "deeds.jsonl"
 WORKERS_SESSIONS = (
     "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'wan2gp%' AND pid <> pg_backend_pid() ORDER BY pid"
@@ -42,6 +45,8 @@ class Doer:
         self._start_s = start_s
         self._waiting = list(stage.plan.deeds)
         self._undo: list[tuple[float, int, Undo]] = []
+        self._refused: set[str] = set()
+        """Workers whose connections are refused now."""
         self._storage_is_down = False
         self._list = (stage.folder / LIST).open("w", buffering=1)
         self._list.write(written(stage.plan) + "\n")
@@ -133,15 +138,16 @@ class Doer:
         return next((row[0] for row in held if row[1] == handler), None)
 
     def _frozen(self, actor: Actor | None, pid: int, seconds: float) -> float:
-        began = time.time()
+        pause = [time.time(), time.time() + seconds]
         self._stage.frozen.add(pid)
+        if actor is not None:
+            actor.pauses.append(pause)
 
         def thaw() -> None:
             self._stage.frozen.discard(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-            if actor is not None and actor.pid == pid:
-                actor.pauses.append([began, time.time()])
+            pause[1] = time.time()
 
         return self._later(seconds, thaw)
 
@@ -162,12 +168,34 @@ class Doer:
         pid = self._stage.server.pid
         self._stage.server.stop_server()
 
+        return Deed(at, plan.name, plan.victim, None, pid, until=self._back_up(at, plan.seconds))
+
+    def _kill_database(self, plan: DeedPlan) -> Deed | None:
+        """The postmaster: its children end by themselves, and the next start recovers from the log."""
+        pid = self._stage.server.pid
+        if pid is None:
+            return None
+        self._thaw_backends()
+        at = time.time()
+        os.kill(pid, signal.SIGKILL)
+        return Deed(at, plan.name, plan.victim, None, pid, until=self._back_up(at, plan.seconds))
+
+    def _back_up(self, at: float, seconds: float) -> float:
+        """It runs again after so many seconds; the time at which that will be."""
+
         def start() -> None:
-            self._stage.server.start_server()
+            deadline = time.monotonic() + DATABASE_S
+            while True:
+                try:
+                    self._stage.server.start_server()
+                    break
+                except EmbeddedUnavailable:  # children of the last one are not gone yet
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(AGAIN_S)
             self.outages.append((at, time.time()))
 
-        until = self._later(plan.seconds, start)
-        return Deed(at, plan.name, plan.victim, None, pid, until=until)
+        return self._later(seconds, start)
 
     def _terminate_backend(self, plan: DeedPlan) -> Deed | None:
         """All of the workers' sessions at once."""
@@ -220,18 +248,40 @@ class Doer:
 
     def _cut_network(self, plan: DeedPlan) -> Deed:
         """Nothing passes, and nobody is told."""
-        actor = self._stage.actors[plan.worker]
-        at = time.time()
-        actor.link.freeze()
+        link = self._stage.actors[plan.worker].link
+        link.freeze()
+        return self._apart(plan, link.thaw)
+
+    def _refuse_network(self, plan: DeedPlan) -> Deed | None:
+        """All connections break, and new ones are refused."""
+        if plan.worker in self._refused:
+            return None
+        link = self._stage.actors[plan.worker].link
+        link.cut()
+        self._refused.add(plan.worker)
 
         def mend() -> None:
-            actor.link.thaw()
-            actor.pauses.append([at, time.time()])
+            link.mend()
+            self._refused.discard(plan.worker)
 
-        return Deed(at, plan.name, plan.victim, plan.worker, until=self._later(plan.seconds, mend))
+        return self._apart(plan, mend)
 
-    def _drop_network(self, plan: DeedPlan) -> Deed:
+    def _apart(self, plan: DeedPlan, mend: Undo) -> Deed:
+        """The worker alone is without its database for a while."""
+        at = time.time()
+        pause = [at, at + plan.seconds]
+        self._stage.actors[plan.worker].pauses.append(pause)
+
+        def over() -> None:
+            mend()
+            pause[1] = time.time()
+
+        return Deed(at, plan.name, plan.victim, plan.worker, until=self._later(plan.seconds, over))
+
+    def _drop_network(self, plan: DeedPlan) -> Deed | None:
         """Every connection breaks; new ones pass."""
+        if plan.worker in self._refused:
+            return None
         at = time.time()
         link = self._stage.actors[plan.worker].link
         link.cut()

@@ -31,6 +31,8 @@ BUCKET = "image_uploads"
 SLOW_DISK = Path(__file__).with_name("slow_disk") / "sitecustomize.py"
 BORN_AGAIN_S = 0.2
 """A supervisor that ended is started again after so long, as its container would be, seconds."""
+UNBORN_S = 5.0
+"""A supervisor that lived for a shorter time may have had no handler for SIGTERM yet, on a busy machine, seconds."""
 SAMPLE_EVERY_S = 0.5
 LINGER_S = 3.0
 """A process that its supervisor's death leaves for longer has outlived it: one second, and what a busy machine adds."""
@@ -56,10 +58,11 @@ class Actor:
     due_s: float | None = None
     """When it is to be started again, monotonic; None while it lives."""
     pauses: list[list[float]] = field(default_factory=list)
+    """From when to when it could not work though it lived, over all its lives."""
     samples: list[Sample] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
-    exits: list[tuple[float, int, bool]] = field(default_factory=list)
-    """When, with which code, and whether that was to be."""
+    exits: list[tuple[float, int]] = field(default_factory=list)
+    """Those that were not to be: when, and with which code."""
 
     @property
     def pid(self) -> int:
@@ -222,13 +225,14 @@ class Stage:
 
     def _buried(self, actor: Actor, code: int) -> None:
         now = time.time()
-        at_start = code == 5  # the database was away then; its container tries again
-        actor.exits.append((now, code, actor.expected or at_start))
+        if code not in _codes(actor.expected, now - actor.born_s):
+            actor.exits.append((now, code))
         actor.lives.append(self._life(actor, now))
-        actor.pauses, actor.samples = [], []
+        actor.samples = []
 
     def _life(self, actor: Actor, ended: float | None) -> Life:
-        pauses = tuple((begun, until) for begun, until in actor.pauses)
+        end = ended or time.time()
+        pauses = tuple((one[0], min(one[1], end)) for one in actor.pauses if one[0] < end and one[1] > actor.born_s)
         return Life(actor.name, actor.born_s, ended, pauses, tuple(actor.samples), actor.pid)
 
     def _sample(self, actor: Actor) -> None:
@@ -300,6 +304,13 @@ class Stage:
                 actor.worker.process.kill()
                 actor.worker.process.wait(10)
         self.open.close()
+
+
+def _codes(expected: bool, lived_s: float) -> tuple[int, ...]:
+    """How a life may end. Exit code 5: the database was away at its start, and its container tries again. SIGTERM ends
+    by itself a process that is not yet a supervisor."""
+    by_signal = (0, -signal.SIGKILL, -signal.SIGTERM) if lived_s < UNBORN_S else (0, -signal.SIGKILL)
+    return (5, *by_signal) if expected else (5,)
 
 
 def _command(pid: int) -> str:
