@@ -179,8 +179,7 @@ def test_a_fresh_process_that_cannot_start_costs_the_waiting_task_nothing(
     row = worker.row(task)
     assert (row["status"], row["attempts"]) == ("Queued", 0)
     assert row["error_message"].startswith("handler.start_failed: the glutton handler cannot start: killed by SIGKILL")
-    (worker.data_dir / "glutton-hold").unlink()
-    assert worker.ctl("restart", "glutton").returncode == 0
+    (worker.data_dir / "glutton-hold").unlink()  # it half-opens soon
     row = worker.ended(task)
     assert (row["status"], row["attempts"]) == ("Complete", 1)
     (released,) = row["result_data"]["attempts"]
@@ -207,6 +206,7 @@ def breaks(worker: Worker, times: int) -> None:
     fresh.rename(worker.data_dir / "breaks")
 
 
+@pytest.mark.long
 def test_a_task_that_breaks_cuda_fails_by_its_own_count_and_the_queue_moves_on(worker: Worker) -> None:
     unhealthy = worker.log.count("No new tasks")
     poison = worker.insert("breaker", {"poison": True}, max_attempts=2, priority=1)

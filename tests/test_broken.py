@@ -115,4 +115,4 @@ def test_a_handler_that_stands_still_as_a_whole_is_killed_and_its_task_tried_aga
     assert (row["status"], row["attempts"]) == ("Complete", 2)
     (cause,) = row["result_data"]["attempts"][:1]
     assert (cause["code"], cause["signal"]) == ("handler.hung", 9)
-    assert "no sign of life for 4s" in worker.log
+    assert "no sign of life for 8s" in worker.log

@@ -49,7 +49,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "lazy": {"patience": HASTY},
     "breaker": {"patience": HASTY},
     "glutton": {"patience": HASTY},
-    "frozen": {"silence_s": 4.0},
+    "frozen": {"silence_s": 8.0},
     "deaf": {"cancel_grace_s": 1.0},
     "litterer": {"cancel_grace_s": 0.3, "limits_s": {"step": 0.5}},
 }
