@@ -155,6 +155,10 @@ def test_a_lease_whose_claim_had_to_be_asked_for_again_is_renewed_at_once(kept: 
     kept.keeper.hold(*NEW, "old", clock.now - LEASE_S - 1)
     assert kept.database.asked.acquire(timeout=20)
     assert [beat.token for beat in kept.database.beats[-1]] == ["token", "old"]
+    clock.now += RENEW_S
+    assert kept.keeper.in_danger(MARGIN_S) == []
+    clock.now += LEASE_S / 3 - RENEW_S
+    assert kept.keeper.in_danger(MARGIN_S) == [NEW]
 
 
 def test_a_keeper_whose_workers_id_was_taken_over_says_so_once_and_renews_nothing_more(

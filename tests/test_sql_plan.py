@@ -75,6 +75,8 @@ STATEMENTS = {
     "when is the next due": ("wan2gp_claim", r"SELECT t\.run_after INTO v_due(.*?);"),
     "what is held": ("wan2gp_claimed", r"RETURN \((\s*SELECT jsonb_agg.*)\);"),
     "expired leases": ("wan2gp_take_expired", r"FOR v_one IN(.*?)LOOP"),
+    "leases from the future": ("wan2gp_mend_stamps", r"(UPDATE public.task_leases l SET expires_at.*?);"),
+    "pauses from the future": ("wan2gp_mend_stamps", r"v_ids := ARRAY\((.*?)\);"),
     "has it dependants": ("wan2gp_fail_dependants", r"PERFORM( FROM public.tasks.*?);"),
 }
 

@@ -85,11 +85,15 @@ class LeaseKeeper:
         self._thread.start()
 
     def hold(self, task_id: str, lease_id: str, token: str, claimed_at: float) -> None:
-        """Renew this lease from now on, and at once when it is old already: its claim had to be asked for again.
-        ``claimed_at`` is when its claim was first *sent*, by :func:`boot_clock`."""
+        """Renew this lease from now on. ``claimed_at`` is when its claim was first *sent*, by :func:`boot_clock`.
+
+        When that is long ago, the claim had to be asked for again and the database has just said that the lease is ours
+        still: the next beat, which is due at once, tells whether it stays so, and gets a third of a lease for that.
+        """
         with self._change:
-            self._leases[task_id, lease_id] = _Lease(token, claimed_at + self._lease_s)
-            if boot_clock() - claimed_at > self._renew_s:
+            now = boot_clock()
+            self._leases[task_id, lease_id] = _Lease(token, max(claimed_at + self._lease_s, now + self._lease_s / 3))
+            if now - claimed_at > self._renew_s:
                 self._sooner(self._last + POKE_EVERY_S)
 
     def drop(self, task_id: str, lease_id: str) -> None:
