@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wan2gp.comfy_sidecar import family
 from wan2gp.comfy_sidecar.errors import BadOutput
 from wan2gp.comfy_sidecar.outputs import OutputFile, locate, read_ending
 from wan2gp.comfy_sidecar.process import RING_LINES, DrainedProcess
@@ -260,3 +262,19 @@ def test_a_process_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> N
         assert process.wait(0.01) is None
     process.stop(grace_s=0.2)
     assert process.exit_code() == -9
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_all_that_a_server_started_is_found_with_the_kernels_lists_and_without(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    monkeypatch.setattr(family, "_LISTED", listed)
+    with subprocess.Popen(
+        ["sh", "-c", "sh -c 'sleep 60 & echo; wait' & wait"], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = list(family.below(process.pid))
+        os.killpg(process.pid, signal.SIGKILL)
+    assert len(found) == 2 and process.pid not in found
+    assert list(family.below(process.pid)) == []

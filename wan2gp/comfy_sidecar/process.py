@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from wan2gp.comfy_sidecar.family import below, children
+
 RING_LINES = 200
 LINE_CHARS = 500
 """A longer line is cut in the ring; the log gets all of it."""
@@ -138,10 +140,12 @@ class DrainedProcess:
 
     def processes(self) -> list[psutil.Process]:
         """The command and all that it started, also what has changed its session or lost its parent."""
-        with contextlib.suppress(psutil.Error):
-            upper = psutil.Process(self._launcher.pid)
-            return [one for one in upper.children(recursive=True) if one.pid == self.pid or one.ppid() != upper.pid]
-        return []
+        found = []
+        for watcher in children(self._launcher.pid):
+            for pid in [*([watcher] if watcher == self.pid else ()), *below(watcher)]:
+                with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                    found.append(psutil.Process(pid))
+        return found
 
     def rss_bytes(self) -> int:
         """Resident memory of all of :meth:`processes`, bytes; 0 when they are gone. Without mapped files, which the

@@ -26,10 +26,11 @@ class Vitals:
     def __init__(self, process: DrainedProcess) -> None:
         self._process = process
         self._printed = process.printed
-        self.moved_s = self._marked_s = self._next_cpu_s = monotonic()
+        self.moved_s = self._marked_s = monotonic()
         """``moved_s``: when it last showed a sign of life, or when the watch began."""
-        self._marked_cpu_s = cpu_seconds(process)
-        self._next_rss_s = 0.0
+        self._marked_cpu_s: float | None = None
+        # A prompt that is quick pays for no look at all.
+        self._next_cpu_s = self._next_rss_s = self.moved_s + LOOK_S
         self._rss_bytes = 0
         self.rss_bytes = 0
         """What its processes held at both of the last two looks: a fork counts all its pages twice for a moment."""
@@ -43,12 +44,12 @@ class Vitals:
             self._look_at_cpu(now_s)
 
     def _look_at_cpu(self, now_s: float) -> None:
-        cpu_s, elapsed_s = cpu_seconds(self._process), now_s - self._marked_s
-        busy = elapsed_s > 0 and cpu_s - self._marked_cpu_s >= BUSY_SHARE * elapsed_s
+        cpu_s, before_s, elapsed_s = cpu_seconds(self._process), self._marked_cpu_s, now_s - self._marked_s
+        busy = before_s is not None and cpu_s - before_s >= BUSY_SHARE * elapsed_s
         if busy:
             self.moved_s = now_s
         # Less than before: a child that used much has ended and was not waited for.
-        if busy or elapsed_s > WINDOW_S or cpu_s < self._marked_cpu_s:
+        if busy or before_s is None or elapsed_s > WINDOW_S or cpu_s < before_s:
             self._marked_s, self._marked_cpu_s = now_s, cpu_s
 
     def look_at_memory(self, now_s: float) -> None:
