@@ -38,7 +38,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "worker.crashed": ("CRITICAL", "Worker stops, since a part of it failed: {error}"),
     "worker.superseded": (
         "CRITICAL",
-        "Another worker has taken the id {worker} over (--takeover): this one stops, its tasks are not its own any more",
+        "Another worker has taken the id {worker} over (--takeover): this one stops, its tasks are no longer its own",
     ),
     "worker.draining": ("INFO", "Draining: no new tasks until `wan2gp-ctl resume`"),
     "worker.resumed": ("INFO", "Claiming again"),
