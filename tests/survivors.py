@@ -76,6 +76,8 @@ class Litter:
     pids: dict[str, int]
     handler: int
     shim: int
+    since: float
+    """When the task was made, seconds of CLOCK_REALTIME."""
 
     @property
     def left(self) -> set[int]:
@@ -96,10 +98,11 @@ def litter(worker: Worker, folder: Path, name: str, phase: str = "load") -> Litt
     note = folder / f"{name}-{uuid.uuid4().hex[:8]}"
     graph = {"workflow": fault("FaultLitter", note=str(note))}
     params = graph if name == "comfy" else {"pids": str(note), "stay": True, "phase": phase}
+    since = time.time()
     task = worker.insert(name, params, max_attempts=1)
     pids = json.loads(eventually(f"{name} littered", lambda: note.exists() and note.read_text()))
     handler = worker.handler_pid(name)
-    return Litter(task, pids, handler, psutil.Process(handler).ppid())
+    return Litter(task, pids, handler, psutil.Process(handler).ppid(), since)
 
 
 Scene = dict[str, Litter]
@@ -130,6 +133,30 @@ def measure(worker: Worker, folder: Path, cell: Cell) -> tuple[float, bool]:
     watch = Watch(cell.doomed(scene))
     began = cell.do(worker, scene)
     return watch.last() - began, watch.stalled
+
+
+def all_of(worker: Worker) -> list[int]:
+    """Every process that was started with the worker's environment, wherever it belongs by now."""
+    mark, found = f"PYTHONPATH={worker.environ['PYTHONPATH']}\0".encode(), []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (place / "environ").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+def kill_with_all(worker: Worker) -> tuple[float, bool]:
+    """Kill the supervisor, whatever it does just now. As :func:`measure`."""
+    began = looked = time.time()
+    longest_gap_s = 0.0
+    worker.process.kill()
+    worker.process.wait(10)
+    while all_of(worker):
+        assert looked - began < PATIENCE_S, [psutil.Process(pid).cmdline() for pid in all_of(worker)]
+        time.sleep(TICK_S)
+        now = time.time()
+        longest_gap_s, looked = max(longest_gap_s, now - looked), now
+    return time.time() - began, longest_gap_s > STALL_S
 
 
 def said_at(worker: Worker, words: str, after: float) -> float:
@@ -182,7 +209,7 @@ def _terminate(worker: Worker, scene: Scene) -> float:
 
 
 def _hang(worker: Worker, scene: Scene) -> float:
-    return said_at(worker, "Handler litterer hangs", time.time() - 5)
+    return said_at(worker, "Handler litterer hangs", scene["litterer"].since)
 
 
 def _cancel(worker: Worker, scene: Scene) -> float:
@@ -193,7 +220,7 @@ def _cancel(worker: Worker, scene: Scene) -> float:
 
 
 def _overrun(worker: Worker, scene: Scene) -> float:
-    return said_at(worker, "ComfyUI stopped", time.time() - 5)
+    return said_at(worker, "ComfyUI stopped", scene["comfy"].since)
 
 
 BOTH = ("comfy", "litterer")
