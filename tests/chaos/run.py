@@ -12,6 +12,7 @@ from tests.chaos.audit import engine_files, gather, read, remarks, spooled
 from tests.chaos.client import Client
 from tests.chaos.deeds import Doer
 from tests.chaos.history import check
+from tests.chaos.operator_desk import OperatorDesk
 from tests.chaos.records import History, Violation
 from tests.chaos.stage import Stage
 
@@ -46,6 +47,7 @@ class Play:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.late: list[Violation] = []
+        self.operator = OperatorDesk(stage)
 
     def run(self, tamper: Tamper | None = None) -> Played:
         """``tamper`` is called before the books are made: what it does to them must be found."""
@@ -61,6 +63,7 @@ class Play:
         finally:
             self.client.close()
             self.doer.close()
+            self.operator.close()
         self.stage.stop_workers()
         self._sweep_engines()
         if tamper is not None:
@@ -83,6 +86,7 @@ class Play:
         deadline, look_s = time.monotonic() + patience_s, 0.0
         while True:
             self.stage.tend()
+            self.operator.turn()
             if hasattr(self, "doer"):
                 self.doer.turn()
             now_s = time.monotonic()
