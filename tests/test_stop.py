@@ -17,22 +17,33 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker, eventually, launch, worker_environment
 from tests.faulty_link import FaultyLink
+from tests.stop_clock import StopClock
+from wan2gp.supervisor.app import END_S
 
 Start = Callable[..., Worker]
 LONG = {"seconds": 600}
 PATIENT = {"WAN2GP_STOP_GRACE_S": "600"}
 
 
-def begin_stop(worker: Worker) -> None:
+AT_ONCE_S = 1.0
+"""After the grace, for all that is left to do: to interrupt, to kill, to hand back and to leave, seconds."""
+
+
+def begin_stop(worker: Worker) -> StopClock:
     worker.family()
+    clock = StopClock()
     worker.process.send_signal(signal.SIGTERM)
     eventually("it has heard", lambda: "Stopping: no new tasks" in worker.log)
+    return clock
 
 
-def left(worker: Worker) -> int:
+def left(worker: Worker, clock: StopClock | None = None, grace_s: float = 0.0) -> int:
+    """Its exit code. With a `clock`, it must have been gone a second after the grace."""
     code = worker.process.wait(20)
+    took_s = clock.seconds() if clock is not None else 0.0
     eventually("nothing is left", lambda: not worker.survivors(), 5.0)
     assert "Traceback" not in worker.screen
+    assert took_s <= grace_s + AT_ONCE_S, f"it took {took_s:.2f} s"
     return code
 
 
@@ -48,8 +59,9 @@ def settled(worker: Worker, task: str) -> tuple[str, int]:
 def test_an_idle_worker_leaves_at_once_and_in_order(worker: Worker, number: int) -> None:
     worker.ended(worker.insert("noop"))
     worker.family()
+    clock = StopClock()
     worker.process.send_signal(number)
-    assert left(worker) == 0
+    assert left(worker, clock) == 0
     assert "Worker w1 stopped" in worker.log
     assert not (worker.data_dir / "run.json").exists()
     assert not Path(worker.environ["WAN2GP_RUN_DIR"]).exists()
@@ -72,8 +84,8 @@ def test_a_long_task_is_handed_back_uncounted(start_worker: Start) -> None:
     worker = start_worker(environ={"WAN2GP_STOP_GRACE_S": "0.3"})
     task = worker.insert("sleeper", LONG)
     worker.running(task)
-    begin_stop(worker)
-    assert left(worker) == 0
+    clock = begin_stop(worker)
+    assert left(worker, clock, 0.3) == 0
     assert settled(worker, task) == ("Queued", 0)
     row = worker.row(task)
     assert (row["worker_id"], row["error_message"], row["run_after"]) == (None, None, None)
@@ -85,8 +97,9 @@ def test_a_second_signal_hurries(start_worker: Start) -> None:
     task = worker.insert("sleeper", LONG)
     worker.running(task)
     begin_stop(worker)
+    clock = StopClock()
     worker.process.send_signal(signal.SIGTERM)
-    assert left(worker) == 0
+    assert left(worker, clock) == 0
     assert settled(worker, task) == ("Queued", 0)
 
 
@@ -106,8 +119,8 @@ def test_a_handler_that_hears_nothing_is_killed_and_its_task_not_counted(start_w
     worker = start_worker(environ={"WAN2GP_STOP_GRACE_S": "0.2"})
     task = worker.insert("deaf", LONG)
     worker.running(task)
-    begin_stop(worker)
-    assert left(worker) == 0
+    clock = begin_stop(worker)
+    assert left(worker, clock, 0.2) == 0
     assert settled(worker, task) == ("Queued", 0)
 
 
@@ -116,8 +129,8 @@ def test_a_frozen_handler_is_killed_too(start_worker: Start) -> None:
     task = worker.insert("sleeper", LONG)
     worker.running(task)
     os.kill(worker.handler_pid("sleeper"), signal.SIGSTOP)
-    begin_stop(worker)
-    assert left(worker) == 0
+    clock = begin_stop(worker)
+    assert left(worker, clock, 0.2) == 0
     assert settled(worker, task) == ("Queued", 0)
 
 
@@ -127,8 +140,8 @@ def test_a_frozen_shim_does_not_hold_the_end_up(start_worker: Start) -> None:
     task = worker.insert("sleeper", LONG)
     worker.running(task)
     os.kill(psutil.Process(worker.handler_pid("sleeper")).ppid(), signal.SIGSTOP)
-    begin_stop(worker)
-    assert left(worker) == 0
+    clock = begin_stop(worker)
+    assert left(worker, clock, 0.2) == 0
     assert settled(worker, task) == ("Queued", 0)
 
 
@@ -137,9 +150,10 @@ def test_a_handler_that_is_just_starting_does_not_hold_the_end_up(start_worker: 
     worker.sql("INSERT INTO tasks (task_type, params, status) SELECT 'unimportable', '{}', 'queued'")
     task = worker.insert("sleeper", LONG)
     eventually("one is starting", lambda: "Starting handler" in worker.log)
+    clock = StopClock()
     worker.process.send_signal(signal.SIGTERM)
     worker.process.send_signal(signal.SIGTERM)
-    assert left(worker) == 0
+    assert left(worker, clock) == 0
     assert settled(worker, task) == ("Queued", 0)
 
 
@@ -170,14 +184,28 @@ def test_a_stop_while_the_database_is_away_keeps_what_ended(
     journal = worker.data_dir / "spool" / "journal"
     eventually("it ended", lambda: done.encode() in journal.read_bytes())
     begin_stop(worker)
+    clock = StopClock()
     worker.process.send_signal(signal.SIGTERM)
-    assert left(worker) == 0
+    assert left(worker, clock, END_S) == 0
     pg_server.start_server()
     again = start_worker()
     again.ended(done)
     assert settled(again, done) == ("Complete", 1)
     eventually("it runs again", lambda: f"task {long}" in again.log[again.log.rindex("started. Polling") :])
     assert settled(again, long) == ("In Progress", 1)
+
+
+def test_a_database_that_hangs_does_not_hold_the_end_up(start_worker: Start, queue_db: str) -> None:
+    """What could not be said to it is said by the next life."""
+    with FaultyLink(queue_db) as link:
+        worker = start_worker(f"--database-url={link.url}", environ={"WAN2GP_STOP_GRACE_S": "0.2"})
+        task = worker.insert("sleeper", LONG)
+        worker.running(task)
+        link.freeze()
+        clock = begin_stop(worker)
+        assert left(worker, clock, 0.2 + END_S) == 0
+        assert settled(worker, task) == ("In Progress", 1)
+        assert not worker.spool_is_empty() or task in (worker.data_dir / "spool" / "journal").read_text()
 
 
 # -- drain and once --------------------------------------------------------------------------------------------------

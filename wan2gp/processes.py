@@ -62,6 +62,11 @@ def alive(pid: int) -> bool:
     return bool(fields) and fields[0] not in ("Z", "X")
 
 
+def frozen(pid: int) -> bool:
+    """True while ``pid`` is stopped by a signal or a debugger, and hears nothing but SIGKILL."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of ``/proc/<pid>/stat`` behind the name (which may hold blanks and parentheses)."""
     try:

@@ -22,7 +22,7 @@ import multiprocess
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
 from wan2gp.environment import SAFE_PATH
-from wan2gp.processes import kill
+from wan2gp.processes import frozen, kill
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
@@ -132,10 +132,12 @@ class Child:
         self._send(shim.TERM)
 
     def kill(self) -> None:
-        """SIGKILL to the handler and everything below it, by its shim."""
+        """SIGKILL to the handler and everything below it, by its shim; to the shim as well when that is frozen."""
         if self._killed_at is None:
             self._killed_at = time.monotonic()
         self._send(shim.KILL)
+        if frozen(self.shim_pid):
+            kill(self.shim_pid)
 
     def insist(self) -> None:
         """Kill the shim too when it has let a kill pass for :data:`KILL_S`: the kernel ends the handler with it, and
