@@ -20,6 +20,7 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,18 +163,24 @@ class _Replay:
         node, prompt = step["seen"]
         if self.listeners:
             self._read_until(step, "executing", {"node": node, "prompt_id": prompt})
+        if node is not None and (self.server.input / "hold").exists():
+            self._wait("the sleeper does not sleep", (self.server.input / "asleep").exists)
 
     def until(self, step: Json) -> None:
         self._read_until(step, *step["until"])
 
     def idle(self, step: Json) -> None:
         """Without a websocket the recording says nothing of when a prompt ended; it waited too."""
+        self._wait("the prompt did not end", lambda: not self.server.get("/prompt")["exec_info"]["queue_remaining"])
+
+    def _wait(self, otherwise: str, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + IDLE_S
-        while self.server.get("/prompt")["exec_info"]["queue_remaining"]:
-            assert time.monotonic() < deadline, "the prompt did not end"
+        while not done():
+            assert time.monotonic() < deadline, otherwise
             time.sleep(0.005)
 
     def hold(self, step: Json) -> None:
+        (self.server.input / "asleep").unlink(missing_ok=True)
         (self.server.input / "hold").touch()
 
     def release(self, step: Json) -> None:

@@ -320,7 +320,7 @@ def test_two_tasks_that_want_a_file_at_once_share_its_download(guarded: Courier,
             guarded.until(Fetched, task_id)
     answers = [message for message in guarded.seen if isinstance(message, Fetched)]
     assert [got(answer) for answer in answers] == [clip(b"one")] * 2
-    assert set(store.statuses()) == {200} and 1 <= len(store.asked) <= 2
+    assert store.statuses() in ([200], [200, 200], [200, 304]), "the second may come when the first is done"
 
 
 def test_an_address_that_came_unsigned_is_no_way_into_anything(guarded: Courier) -> None:

@@ -18,6 +18,8 @@ _GLTF += b" " * (-len(_GLTF) % 4)
 SMALLEST_GLB = b"glTF" + struct.pack("<III4s", 2, 20 + len(_GLTF), len(_GLTF), b"JSON") + _GLTF
 HOLD = "hold"
 """While a file of this name is among the inputs, the sleepers sleep on."""
+ASLEEP = "asleep"
+"""This one they make then: a node that is told of as running may not have begun."""
 POLL_S = 0.005
 ANY_NONCE = ("INT", {"default": 0, "min": 0, "max": 1 << 53})
 
@@ -50,7 +52,10 @@ def inputs(**required: Any) -> dict[str, Any]:
 
 def held(run: Any) -> bool:
     """A test can keep the sleepers from waking: what it does meanwhile does not race with the clock."""
-    return (run.folders.input / HOLD).exists()
+    if not (run.folders.input / HOLD).exists():
+        return False
+    (run.folders.input / ASLEEP).touch()
+    return True
 
 
 class Sleep(Fault):
