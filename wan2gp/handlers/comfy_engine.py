@@ -26,7 +26,7 @@ from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
 
-LOOK_S = 0.5
+LOOK_S = 0.1
 """Between two looks at an idle server."""
 WAIT_STEP_S = 0.1
 SETTLE_S = 2.0
