@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None, tamper: Tamper | None = None) -> in
         plan = read(given.replay.read_text().splitlines())
     else:
         plan = plan_for(given.seed, given.tasks, given.cell)
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="w2g-chaos-", dir=given.folder))
     try:
         fine = _play(plan, folder, given, tamper)
