@@ -30,7 +30,7 @@ from wan2gp.supervisor.gpus import GpuReader
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
-from wan2gp.supervisor.log_shipper import LogShipper
+from wan2gp.supervisor.log_shipper import STOP_S, LogShipper
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.nvml import Nvml
 from wan2gp.supervisor.operations import LoopOperations
@@ -55,7 +55,7 @@ TAKE_AGAIN_S = (0.05, 0.2, 0.8, 0.0)
 """Pauses after the tries to get the worker id, whose row somebody else may be writing at that moment, seconds."""
 SPOOL_AT_START_S = 30.0
 LOOK_AT_SPOOL_S = 0.25
-END_S, LEAST_S = 3.0, 0.3
+END_S, LEAST_S = 2.5, 0.1
 """How long the threads may take to end when nothing answers them, together and each at least, seconds."""
 FLUSH_S = 2.0
 """How long the last outcomes may take to reach the database at the end; what does not stays in the spool, seconds."""
@@ -221,7 +221,7 @@ class App:
             return
         shipper = LogShipper(self._backend.queue, self._config.worker_id, self._facts, loop.crash)
         shipper.start()
-        opened.callback(shipper.stop)
+        opened.callback(lambda: shipper.stop(min(STOP_S, self._time_left())))
         self._log.listen(shipper.offer)
         opened.callback(self._log.listen, None)
 

@@ -31,6 +31,9 @@ _LONGEST_PAUSE_S = 15.0
 _SWALLOWED_PAUSE_S = 60.0
 """Before a session that swallows notifications is tried again: its pooler will hardly change."""
 
+_CLOSE_S = 0.4
+"""How long a close waits for the thread, which ends in no time where the server answers."""
+
 
 class Swallowed(Exception):
     """Notifications do not arrive on this session."""
@@ -81,7 +84,7 @@ class Listener:
         os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Ends wait and thread; returns when the session is closed."""
+        """Ends wait and thread; returns when the session is closed, or soon where the server is silent."""
         with self._state:
             first, self._closed = not self._closed, True
         self.interrupt()
@@ -93,8 +96,8 @@ class Listener:
             session = self._session
             if session is not None:
                 session.deadline_s = 0.2  # of an exchange that begins now; one that has begun ends with its own
-            thread.join(self._probe_deadline_s + 2.0)
-            if thread.is_alive():  # within a connect that hangs; it still needs the pipe, and ends by itself
+            thread.join(_CLOSE_S)
+            if thread.is_alive():  # within an exchange or a connect that hangs; it needs the pipe, and ends by itself
                 return
         os.close(self._stop_read)
         os.close(self._stop_write)
