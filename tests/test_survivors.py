@@ -29,12 +29,8 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> 
 
 
 def nothing_is_left(worker: Callable[[], Worker], folder: Path, cell: Cell) -> None:
-    in_time(lambda: measure(worker(), folder, cell))
-
-
-def in_time(once: Callable[[], tuple[float, bool]]) -> None:
     for _ in range(TRIES):
-        seconds, stalled = once()
+        seconds, stalled = measure(worker(), folder, cell)
         if not stalled:
             break
     assert seconds <= GONE_WITHIN_S, f"the last one lived on for {seconds:.3f} s"
@@ -71,31 +67,18 @@ def test_a_prompt_that_takes_too_long_leaves_no_process(start_worker: Start, tmp
 @pytest.mark.parametrize("spawning", [pytest.param(number, marks=pytest.mark.long) for number in (1, 2, 3)] + [4])
 def test_a_supervisor_killed_while_it_spawns_leaves_no_process(start_worker: Start, spawning: int) -> None:
     """A process so new may not know yet whose it is."""
-
-    def once() -> tuple[float, bool]:
-        worker = start_worker(name=next(names))
-        for name in ("noop", "maker", "sleeper", "raiser"):
-            worker.insert(name, {"files": {}, "seconds": 600})
-        eventually("it spawns", lambda: worker.log.count("Starting handler") >= spawning)
-        return kill_with_all(worker)
-
-    names = iter("abc")
-    in_time(once)
+    worker = start_worker()
+    for name in ("noop", "maker", "sleeper", "raiser"):
+        worker.insert(name, {"files": {}, "seconds": 600})
+    eventually("it spawns", lambda: worker.log.count("Starting handler") >= spawning)
+    assert kill_with_all(worker) <= GONE_WITHIN_S
 
 
 def test_a_supervisor_killed_while_comfyui_starts_leaves_no_process(start_worker: Start, tmp_path: Path) -> None:
     """It has left processes of its own by then, and answers nobody."""
-    notes = [tmp_path / "first", tmp_path / "second"]
-
-    def once() -> tuple[float, bool]:
-        name, note = next(names), notes.pop(0)
-        path = checkout(
-            tmp_path / f"comfy-{name}", f"from tests.litter import leave; leave({str(note)!r}); time.sleep(600)"
-        )
-        worker = start_worker(name=name, environ={"COMFY_PATH": path, "COMFY_PORT": str(free_port())})
-        worker.insert("comfy", {"workflow": picture()})
-        eventually("ComfyUI starts", note.exists)
-        return kill_with_all(worker)
-
-    names = iter("ab")
-    in_time(once)
+    note = tmp_path / "note"
+    path = checkout(tmp_path / "comfy", f"from tests.litter import leave; leave({str(note)!r}); time.sleep(600)")
+    worker = start_worker(environ={"COMFY_PATH": path, "COMFY_PORT": str(free_port())})
+    worker.insert("comfy", {"workflow": picture()})
+    eventually("ComfyUI starts", note.exists)
+    assert kill_with_all(worker) <= GONE_WITHIN_S
