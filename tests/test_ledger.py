@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 from tests.conftest_worker import Worker, eventually
 from wan2gp.processes import alive, boot_id, children, start_time
 from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=2"
 
 Start = Callable[..., Worker]
 
@@ -123,3 +126,13 @@ def test_a_worker_ends_what_its_last_life_left_and_no_stranger(
         assert left.wait(10) == -signal.SIGKILL
     assert alive(stranger)
     assert "Ended 1 process(es) that an earlier life left" in again.log
+
+
+def test_what_a_killed_life_told_of_itself_is_gone_though_the_next_one_does_not_get_up(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    command = [sys.executable, "-m", "wan2gp.supervisor", "--data-dir", str(tmp_path), "--database-url", NOWHERE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 5, done.stderr
+    assert not (tmp_path / "run.json").exists()

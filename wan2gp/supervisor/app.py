@@ -121,6 +121,8 @@ class App:
             self._serve(registry, run_dir, opened)
 
     def _sweep(self) -> None:
+        """What a life left that was killed, also when this one ends before it has as much to leave."""
+        remove_run(self._config.data_dir)
         self._foreign = already_here()
         adopt_orphans()
         count = self._ledger.sweep()
