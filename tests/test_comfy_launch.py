@@ -15,7 +15,7 @@ from tests.conftest_worker import eventually
 from tests.survivors import Watch
 from wan2gp.comfy_sidecar import process as sidecar
 from wan2gp.comfy_sidecar.process import DrainedProcess
-from wan2gp.processes import alive
+from wan2gp.processes import alive, held
 
 LITTER = "import json, os, subprocess, sys, time; from tests.litter import leave; leave(sys.argv[1]); "
 Start = Callable[..., DrainedProcess]
@@ -157,6 +157,6 @@ def test_memory_is_that_of_all_it_started(start: Start, tmp_path: Path) -> None:
     program = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {hog!r}]); time.sleep(600)"
     process = start(program)
     eventually("its child holds memory", lambda: "held" in process.lines())
-    assert 64 << 20 <= process.rss_bytes() < 256 << 20
+    assert 64 << 20 <= held(process.pids()) < 256 << 20
     process.stop(0)
-    assert process.rss_bytes() == 0
+    assert held(process.pids()) == 0

@@ -17,6 +17,7 @@ from tests.comfy_jobs import Bench, fault, gone, picture, until
 from tests.conftest_comfy import FAULTS, free_port
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_killed import REMEMBERED, KilledTasks
+from wan2gp.processes import held
 from wan2gp.protocol import Failed
 
 Make = Callable[..., Bench]
@@ -138,7 +139,7 @@ def test_a_kill_is_remembered_by_task_and_a_crash_is_none() -> None:
 def held_bytes(one: Bench) -> int:
     server = one.handler._engine._server
     assert server is not None
-    return server.process.rss_bytes()
+    return held(server.process.pids())
 
 
 def swelling(make: Make, warm: Bench, until: str) -> tuple[Bench, Any]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest_worker import ROOT, eventually
-from wan2gp.shim import TAIL_LINES, CappedLog
+from wan2gp.shim import SURVIVORS, TAIL_LINE_BYTES, TAIL_LINES, CappedLog
 
 # A handler that starts three kinds of grandchild and says their pids, then does what it is told.
 HANDLER = """
@@ -212,6 +212,18 @@ def test_a_line_without_an_end_is_part_of_the_last_words(tmp_path: Path) -> None
     log.write(b"first\nSegmentation fau")
     log.write(b"lt")
     assert log.tail() == ["first", "Segmentation fault"]
+    log.close()
+
+
+def test_the_longest_last_words_fit_one_write_and_end_with_the_last_line(tmp_path: Path) -> None:
+    """A report that came in two parts could stop half way, with a shim that is stopped there."""
+    log = CappedLog(str(tmp_path / "log"))
+    for number in range(TAIL_LINES):
+        log.write(b"\xff" * 2 * TAIL_LINE_BYTES + b"%d\n" % number)
+    tail = log.tail()
+    report = {"exited": 2**15, "tail": tail, "survivors": [4_000_000] * SURVIVORS}
+    assert len(json.dumps(report)) < 16_384 - 4
+    assert tail[-1].endswith(f"\N{REPLACEMENT CHARACTER}{TAIL_LINES - 1}")
     log.close()
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 
 from tests.nvml_stand_in import PaperDriver, compiler, loader
+from wan2gp import processes
 from wan2gp.config import ConfigError, load_config
 from wan2gp.control import Gpu
 from wan2gp.handlers.input_cache import InputCache, Validators
 from wan2gp.machine_memory import machine_memory
+from wan2gp.processes import held, held_by, share_of, trees
 from wan2gp.supervisor import disk_watch, gpus
 from wan2gp.supervisor.disk_watch import DiskWatch, sweep_cache
 from wan2gp.supervisor.gpus import GpuMemory, GpuReader
-from wan2gp.supervisor.memory_watch import Judge, Limits, MemoryWatch, Root, held_by, memory_limits
+from wan2gp.supervisor.memory_watch import Judge, Limits, MemoryWatch, Root, memory_limits
 from wan2gp.supervisor.nvml import RETRY_S, Nvml, parse_processes
 from wan2gp.supervisor.weight import Verdict, Weighed, Weight
 
@@ -120,6 +122,50 @@ def test_a_mapped_file_is_not_held(tmp_path: Path) -> None:
         child.stdout.readline()
         assert held_by(child.pid) < 40 * MIB
         child.stdin.close()
+
+
+POOL = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+held = bytearray(b"x") * (40 << 20)
+for _ in range(3):
+    if os.fork() == 0:
+        signal.pause()
+print(flush=True)
+sys.stdin.readline()
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def pool() -> Iterator[list[int]]:
+    """A process of 40 MiB with three that it forked, which share them."""
+    with subprocess.Popen([sys.executable, "-c", POOL], stdin=-1, stdout=-1, start_new_session=True) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        parent.stdout.readline()
+        yield trees([parent.pid])[parent.pid]
+        parent.stdin.close()
+
+
+def test_an_engine_that_forks_a_pool_is_not_killed_for_pages_that_its_processes_share(pool: list[int]) -> None:
+    watch = MemoryWatch(Limits(0, 100 * MIB), lambda: [Root("child", b"child#1", pool[0])], lambda _: None, pytest.fail)
+    assert len(pool) == 4 and held(pool) == sum(map(held_by, pool)) > 160 * MIB
+    watch.look(False)
+    assert 40 * MIB < watch.weights["child"].memory < 100 * MIB
+    assert held(pool, limit=300 * MIB) > 160 * MIB, "what is below its limit anyway is not measured twice"
+
+
+def test_a_kernel_that_does_not_divide_pages_is_taken_at_its_word(
+    pool: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "share_of", lambda pid: None)
+    assert held(pool, limit=100 * MIB) > 160 * MIB
+
+
+def test_a_process_that_is_gone_holds_nothing() -> None:
+    with subprocess.Popen(["true"]) as gone:
+        """Only its pid is wanted."""
+    assert (held_by(gone.pid), share_of(gone.pid), held([gone.pid, gone.pid], 1)) == (0, None, 0)
 
 
 def test_a_watch_that_fails_stops_the_worker() -> None:

@@ -26,6 +26,9 @@ LOG_MAX_BYTES = 8 * 1024 * 1024
 TAIL_LINES = 30
 """How many last lines go into a cause of death."""
 TAIL_LINE_BYTES = 2000
+TAIL_BYTES, SURVIVORS = 14_000, 200
+"""How much of them and of what survived a report holds: up to 16 KiB it is one write, which fits the channel whole, so
+that nobody who reads it ever waits for the rest."""
 READS_AT_ONCE = 16
 
 KILL = b"kill"
@@ -56,7 +59,7 @@ def main(channel: Channel, command: list[str], boot: bytes, log_path: str, super
     handler = _start(command, boot)
     _tell(channel, {"started": handler.pid, "at": start_time(handler.pid)})
     status = _Watch(channel, handler, log, wake).until_the_end()
-    _tell(channel, {"exited": status, "tail": log.tail(), "survivors": descendants(os.getpid())})
+    _tell(channel, {"exited": status, "tail": log.tail(), "survivors": descendants(os.getpid())[:SURVIVORS]})
     log.close()
     sys.stdout.flush()
     os._exit(0)
@@ -143,9 +146,12 @@ class CappedLog:
         _to_log(self)
 
     def tail(self) -> list[str]:
-        """The last lines, without blank ones."""
+        """The last lines, without blank ones: as many as fit :data:`TAIL_BYTES` of JSON."""
         lines = [*self._lines, self._partial] if self._partial.strip() else [*self._lines]
-        return [line.decode(errors="replace") for line in lines]
+        said = [line.decode(errors="replace") for line in lines]
+        while sum(len(json.dumps(line)) + len(", ") for line in said) > TAIL_BYTES:
+            del said[0]
+        return said
 
     def close(self) -> None:
         os.close(self._file)

@@ -147,15 +147,9 @@ class DrainedProcess:
                     found.append(psutil.Process(pid))
         return found
 
-    def rss_bytes(self) -> int:
-        """Resident memory of all of :meth:`processes`, bytes; 0 when they are gone. Without mapped files, which the
-        kernel takes back when it needs to: a model that is mapped is no leak."""
-        total = 0
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):  # it ended meanwhile
-                memory = process.memory_info()
-                total += int(memory.rss) - int(memory.shared)
-        return total
+    def pids(self) -> list[int]:
+        """Of :meth:`processes`, of which some may have ended meanwhile; none when all are gone."""
+        return [process.pid for process in self.processes()]
 
     def stop(self, grace_s: float = TERM_GRACE_S) -> None:
         """Ends it and all it started. Safe to call again, and for a process that ended by itself."""

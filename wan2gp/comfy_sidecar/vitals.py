@@ -6,6 +6,7 @@ They say that something goes on, not what: they count where its websocket cannot
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 
 import psutil
 
@@ -21,10 +22,11 @@ WINDOW_S = 10.0
 
 
 class Vitals:
-    """Of one server, from now on. For one thread."""
+    """Of one server, from now on. For one thread. ``weigh`` says how many bytes the processes of these pids hold."""
 
-    def __init__(self, process: DrainedProcess) -> None:
+    def __init__(self, process: DrainedProcess, weigh: Callable[[Sequence[int]], int]) -> None:
         self._process = process
+        self._weigh = weigh
         self._printed = process.printed
         self.moved_s = self._marked_s = monotonic()
         """``moved_s``: when it last showed a sign of life, or when the watch began."""
@@ -56,7 +58,7 @@ class Vitals:
         """Every :data:`LOOK_S`."""
         if now_s >= self._next_rss_s:
             self._next_rss_s = now_s + LOOK_S
-            before, self._rss_bytes = self._rss_bytes, self._process.rss_bytes()
+            before, self._rss_bytes = self._rss_bytes, self._weigh(self._process.pids())
             self.rss_bytes = min(before, self._rss_bytes)
 
 

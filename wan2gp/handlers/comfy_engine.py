@@ -25,6 +25,7 @@ from wan2gp.handlers.comfy_external import ExternalServer
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.comfy_warmup import WarmUpFailed, warm_up
+from wan2gp.processes import held
 
 LOOK_S = 0.1
 """Between two looks at an idle server."""
@@ -279,9 +280,9 @@ class ComfyEngine:
         server = self._server
         if self._live is None or server is None:
             return
-        now_s = monotonic()
-        seen = Observation(now_s, server.exit_code(), now_s, None, server.process.rss_bytes())
-        if judge(seen, Limits(memory_bytes=self._settings.soft_limit_bytes())) is Verdict.BLOATED:
+        now_s, limit = monotonic(), self._settings.soft_limit_bytes()
+        seen = Observation(now_s, server.exit_code(), now_s, None, held(server.process.pids(), limit))
+        if judge(seen, Limits(memory_bytes=limit)) is Verdict.BLOATED:
             detail = f"it holds {seen.rss_bytes >> 20} MiB of memory after its task"
             self._context.event("comfy.verdict", verdict=Verdict.BLOATED.value, detail=detail)
             self.retire(detail)

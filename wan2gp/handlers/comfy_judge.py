@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from wan2gp.comfy_sidecar.client import Queue
 from wan2gp.comfy_sidecar.hearing import Hearing
@@ -15,6 +16,7 @@ from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import bloated, exited
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.processes import held
 
 
 class PromptJudge:
@@ -40,8 +42,9 @@ class PromptJudge:
         self._progress = progress
         self._where = where
         self._withdraw = withdraw
-        self._vitals = Vitals(live.server.process) if live.server is not None else None
-        self._memory_limit = settings.hard_limit_bytes()
+        self._memory_limit = limit = settings.hard_limit_bytes()
+        weigh = partial(held, limit=limit)
+        self._vitals = Vitals(live.server.process, weigh) if live.server is not None else None
         self._began_s = self._answered_s = self._moved_s = monotonic()
         self._running: tuple[str, ...] = ()
         self._read_lines = live.lines_printed()

@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import signal
+import struct
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from wan2gp.processes import frozen, kill
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
+
+LENGTH = struct.Struct("!i")
+READ_BYTES = 65536
 
 _spawn = multiprocess.get_context("spawn")
 
@@ -81,6 +86,7 @@ class Child:
         self.started = time.monotonic()
         self._killed_at: float | None = None
         self._report: dict[str, Any] | None = None
+        self._unread = b""
 
     def spawn(self, *, target: str, endpoint: str, home: Path, log: Path, settings: dict[str, Any], warm: bool) -> None:
         """Start the processes; returns at once. Raises :class:`OSError` when the system has no process to give."""
@@ -95,6 +101,7 @@ class Child:
             raise
         finally:
             theirs.close()
+        os.set_blocking(self._channel.fileno(), False)
 
     def _start(self, theirs: Any, command: list[str], boot: bytes, log: str) -> None:
         self._process = _spawn.Process(
@@ -112,20 +119,31 @@ class Child:
         return self._channel.fileno(), self._process.sentinel
 
     def news(self) -> Death | None:
-        """Read what the shim has told. Returns the death once the handler, or the shim itself, has ended."""
-        with contextlib.suppress(EOFError, OSError):
-            while self._channel.poll():
-                message = json.loads(self._channel.recv_bytes())
-                if "started" in message:
-                    self.pid = message["started"]
-                else:
-                    self._report = message
+        """Read what the shim has told. Returns the death once the handler, or the shim itself, has ended. Never waits:
+        a shim may be stopped in the middle of a word."""
+        for message in self._messages():
+            if "started" in message:
+                self.pid = message["started"]
+            else:
+                self._report = message
         if self._report is not None:
             report = self._report
             return Death(
                 report["exited"], tuple(report["tail"]), tuple(report["survivors"]), self._killed_at is not None
             )
         return None if self._process.is_alive() else Death(None, by_us=self._killed_at is not None)
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """Those that are there whole: each comes behind its length, as ``multiprocess`` sends it."""
+        with contextlib.suppress(OSError):  # nothing more for now, or a connection that is broken
+            while data := os.read(self._channel.fileno(), READ_BYTES):
+                self._unread += data
+        while len(self._unread) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._unread)[0]
+            if len(self._unread) < end:
+                return
+            message, self._unread = self._unread[LENGTH.size : end], self._unread[end:]
+            yield json.loads(message)
 
     def terminate(self) -> None:
         """SIGTERM to the handler, by its shim."""
@@ -156,4 +174,6 @@ class Child:
             self._process.kill()
             self._process.join(1.0)
         self._channel.close()
-        self._process.close()
+        # A call of the kernel that hangs holds it: the search for strays meets it again, and so does the next life.
+        with contextlib.suppress(ValueError):
+            self._process.close()

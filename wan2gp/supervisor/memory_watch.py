@@ -1,12 +1,12 @@
 """Memory that creeps over a limit: once a second a thread weighs every child with all that runs below it.
 
 What is heavy is replaced before its next task; what stays too heavy for three looks ends under its task. Mapped files
-do not count: the kernel takes them back when it needs memory, and a model that is mapped would look like a leak.
+do not count: the kernel takes them back when it needs memory, and a model that is mapped would look like a leak. What
+forked processes share counts once before anybody is judged for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from wan2gp.config import Config
 from wan2gp.machine_memory import machine_memory
-from wan2gp.processes import trees
+from wan2gp.processes import held, trees
 from wan2gp.supervisor.weight import Verdict, Weighed, Weight
 
 LOOK_S = 1.0
@@ -38,6 +38,11 @@ class Limits:
     soft: int
     hard: int
     gpu_soft: int = 0
+
+    @property
+    def least(self) -> int:
+        """Of the two for the machine's memory: below it nothing follows from a weight."""
+        return min((limit for limit in (self.soft, self.hard) if limit), default=0)
 
 
 def memory_limits(config: Config) -> Limits:
@@ -184,17 +189,4 @@ class MemoryWatch:
 
     def _weigh(self, pids: Sequence[int]) -> Weight:
         on_gpu = [self._by_pid[pid] for pid in pids if pid in self._by_pid] if self._by_pid else []
-        return Weight(sum(held_by(pid) for pid in pids), sum(on_gpu) if on_gpu else None)
-
-
-def held_by(pid: int) -> int:
-    """Bytes of memory that only the end of the process gives back; 0 when it is gone."""
-    sizes = {}
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith((b"RssAnon:", b"RssShmem:", b"VmRSS:")):
-                    sizes[line[:5]] = int(line.split()[1]) * 1024
-    if b"RssAn" in sizes:
-        return sizes[b"RssAn"] + sizes.get(b"RssSh", 0)
-    return sizes.get(b"VmRSS", 0)  # a kernel that tells no more
+        return Weight(held(pids, self._limits.least), sum(on_gpu) if on_gpu else None)
