@@ -148,8 +148,10 @@ class _Talk:
         self._tap: Tap | None = None
 
     def calls(self, client: socket.socket) -> Iterator[bytes]:
-        """What the client sends. Its first message alone has no type."""
-        buffer, begun = b"", False
+        """What the client sends, up to each point where it waits for answers, since it sends so much in one write: no
+        link freezes between the last two messages of a call and keeps its transaction open. The first message alone
+        has no type."""
+        buffer, begun, call = b"", False, b""
         while chunk := client.recv(65536):
             buffer += chunk
             while len(buffer) >= 4 + begun and len(buffer) >= (
@@ -157,12 +159,14 @@ class _Talk:
             ):
                 message, buffer = buffer[:size], buffer[size:]
                 tap = self._held(self._statement(message)) if begun else None
-                begun = True
+                call, whole, begun = call + message, not begun or message[:1] not in b"PBDEC", True
                 if tap is not None:
                     self._tap = tap
                 if tap is not None and tap.answer is None:
                     tap.hold()
-                yield message
+                if whole:
+                    yield call
+                    call = b""
 
     def _statement(self, message: bytes) -> bytes:
         """The text of the statement that a message executes; empty when it executes none."""

@@ -17,7 +17,9 @@ from tests.conftest_db import PgServer
 from tests.contract_bench import SPEC_INSERT, Admin, claim, end
 from tests.faulty_link import FaultyLink
 from tests.queue_contract import QueueContract
+from wan2gp.supervisor import postgres_sessions
 from wan2gp.supervisor.postgres import PostgresQueue
+from wan2gp.supervisor.postgres_sessions import Sessions
 from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
 
 
@@ -244,3 +246,27 @@ def answers(queue: PostgresQueue) -> bool:
     except QueueUnavailable:
         return False
     return True
+
+
+def test_a_call_whose_last_message_is_lost_keeps_no_row_locked(database: str, admin: Admin) -> None:
+    """The link freezes between a statement and the message that commits it: the server waits inside a transaction."""
+    admin.execute(SPEC_INSERT)
+    sessions = Sessions(database, application_name="lost", connect_timeout_s=5, call_timeout_s=0.5)
+    with closing(sessions.connect()) as session:
+        session.pgconn.enter_pipeline_mode()
+        session.pgconn.send_query_params(b"UPDATE tasks SET worker_id = 'lost'", None)
+        session.pgconn.send_flush_request()
+        session.pgconn.flush()
+        pid = session.info.backend_pid
+        free = "SELECT FROM tasks FOR UPDATE SKIP LOCKED"
+        gone = "SELECT FROM pg_stat_activity WHERE pid = %s"
+        eventually(lambda: admin.execute(gone, [pid]).rowcount == 0 and admin.execute(free).rowcount == 1)
+
+
+def test_a_server_that_cannot_bound_transactions_is_worked_with_as_it_is(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_sessions, "TRANSACTION_TIMEOUT", "transaction_timeout_of_a_later_server")
+    sessions = Sessions(database, application_name="old", connect_timeout_s=5, call_timeout_s=5)
+    with closing(sessions.connect()) as session:
+        assert session.execute("SHOW statement_timeout").fetchone() == ("4500ms",)

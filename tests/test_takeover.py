@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.conftest_worker import Row, Worker, eventually
+from tests.contract_bench import beat, claim, end
+from wan2gp.config import load_config
+from wan2gp.supervisor.app import App, Order, Superseded
+from wan2gp.supervisor.health import Health
+from wan2gp.supervisor.loop import Stage
+from wan2gp.supervisor.postgres import PostgresQueue
 
 Start = Callable[..., Worker]
 OFTEN = ("--poll-interval", "0.2")
@@ -76,6 +84,49 @@ def test_of_two_workers_of_one_name_that_start_at_once_one_works_and_the_other_l
     assert loser.process.returncode == 4 and "--worker" in loser.screen
     assert "started. Polling" in winner.log and "Took back" not in winner.log
     winner.ended(winner.insert("noop"))
+
+
+@pytest.fixture
+def late(lasting_database: str, tmp_path: Path) -> Iterator[App]:
+    """A worker of the name w1 that has got it, and has not yet taken back what an earlier life left."""
+    config = load_config(flags={"data_dir": str(tmp_path), "worker_id": "w1", "database_url": lasting_database})
+    app = App(config, Order())
+    app._instance = "late"
+    app._loop = SimpleNamespace(  # type: ignore[assignment]
+        stage=Stage.RUNNING, handlers={}, desks=(), health=Health(lambda *_, **__: None), unable={}
+    )
+    queue = PostgresQueue(lasting_database)
+    app._backend = SimpleNamespace(queue=queue, kind="postgres")  # type: ignore[assignment]
+    app._take_worker_id()
+    yield app
+    queue.close()
+
+
+def recover(app: App) -> None:
+    """Nothing waits to be delivered."""
+    settler: Any = SimpleNamespace(start=lambda: None, depth=0, error=None, unpublished=list)
+    idle: Any = SimpleNamespace(start=lambda: None)
+    app._recover(settler, idle, cast(Any, SimpleNamespace(leftovers=list)))
+
+
+def test_a_worker_whose_name_is_taken_over_while_it_starts_takes_nothing_from_its_heir(late: App) -> None:
+    """It had the name when it began, and its start took long."""
+    queue = late._backend.queue
+    queue.heartbeat("w1", (), 90, {"instance": "heir", "takeover": True})
+    queue.enqueue("noop", {})
+    (task,) = claim(queue, "noop", worker="w1")
+    with pytest.raises(Superseded, match="has taken the id w1 over"):
+        recover(late)
+    assert beat(queue, task, worker="w1") == ([], [])
+    assert end(queue, task).accepted
+
+
+def test_a_worker_that_still_has_its_name_takes_back_what_it_left(late: App) -> None:
+    queue = late._backend.queue
+    queue.enqueue("noop", {})
+    (task,) = claim(queue, "noop", worker="w1")
+    recover(late)
+    assert not end(queue, task).accepted
 
 
 @pytest.mark.long

@@ -92,6 +92,7 @@ class App:
         self._nvml = Nvml()
         self._gpus = GpuReader(nvml=self._nvml)
         self._end_by: float | None = None
+        self._superseded = threading.Event()
 
     def run(self) -> None:
         """Until stopped. Raises the errors that ``__main__`` turns into exit codes."""
@@ -118,7 +119,11 @@ class App:
                 self._facts("worker.warning", text=note)
             self._instance = instance_of(config.data_dir)
             self._take_worker_id()
-            self._serve(registry, run_dir, opened)
+            try:
+                self._serve(registry, run_dir, opened)
+            except Superseded:
+                self._facts("worker.superseded", worker=config.worker_id)
+                raise
 
     def _sweep(self) -> None:
         """What a life left that was killed, also when this one ends before it has as much to leave."""
@@ -164,7 +169,7 @@ class App:
             facts,
             self._metadata,
             loop.heard,
-            superseded=lambda: loop.crash(Superseded(f"another worker has taken the id {config.worker_id} over")),
+            superseded=lambda: self._give_way(loop),
             failed=loop.crash,
         )
         claimer = Claimer(
@@ -189,6 +194,7 @@ class App:
         opened.callback(watches.stop)
         watches.start()
         self._announce(run_dir, LoopOperations(loop, inbox, self._backend, watches), opened)
+        self._stop_if_superseded()
         claimer.start()
         opened.callback(self._last_claims, claimer, inbox, settler)
         _on_signals(lambda: inbox.post(loop.stop))
@@ -199,7 +205,6 @@ class App:
             loop.run()
         except Superseded:
             # As if all leases were lost: no child works on for a task that may be another's already.
-            facts("worker.superseded", worker=config.worker_id)
             for desk in loop.desks:
                 if desk.child is not None:
                     desk.child.kill()
@@ -209,6 +214,19 @@ class App:
             facts("worker.crashed", error=repr(error))
             loop.abandon()
             raise
+
+    def _give_way(self, loop: Loop) -> None:
+        """Another has our id; from the lease keeper's thread, perhaps before the loop runs."""
+        self._superseded.set()
+        loop.crash(self._left())
+
+    def _left(self) -> Superseded:
+        return Superseded(f"another worker has taken the id {self._config.worker_id} over")
+
+    def _stop_if_superseded(self) -> None:
+        """Before anything is done in the name of our id that its new owner would suffer from."""
+        if self._superseded.is_set():
+            raise self._left()
 
     def _look_at_the_bucket(self) -> None:
         """Beside the start, which no Storage that hangs may hold up."""
@@ -239,6 +257,7 @@ class App:
         leases.start()
         deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
         while settler.depth > len(settler.unpublished()) and settler.error is None and time.monotonic() < deadline:
+            self._stop_if_superseded()
             settler.flush(LOOK_AT_SPOOL_S)
             if settler.depth < before:  # only standing still is a failure
                 deadline, before = time.monotonic() + SPOOL_AT_START_S, settler.depth
@@ -247,9 +266,19 @@ class App:
         waiting = settler.unpublished()
         if settler.depth > len(waiting):
             raise QueueUnavailable("the outcomes of the last run cannot be delivered")
+        self._hold_worker_id()
         taken = self._backend.queue.reclaim_own(self._config.worker_id, [ending.token for ending in waiting])
         if taken:
             self._facts("worker.took_back", count=len(taken))
+
+    def _hold_worker_id(self) -> None:
+        """A start may take longer than a lease, after which another may have the id: then what stands under it is
+        the other's work. Raises :class:`Superseded`."""
+        if self._backend.kind != "edge":  # which has nowhere to write whose the id is
+            reply = self._backend.queue.heartbeat(self._config.worker_id, (), self._config.lease_s, self._metadata())
+            if reply.superseded:
+                self._superseded.set()
+        self._stop_if_superseded()
 
     def _announce(self, run_dir: RunDir, operations: LoopOperations, opened: contextlib.ExitStack) -> None:
         config = self._config

@@ -10,7 +10,15 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from wan2gp.supervisor.queue import AccessDenied, FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
-from wan2gp.supervisor.sqlstates import GOING_DOWN, NO_FUNCTION, NO_PERMISSION, READ_ONLY, TRY_AGAIN, is_unavailable
+from wan2gp.supervisor.sqlstates import (
+    CANCELED,
+    GOING_DOWN,
+    NO_FUNCTION,
+    NO_PERMISSION,
+    READ_ONLY,
+    TRY_AGAIN,
+    is_unavailable,
+)
 
 _PREPARED = frozenset({"26000", "42P05"})
 """The prepared statement is unknown or exists: a pooler hands our session from one server session to another."""
@@ -46,6 +54,12 @@ def startup_options_refused(error: psycopg.Error) -> bool:
     return error.sqlstate == _NO_STARTUP_OPTIONS or "startup parameter" in str(error)
 
 
+def option_unknown(error: psycopg.Error, name: str) -> bool:
+    """Whether a server, or a pooler before it, refused our connection for this one of its ``options``. In whatever
+    language, it names it."""
+    return name in str(error)
+
+
 def session_lost(error: psycopg.Error) -> bool:
     """Whether the connection itself is gone."""
     state = error.sqlstate or ""
@@ -54,7 +68,12 @@ def session_lost(error: psycopg.Error) -> bool:
     )
 
 
-def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
+def too_late(error: psycopg.Error) -> bool:
+    """Whether an answer was not there in time, by our clock or by the server's, which ends a little earlier."""
+    return isinstance(error, DeadlinePassed) or error.sqlstate == CANCELED
+
+
+def explain(error: psycopg.Error, *, server_down: bool = False, late: bool = False) -> QueueError:
     """The queue's own error for ``error``; its text carries no password."""
     state = error.sqlstate or ""
     text = first_line(error)
@@ -67,7 +86,7 @@ def explain(error: psycopg.Error, *, server_down: bool = False) -> QueueError:
         return AccessDenied(f"the database refused the connection: {text}", code=words[0])
     if is_unavailable(state) or session_lost(error):
         down = server_down or state in GOING_DOWN or _COMES_OR_GOES in str(error)
-        return QueueUnavailable(f"cannot reach the database: {text}", server_down=down)
+        return QueueUnavailable(f"cannot reach the database: {text}", server_down=down, late=late)
     if state == NO_PERMISSION:  # of the verb itself, for what happens inside one is told otherwise: a grant mends it
         sentence = f"the database refused: {text}; let a superuser grant it EXECUTE on the wan2gp functions"
         return AccessDenied(sentence, code=state)

@@ -17,10 +17,12 @@ import psycopg
 from psycopg.types.json import set_json_loads
 from psycopg.waiting import Ready, Wait
 
-from wan2gp.supervisor.postgres_errors import DeadlinePassed, startup_options_refused
+from wan2gp.supervisor.postgres_errors import DeadlinePassed, option_unknown, startup_options_refused
 from wan2gp.supervisor.postgres_json import from_json
 
 _RV = TypeVar("_RV")
+TRANSACTION_TIMEOUT = "transaction_timeout"
+"""The setting of PostgreSQL 17 and later that bounds a transaction, also one that waits for its client."""
 
 
 class Session(psycopg.Connection[tuple[Any, ...]]):
@@ -82,7 +84,7 @@ class Sessions:
         self._slots = threading.BoundedSemaphore(most)
         self._closed = False
         self._prepare: int | None = 0
-        self._startup_options = True
+        self._startup_options = self._bound_transactions = True
         self.idle_limit_s = 60.0
 
     @contextmanager
@@ -101,13 +103,22 @@ class Sessions:
 
     def connect(self, **more: Any) -> Session:
         """A new session that is not one of the stack's."""
-        try:
-            return self._connect(**more)
-        except psycopg.Error as error:
-            if not (self._startup_options and startup_options_refused(error)):
-                raise
+        while True:
+            try:
+                return self._connect(**more)
+            except psycopg.Error as error:
+                if not self._asks_less(error):
+                    raise
+
+    def _asks_less(self, error: psycopg.Error) -> bool:
+        """Whether a connect that failed may succeed when it asks for less, which the next one does."""
+        if self._startup_options and self._bound_transactions and option_unknown(error, TRANSACTION_TIMEOUT):
+            self._bound_transactions = False
+            return True
+        if self._startup_options and startup_options_refused(error):
             self._startup_options = False
-            return self._connect(**more)
+            return True
+        return False
 
     def forget_statements(self) -> None:
         """Prepared statements do not work through this URL's pooler: never prepare again."""
@@ -140,8 +151,13 @@ class Sessions:
             # And the functions lock first and look afterwards, which needs a snapshot per statement.
             settings["options"] = (
                 f"-c statement_timeout={round(self._call_timeout_s * 900)}"
+                # That ends no transaction whose last message was lost with the link, and which keeps rows locked: for
+                # a peer that is gone the server has two hours of patience of its own.
+                " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=2"
                 " -c default_transaction_isolation=read\\ committed"
             )
+            if self._bound_transactions:
+                settings["options"] += f" -c {TRANSACTION_TIMEOUT}={round(self._call_timeout_s * 1000)}"
         session = Session.connect(self._url, autocommit=True, prepare_threshold=self._prepare, **settings | more)
         session.deadline_s = self._call_timeout_s
         set_json_loads(from_json, session)
