@@ -100,7 +100,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    system = f"Linux {platform.release().split("-")[0]}, Python {platform.python_version()}"
+    system = f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}"
 
 
