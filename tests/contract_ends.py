@@ -219,6 +219,27 @@ class CancelContract:
         assert end(task_queue, task, Verb.CANCEL, error_message="a.b: c") == FinishReply(True, "Cancelled")
         assert event_names(task_queue, task.id).count("cancelled") == 1
 
+    @pytest.mark.parametrize("by_hand", [True, False])
+    def test_a_cancelled_row_does_not_show_what_an_attempt_before_died_of(
+        self, task_queue: TaskQueue, admin: Admin, by_hand: bool
+    ) -> None:
+        waiting, running = task_queue.enqueue("comfy", {}), task_queue.enqueue("comfy", {})
+        end(task_queue, take(task_queue), Verb.RETRY, error_message="handler.died: killed", retry_in_s=60)
+        assert take(task_queue).id == running
+        if by_hand:
+            admin.execute("UPDATE tasks SET status = 'Cancelled'")
+        else:
+            assert [task_queue.cancel(one) for one in (waiting, running)] == ["Queued", "In Progress"]
+        for one in (waiting, running):
+            assert row(task_queue, one)["error_message"] == "task.cancelled: cancelled by its user"
+        assert row(task_queue, waiting)["history"][0]["error_message"] == "handler.died: killed"
+        assert task_queue.retry(waiting) == "Cancelled" and row(task_queue, waiting)["error_message"] is None
+
+    def test_the_reason_that_somebody_gives_for_a_cancel_is_kept(self, task_queue: TaskQueue, admin: Admin) -> None:
+        task_id = task_queue.enqueue("comfy", {})
+        admin.execute("UPDATE tasks SET status = 'Cancelled', error_message = 'refunded'")
+        assert row(task_queue, task_id)["error_message"] == "refunded"
+
     def test_what_has_ended_is_not_cancelled(self, task_queue: TaskQueue) -> None:
         task_queue.enqueue("comfy", {})
         task = take(task_queue)

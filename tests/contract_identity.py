@@ -90,3 +90,70 @@ class IdentityContract:
         assert found["error_message"].startswith("worker.lease_lost: the worker well is well and ")
         assert found["history"][0]["kind"] == "lease_forgotten"
         assert take(task_queue, worker="alive").attempt == 1
+
+    def test_a_row_whose_claims_never_reach_its_living_worker_does_not_go_round_for_ever(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        task_id = task_queue.enqueue("comfy", {})
+        for worker in ("well", "alive"):
+            in_contact(task_queue, admin, worker)
+
+        def expires() -> tuple[str, int, int]:
+            let_expire(admin, take(task_queue, worker="well"))
+            assert task_queue.rescue("alive") == 1
+            found = row(task_queue, task_id)
+            return found["status"], found["interruptions"], found["losses"]
+
+        assert [expires() for _ in range(5)] == [
+            ("Queued", 1, 0),
+            ("Queued", 2, 0),
+            ("Queued", 3, 0),
+            ("Queued", 3, 1),
+            ("Failed", 3, 2),
+        ]
+        reason = row(task_queue, task_id)["error_message"]
+        assert reason.startswith("task.poisoned: ") and "died" not in reason
+        task_queue.retry(task_id)
+        assert expires() == ("Queued", 1, 0)
+
+    def test_what_a_living_worker_ran_costs_nothing_when_its_name_is_taken_over(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        task_id = task_queue.enqueue("comfy", {})
+
+        def taken_back() -> tuple[int, int, int, str]:
+            assert task_queue.reclaim_own("w") == (task_id,)
+            found = row(task_queue, task_id)
+            assert found["status"] == "Queued" and found["error_message"].startswith("worker.lease_lost: ")
+            return found["attempts"], found["interruptions"], found["losses"], found["history"][-1]["kind"]
+
+        assert not says(task_queue, "first")
+        take(task_queue)
+        assert not says(task_queue, "second", takeover=True)
+        assert taken_back() == (0, 1, 0, "taken_over")
+        take(task_queue)  # and this one really dies
+        assert taken_back() == (1, 1, 1, "worker_died")
+
+    def test_a_task_under_whose_silent_worker_the_name_is_taken_over_counts_a_loss(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        task_id = task_queue.enqueue("comfy", {})
+        assert not says(task_queue, "first")
+        take(task_queue)
+        admin.execute("UPDATE workers SET last_heartbeat = now() - interval '91 s'")
+        assert not says(task_queue, "second", takeover=True)
+        assert task_queue.reclaim_own("w") == (task_id,)
+        assert row(task_queue, task_id)["losses"] == 1
+
+    def test_a_task_that_ends_one_machine_after_the_other_is_not_spared_for_ever(
+        self, task_queue: TaskQueue, admin: Admin
+    ) -> None:
+        """Each next machine takes the name at once, while the last heartbeat is fresh."""
+        task_id = task_queue.enqueue("comfy", {})
+        assert not says(task_queue, "machine 0")
+        for n in range(1, 6):
+            take(task_queue)
+            assert not says(task_queue, f"machine {n}", takeover=True)
+            assert task_queue.reclaim_own("w") == (task_id,)
+        found = row(task_queue, task_id)
+        assert (found["status"], found["interruptions"], found["losses"]) == ("Failed", 3, 2)

@@ -1,11 +1,12 @@
-"""A TCP link to Postgres that can go bad: it freezes without closing, refuses, swallows notifications as a pooler does,
-or holds one call, or its answer, in the very moment in which it passes."""
+"""A TCP link to Postgres that can go bad: it freezes without closing, refuses, crawls, swallows notifications as a
+pooler does, or holds one call, or its answer, in the very moment in which it passes."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -37,6 +38,8 @@ class FaultyLink:
     def __init__(self, url: str, *, swallow: bool = False) -> None:
         self._target = conninfo_to_dict(url)
         self._swallow = swallow
+        self.answers_per_s: float | None = None
+        """How many bytes of answers pass in a second, on each connection; None: as many as come."""
         self._open = threading.Event()
         self._open.set()
         self._sockets: list[socket.socket] = []
@@ -112,7 +115,7 @@ class FaultyLink:
             self._sockets += [client, server]
             talk = _Talk(self._held)
             self._spawn(self._copy, talk.calls(client), client, server)
-            self._spawn(self._copy, talk.answers(server, self._swallow), server, client)
+            self._spawn(self._copy, talk.answers(server, self._swallow), server, client, True)
 
     def _held(self, statement: bytes) -> Tap | None:
         return next((tap for tap in list(self._taps) if tap.waits_for(statement)), None)
@@ -129,9 +132,13 @@ class FaultyLink:
             raise
         return server
 
-    def _copy(self, passing: Iterator[bytes], source: socket.socket, sink: socket.socket) -> None:
+    def _copy(
+        self, passing: Iterator[bytes], source: socket.socket, sink: socket.socket, answers: bool = False
+    ) -> None:
         with contextlib.suppress(OSError):
             for chunk in passing:
+                if self.answers_per_s is not None and answers:
+                    time.sleep(len(chunk) / self.answers_per_s)
                 self._open.wait()
                 sink.sendall(chunk)
         for one in (source, sink):

@@ -248,7 +248,7 @@ def test_a_failure_of_a_cancelled_task_is_neither_tried_again_nor_shown(
     by_ctl(worker, task)
     gate.touch()
     stays_cancelled(worker, task)
-    assert worker.row(task)["error_message"] in (None, "task.cancelled: cancelled by its user")
+    assert worker.row(task)["error_message"] == "task.cancelled: cancelled by its user"
 
 
 def test_a_task_that_is_queued_again_while_its_cancelled_run_goes_on_is_done_by_the_new_run(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import psycopg
 import pytest
@@ -20,7 +20,7 @@ from tests.queue_contract import QueueContract
 from wan2gp.supervisor import postgres_sessions
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.postgres_sessions import Sessions
-from wan2gp.supervisor.queue import FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
+from wan2gp.supervisor.queue import ClaimedTask, FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
 
 
 @pytest.fixture
@@ -177,6 +177,25 @@ class TestOutages:
                 eventually(lambda: queue.listening)
                 queue.enqueue("comfy", {})
                 assert queue.wait(30)
+
+    def test_a_row_too_large_for_a_slow_link_fails_with_its_reason_and_holds_up_nobody(
+        self, database: str, admin: Admin
+    ) -> None:
+        with FaultyLink(database) as link, closing(PostgresQueue(link.url, call_timeout_s=0.5)) as queue:
+            large, small = queue.enqueue("comfy", {"a": "x" * 1_200_000}), queue.enqueue("comfy", {})
+            link.answers_per_s = 400_000
+            taken: list[ClaimedTask] = []
+
+            def claims() -> bool:
+                with suppress(QueueUnavailable):  # on a busy machine a small answer is late, too
+                    taken.extend(queue.claim(f"claim {len(taken)}", "w", ["comfy"], 1, 90).tasks)
+                return len(taken) == 2
+
+            eventually(claims)
+        first, second = taken
+        assert (first.id, first.params, first.unreadable_code) == (large, None, "input.too_large")
+        assert first.unreadable is not None and "1200009 bytes" in first.unreadable and "0.5 s" in first.unreadable
+        assert (second.id, second.params, second.unreadable) == (small, {}, None)
 
     def test_a_listen_that_is_swallowed_is_not_believed(self, database: str) -> None:
         with FaultyLink(database, swallow=True) as link, closing(PostgresQueue(link.url)) as queue:

@@ -224,6 +224,21 @@ class TestOutages:
             error = error_of(queue.check)
             assert isinstance(error, QueueUnavailable) and not error.server_down
 
+    @pytest.mark.parametrize("size", [1 << 20, 1000], ids=["large", "small"])
+    def test_of_answers_that_come_too_late_only_large_params_are_blamed(self, stack: Stack, size: int) -> None:
+        with queue_on(stack, call_timeout_s=0.7) as queue:
+            task_id = queue.enqueue("comfy", {"a": "x" * size})
+            for skip in (0, 1):  # what was asked for without them, between the two, is answered
+                stack.front.faults.add(Fault("rpc/wan2gp_claim", "hang", skip=skip))
+            if size > 1000:
+                (task,) = queue.claim("one", "w", ["comfy"], 1, 90).tasks
+                assert (task.id, task.params, task.unreadable_code) == (task_id, None, "input.too_large")
+                assert end(queue, task, Verb.FAIL).accepted
+            else:
+                assert isinstance(error_of(lambda: queue.claim("one", "w", ["comfy"], 1, 90)), QueueUnavailable)
+                (task,) = queue.claim("one", "w", ["comfy"], 1, 90).tasks
+                assert (task.id, task.attempt, task.params) == (task_id, 1, {"a": "x" * size})
+
     def test_an_answer_that_drips_ends_the_call_in_time(self, stack: Stack) -> None:
         """No single read takes long."""
         with dripping() as url, queue_on(stack, url=url, call_timeout_s=0.7) as queue:

@@ -30,6 +30,8 @@ CONTRACT_VERSION = 3
 _Status = Annotated[str, msgspec.Meta(pattern="^[A-Za-z ]{1,40}$")] | None
 _Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 _Row = dict[str, Any]
+LARGE_BYTES = 1 << 20
+"""Params smaller than this are never blamed for an answer that does not arrive; as JSON text."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ class MisshapenReply(QueueUnavailable):
 
 
 class ContractQueue(abc.ABC):
-    """All verbs, on one way of calling them. The subclass gives ``name``, waiting and closing."""
+    """All verbs, on one way of calling them. The subclass gives ``name``, ``call_s``, waiting and closing."""
 
     name: str
+    call_s: float
+    """Within which an answer must have come, seconds."""
 
     @abc.abstractmethod
     def _call(self, verb: str, arguments: Mapping[str, Any], shape: Any) -> Any:
@@ -86,11 +90,11 @@ class ContractQueue(abc.ABC):
             "p_lease_s": lease_s,
         }
         try:
-            reply: ClaimReply = self._call("claim", arguments, ClaimReply)
-        except UnreadableReply as error:
-            # What one row holds must not end every worker that takes it. The same claim gives the same rows again.
-            return self._claim_bare(arguments, str(error))
-        return reply
+            return self._claim_whole(arguments)
+        except QueueUnavailable as error:
+            if not error.late:
+                raise
+        return self._claim_late(arguments)
 
     def heartbeat(
         self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]
@@ -209,6 +213,37 @@ class ContractQueue(abc.ABC):
 
     def event(self, task_id: str, name: str, detail: Mapping[str, Any]) -> None:
         self._call("event", {"p_task_id": task_id, "p_name": name, "p_detail": Json(detail)}, None)
+
+    def _claim_whole(self, arguments: Mapping[str, Any]) -> ClaimReply:
+        try:
+            reply: ClaimReply = self._call("claim", arguments, ClaimReply)
+        except UnreadableReply as error:
+            # What one row holds must not end every worker that takes it. The same claim gives the same rows again.
+            return self._claim_bare(arguments, str(error))
+        return reply
+
+    def _claim_late(self, arguments: Mapping[str, Any]) -> ClaimReply:
+        """The claim again, whose answer did not come in time: without the params, which shows whether it is they that
+        are too large for this link. Else nobody on such a link would ever get past that row."""
+        bare = self._call("claim_bare", arguments, _Row)
+        if not bare["tasks"]:
+            nothing: ClaimReply = shaped("claim_bare", bare, ClaimReply)
+            return nothing
+        try:
+            return self._claim_whole(arguments)
+        except QueueUnavailable as error:
+            large = [task for task in bare["tasks"] if (task.get("params_bytes") or 0) >= LARGE_BYTES]
+            if not (error.late and large):
+                raise
+        claimed: ClaimReply = shaped("claim_bare", {"tasks": [self._too_large(task) for task in large]}, ClaimReply)
+        return claimed
+
+    def _too_large(self, task: Mapping[str, Any]) -> _Row:
+        why = (
+            f"their {task['params_bytes']} bytes did not arrive from the database within {self.call_s:g} s, twice; "
+            "give files by URL, not in the row"
+        )
+        return {**task, "params": None, "unreadable": why, "unreadable_code": "input.too_large"}
 
     def _claim_bare(self, arguments: Mapping[str, Any], why: str) -> ClaimReply:
         reply = self._call("claim_bare", arguments, _Row)

@@ -489,7 +489,7 @@ class Loop:
 def _unfit(running: Running) -> Failed | None:
     """Why no handler can have this task, whatever its type."""
     if running.task.unreadable is not None:
-        return Failed("input.bad_params", f"the task's params cannot be read: {running.task.unreadable}")
+        return Failed(running.task.unreadable_code, f"the task's params cannot be read: {running.task.unreadable}")
     try:
         running.task, running.put_url = without_put_url(running.task)
     except ValueError as error:

@@ -18,6 +18,7 @@ from wan2gp.supervisor.postgres_errors import (
     pooler_lost_statement,
     refuses_connections,
     session_lost,
+    too_late,
     try_again_at_once,
 )
 from wan2gp.supervisor.postgres_json import clean, to_json
@@ -46,6 +47,7 @@ class PostgresQueue(ContractQueue):
         """``call_timeout_s``: after so long without an answer the session is given up. ``probe_interval_s``: how
         often the idle LISTEN session is asked whether it still lives."""
         self._parts = parse_url(url)
+        self.call_s = call_timeout_s
         self._sessions = Sessions(
             url,
             application_name=application_name,
@@ -88,7 +90,7 @@ class PostgresQueue(ContractQueue):
                 return shaped(verb, None if row is None else row[0], shape)
             except psycopg.Error as error:
                 if not (left and self._curable(error, session)):
-                    raise self._explain(error) from None
+                    raise self._explain(error, called=session is not None) from None
         raise AssertionError("the last round either returns or raises")
 
     def _curable(self, error: psycopg.Error, session: Session | None) -> bool:
@@ -105,8 +107,9 @@ class PostgresQueue(ContractQueue):
             return True
         return False
 
-    def _explain(self, error: psycopg.Error) -> QueueError:
-        return explain(error, server_down=session_lost(error) and refuses_connections(self._parts))
+    def _explain(self, error: psycopg.Error, *, called: bool) -> QueueError:
+        down = session_lost(error) and refuses_connections(self._parts)
+        return explain(error, server_down=down, late=called and too_late(error))
 
 
 @functools.cache

@@ -19,11 +19,13 @@ class QueueError(Exception):
 
 class QueueUnavailable(QueueError):
     """The database cannot be reached now. ``server_down``: it refuses connections or says that it starts or stops, so
-    that nobody else can reach it either; False when the fault may be on our side of the network."""
+    that nobody else can reach it either; False when the fault may be on our side of the network. ``late``: the call
+    went out, and its whole answer did not come in time; whether it was done is unknown."""
 
-    def __init__(self, message: str, *, server_down: bool = False) -> None:
+    def __init__(self, message: str, *, server_down: bool = False, late: bool = False) -> None:
         super().__init__(message)
         self.server_down = server_down
+        self.late = late
 
 
 class FunctionsMissing(QueueError):
@@ -91,7 +93,9 @@ class ClaimedTask:
     failures: int = 0
     losses: int = 0
     unreadable: str | None = None
-    """Why ``params`` (then None) cannot be held by this program: nested too deep, or a number too long."""
+    """Why ``params`` (then None) cannot be had: nested too deep, a number too long, or too large to arrive."""
+    unreadable_code: str = "input.bad_params"
+    """The code of the failure that ``unreadable`` is."""
 
 
 @dataclass(frozen=True)

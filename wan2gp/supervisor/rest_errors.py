@@ -85,7 +85,8 @@ def judge_transport(host: str, error: Exception) -> Verdict:
     # A connection that rested may have been closed under us; one more try shows whether there is more to it.
     broken = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
     sentence = f"cannot reach the Supabase project at {host}: {reason}"
-    unavailable = QueueUnavailable(sentence, server_down=_is_refused(error))
+    late = isinstance(error, httpx.ReadTimeout)
+    unavailable = QueueUnavailable(sentence, server_down=_is_refused(error), late=late)
     return Verdict(unavailable, Again.AFRESH if broken else Again.SOON)
 
 

@@ -9,6 +9,8 @@ GOING_DOWN = frozenset({"57P01", "57P02", "57P03"})
 """The session's server process, or the server, ends or has not started yet."""
 STARTING = "57P03"
 READ_ONLY = "25006"
+CANCELED = "57014"
+"""By a time limit of the server's, or by somebody."""
 NO_PERMISSION = "42501"
 _UNAVAILABLE = ("08", "40", "53", "55", "57", "58", READ_ONLY)
 

@@ -54,7 +54,7 @@ class SupabaseQueue(ContractQueue):
         """``call_timeout_s``: within which every call ends, with all its repeats. ``silence_s``: longest wait for the
         next bytes of one try."""
         self._project = project
-        self._call_timeout_s = call_timeout_s
+        self._call_timeout_s = self.call_s = call_timeout_s
         self._silence_s = silence_s
         self._host = urlsplit(project.url).netloc
         self._bell = Bell()

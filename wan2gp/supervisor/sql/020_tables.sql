@@ -116,7 +116,8 @@ BEGIN
             (22, 'workers', 'updated_at', 'timestamptz DEFAULT now()'),
             (23, 'task_leases', 'completing', 'boolean NOT NULL DEFAULT false'),
             (24, 'task_leases', 'wait_s', 'float8'),
-            (25, 'task_leases', 'wait_until', 'timestamptz')
+            (25, 'task_leases', 'wait_until', 'timestamptz'),
+            (26, 'worker_contacts', 'taken_over_at', 'timestamptz')
           ) AS w(n, tab, col, definition)
          WHERE NOT EXISTS (SELECT FROM pg_attribute a
                             WHERE a.attrelid = to_regclass('public.' || w.tab) AND a.attname = w.col AND NOT a.attisdropped)

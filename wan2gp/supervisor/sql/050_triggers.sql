@@ -24,7 +24,7 @@ BEGIN
 END
 $fn$;
 
--- Fires only when the status is spelled in another case, or becomes Queued.
+-- Fires only when the status is spelled in another case, or becomes Queued or Cancelled.
 CREATE OR REPLACE FUNCTION public.wan2gp_before_status() RETURNS trigger LANGUAGE plpgsql AS $fn$
 BEGIN
     NEW.status := wan2gp_fold(NEW.status::text);
@@ -40,6 +40,10 @@ BEGIN
                 NEW.run_after := NULL;
             END IF;
         END IF;
+    ELSIF NEW.status = 'Cancelled' AND OLD.status <> 'Cancelled'
+          AND NEW.error_message IS NOT DISTINCT FROM OLD.error_message THEN
+        -- Who cancels in plain SQL says no reason, and what the attempt before died of is none.
+        NEW.error_message := 'task.cancelled: cancelled by its user';
     END IF;
     RETURN NEW;
 END
@@ -253,7 +257,7 @@ BEGIN
         ('wan2gp_before_insert', 'tasks', 'BEFORE INSERT ON public.tasks FOR EACH ROW', 'wan2gp_before_insert'),
         ('wan2gp_before_status', 'tasks', $q$BEFORE UPDATE ON public.tasks FOR EACH ROW
             WHEN (NEW.status IS DISTINCT FROM OLD.status
-                  AND NEW.status::text NOT IN ('In Progress', 'Complete', 'Failed', 'Cancelled'))$q$,
+                  AND NEW.status::text NOT IN ('In Progress', 'Complete', 'Failed'))$q$,
             'wan2gp_before_status'),
         ('wan2gp_after_insert', 'tasks',
             'AFTER INSERT ON public.tasks REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT', 'wan2gp_after_insert'),

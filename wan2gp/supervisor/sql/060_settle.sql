@@ -94,7 +94,9 @@ BEGIN
         IF v_lease.losses >= 2 THEN
             v_new := 'Failed';
             v_name := 'failed';
-            v_error := left('task.poisoned: its process died twice under this task'
+            v_error := left(CASE WHEN p_cause ->> 'kind' = 'lease_forgotten'
+                                 THEN 'task.poisoned: again and again it was claimed and its worker never knew of it'
+                                 ELSE 'task.poisoned: its process died twice under this task' END
                 || coalesce('; the last time: ' || nullif(p_error, ''), ''), 2000);
         END IF;
     ELSIF p_verb = 'release' THEN
@@ -316,13 +318,24 @@ CREATE OR REPLACE FUNCTION public.wan2gp_knows_not(p_worker text) RETURNS boolea
                                           AND clock_timestamp() + make_interval(secs => c.lease_s / 8))
 $fn$;
 
+-- Whether a lease that nobody has died under may end uncounted: not for ever. A task whose claims never reach a worker
+-- (its params are too large for the way there), or that ends machines whose names are taken over, would else go round
+-- without end.
+CREATE OR REPLACE FUNCTION public.wan2gp_spared(p_task uuid) RETURNS boolean LANGUAGE sql STABLE AS $fn$
+    SELECT least(l.interruptions, (
+               SELECT count(*) FROM jsonb_array_elements(l.history) AS h(one)
+                WHERE h.one ->> 'verb' = 'release' AND h.one ->> 'kind' IN ('lease_forgotten', 'taken_over'))) < 3
+      FROM public.task_leases l WHERE l.task_id = p_task
+$fn$;
+
 -- Takes the expired leases, when the caller's contact and the server's uptime have lasted as long as each of them. No
--- process has died under a lease whose worker is well: its task goes back uncounted.
+-- process has died under a lease whose worker is well: its task goes back uncounted, the first three times.
 CREATE OR REPLACE FUNCTION public.wan2gp_take_expired(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_quiet_s float8 := coalesce(wan2gp_quiet_s(p_worker), 0);
     v_one record;
     v_forgotten boolean;
+    v_spared boolean;
     v_taken int := 0;
 BEGIN
     FOR v_one IN
@@ -337,7 +350,8 @@ BEGIN
               WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
             v_forgotten := wan2gp_knows_not(v_one.worker_id);
-            IF wan2gp_lose(v_one.task_id, v_one.token, CASE WHEN v_forgotten THEN 'release' ELSE 'loss' END,
+            v_spared := v_forgotten AND wan2gp_spared(v_one.task_id);
+            IF wan2gp_lose(v_one.task_id, v_one.token, CASE WHEN v_spared THEN 'release' ELSE 'loss' END,
                 format(CASE WHEN v_forgotten THEN 'worker.lease_lost: the worker %s is well and did not renew it for %s s'
                             ELSE 'worker.lease_lost: the worker %s was not heard of for %s s' END, v_one.worker_id,
                        round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
@@ -399,22 +413,27 @@ END
 $fn$;
 
 -- A worker that starts takes back what its earlier life held, but for the leases whose tokens it names: their work is done
--- and waits to be published. That life ended badly, else it had released the others.
+-- and waits to be published. That life ended badly, else it had released the others; but who took its name from a living
+-- one takes what that one runs, and no process has died.
 DROP FUNCTION IF EXISTS public.wan2gp_reclaim_own(text);  -- of an earlier contract; with both, a call would be ambiguous
 CREATE OR REPLACE FUNCTION public.wan2gp_reclaim_own(p_worker text, p_keep jsonb DEFAULT '[]') RETURNS jsonb
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_one record;
     v_ids jsonb := '[]';
+    v_taken_at timestamptz := (SELECT c.taken_over_at FROM public.worker_contacts c WHERE c.worker_id = p_worker);
+    v_taken boolean;
 BEGIN
     FOR v_one IN
-        SELECT l.task_id, l.token, l.phase FROM public.task_leases l
+        SELECT l.task_id, l.token, l.phase, l.claimed_at FROM public.task_leases l
          WHERE l.token IS NOT NULL AND l.worker_id = p_worker AND NOT p_keep ? l.token ORDER BY l.task_id
     LOOP
         PERFORM wan2gp_lock_family(ARRAY[v_one.task_id]);
-        IF (wan2gp_settle(v_one.task_id, v_one.token, 'loss', NULL,
-                format('worker.lease_lost: the worker %s died and was started again', p_worker), NULL,
-                jsonb_build_object('kind', 'worker_died', 'code', 'worker.lease_lost', 'phase', v_one.phase),
+        v_taken := coalesce(v_one.claimed_at <= v_taken_at AND wan2gp_spared(v_one.task_id), false);
+        IF (wan2gp_settle(v_one.task_id, v_one.token, CASE WHEN v_taken THEN 'release' ELSE 'loss' END, NULL,
+                format(CASE WHEN v_taken THEN 'worker.lease_lost: another worker took the name %s over'
+                            ELSE 'worker.lease_lost: the worker %s died and was started again' END, p_worker), NULL,
+                jsonb_build_object('kind', CASE WHEN v_taken THEN 'taken_over' ELSE 'worker_died' END, 'code', 'worker.lease_lost', 'phase', v_one.phase),
                 NULL) ->> 'accepted')::boolean THEN
             v_ids := v_ids || to_jsonb(v_one.task_id);
         END IF;

@@ -124,12 +124,14 @@ BEGIN
 END
 $fn$;
 
--- The same claim for a caller that cannot hold what some row has in its params: they are left out of the answer.
+-- The same claim for a caller that cannot hold what some row has in its params: they are left out of the answer, which
+-- says instead how many bytes they are as text.
 CREATE OR REPLACE FUNCTION public.wan2gp_claim_bare(
     p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8
 ) RETURNS jsonb LANGUAGE sql VOLATILE AS $fn$
     SELECT jsonb_set(claim.reply, '{tasks}', coalesce(
-               (SELECT jsonb_agg(t.value - 'params' ORDER BY t.n)
+               (SELECT jsonb_agg(t.value - 'params' || jsonb_build_object('params_bytes', octet_length(t.value ->> 'params'))
+                                 ORDER BY t.n)
                   FROM jsonb_array_elements(claim.reply -> 'tasks') WITH ORDINALITY AS t(value, n)), '[]'))
       FROM wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s) AS claim(reply)
 $fn$;
@@ -148,6 +150,12 @@ DECLARE
 BEGIN
     IF v_takeover THEN
         NOTIFY wan2gp_tasks;  -- who is superseded shall hear of it before its next beat is due
+        IF EXISTS (SELECT FROM public.workers w
+                    WHERE w.id = p_worker AND wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata)) THEN
+            UPDATE public.worker_contacts c SET taken_over_at = now()
+             WHERE c.worker_id IN (
+                SELECT x.worker_id FROM public.worker_contacts x WHERE x.worker_id = p_worker FOR UPDATE SKIP LOCKED);
+        END IF;
     END IF;
     UPDATE public.workers w
        SET last_heartbeat = now(), updated_at = now(),
