@@ -19,6 +19,7 @@ from tests.faulty_link import FaultyLink
 from tests.queue_contract import QueueContract
 from wan2gp.supervisor import postgres_sessions
 from wan2gp.supervisor.postgres import PostgresQueue
+from wan2gp.supervisor.postgres_errors import DeadlinePassed, explain, too_late
 from wan2gp.supervisor.postgres_sessions import Sessions
 from wan2gp.supervisor.queue import ClaimedTask, FunctionsMissing, LeaseBeat, QueueRefused, QueueUnavailable, Verb
 
@@ -226,6 +227,14 @@ class TestOutages:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        "error",
+        [psycopg.errors.QueryCanceled, psycopg.errors.TransactionTimeout, DeadlinePassed],
+        ids=lambda error: error.__name__,
+    )
+    def test_a_time_limit_is_an_outage_and_refuses_no_outcome(self, error: type[psycopg.Error]) -> None:
+        assert too_late(error("late")) and isinstance(explain(error("late")), QueueUnavailable)
+
     def test_a_database_without_the_functions_says_what_to_run(self, empty_db: str) -> None:
         with closing(PostgresQueue(empty_db)) as queue, pytest.raises(FunctionsMissing, match="wan2gp-ctl db migrate"):
             queue.check()

@@ -15,6 +15,7 @@ from wan2gp.supervisor.sqlstates import (
     GOING_DOWN,
     NO_FUNCTION,
     NO_PERMISSION,
+    OVERDUE,
     READ_ONLY,
     TRY_AGAIN,
     is_unavailable,
@@ -70,7 +71,7 @@ def session_lost(error: psycopg.Error) -> bool:
 
 def too_late(error: psycopg.Error) -> bool:
     """Whether an answer was not there in time, by our clock or by the server's, which ends a little earlier."""
-    return isinstance(error, DeadlinePassed) or error.sqlstate == CANCELED
+    return isinstance(error, DeadlinePassed) or error.sqlstate in (CANCELED, *OVERDUE)
 
 
 def explain(error: psycopg.Error, *, server_down: bool = False, late: bool = False) -> QueueError:

@@ -13,6 +13,7 @@ import httpx
 
 from wan2gp.supervisor.queue import AccessDenied, FunctionsMissing, QueueError, QueueRefused, QueueUnavailable
 from wan2gp.supervisor.sqlstates import (
+    CANCELED,
     GOING_DOWN,
     NO_FUNCTION,
     NO_PERMISSION,
@@ -33,6 +34,8 @@ _UNREADY = frozenset({"PGRST002", "PGRST003"}) | _NO_DATABASE
 _PAUSED = 540
 _DOWN_FOR_ALL = frozenset({502, 503, 504, *range(520, 525), 530, _PAUSED})
 """The gateway is there and says that nothing is behind it, whoever asks."""
+_TIMED_OUT = frozenset({504, 524})
+"""What is behind the gateway did not answer it in time."""
 _FOR_LATER = frozenset({408, 425, 429})
 TEXT_MAX = 300
 
@@ -114,7 +117,8 @@ def _judge_status(host: str, status: int, text: str, location: str | None) -> tu
         return QueueUnavailable(sentence, server_down=True), Again.SOON
     if status >= 500 or status in _FOR_LATER:
         sentence = f"the Supabase project at {host} cannot answer now: {text}"
-        return QueueUnavailable(sentence, server_down=status in _DOWN_FOR_ALL), Again.SOON
+        down, late = status in _DOWN_FOR_ALL, status in _TIMED_OUT
+        return QueueUnavailable(sentence, server_down=down, late=late), Again.SOON
     if 300 <= status < 400:
         sentence = f"{host} sends its callers elsewhere ({status}, to {location}): give that address as SUPABASE_URL"
         return AccessDenied(sentence, code=str(status)), Again.NEVER
@@ -138,7 +142,8 @@ def _unavailable(host: str, code: str, text: str) -> QueueUnavailable:
         return QueueUnavailable(f"cannot use the database: it is read-only now ({text})")
     # Only these say that nobody else has a database either.
     down = code in _NO_DATABASE or code == STARTING
-    return QueueUnavailable(f"cannot reach the database behind {host}: {text} ({code})", server_down=down)
+    sentence = f"cannot reach the database behind {host}: {text} ({code})"
+    return QueueUnavailable(sentence, server_down=down, late=code == CANCELED)
 
 
 def _when(code: str) -> Again:

@@ -11,8 +11,10 @@ STARTING = "57P03"
 READ_ONLY = "25006"
 CANCELED = "57014"
 """By a time limit of the server's, or by somebody."""
+OVERDUE = frozenset({"25P03", "25P04"})
+"""A time limit of the server's on transactions ended the session."""
 NO_PERMISSION = "42501"
-_UNAVAILABLE = ("08", "40", "53", "55", "57", "58", READ_ONLY)
+_UNAVAILABLE = ("08", "40", "53", "55", "57", "58", READ_ONLY, *OVERDUE)
 
 
 def is_unavailable(state: str) -> bool:
