@@ -512,11 +512,12 @@ def test_cluster_goes_on_when_the_container_loses_and_regains_user_namespaces(
 
 @needs_root
 def test_root_in_a_closed_directory_where_user_namespaces_are_refused(
-    tmp_path: Path, spawn: Callable[..., Worker]
+    tmp_path_factory: pytest.TempPathFactory, spawn: Callable[..., Worker]
 ) -> None:
     """A checkout in root's home, in a container."""
-    tmp_path.chmod(0o700)
-    worker = spawn(tmp_path, "docker")
+    home = tmp_path_factory.mktemp("h")  # its sockets are below it, and their paths must not be long
+    home.chmod(0o700)
+    worker = spawn(home, "docker")
     write_a_row(worker.url)
     status = Path(f"/proc/{worker.postmaster}/status").read_text()
     uids = {int(part) for part in status.partition("Uid:")[2].splitlines()[0].split()}
@@ -525,8 +526,8 @@ def test_root_in_a_closed_directory_where_user_namespaces_are_refused(
     assert kept == {1 << 1}, "it keeps the right to pass by file modes and no other"
     worker.kill()
     until(lambda: gone(worker.postmaster), "the end of postgres under another uid")
-    assert read_the_row(spawn(tmp_path, "docker").url) == "precious"
-    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    assert read_the_row(spawn(home, "docker").url) == "precious"
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 @needs_root

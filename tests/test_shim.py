@@ -22,13 +22,16 @@ import os, subprocess, sys, time
 say = lambda *words: os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 plain = subprocess.Popen(["sleep", "600"])
 session = subprocess.Popen(["sleep", "600"], start_new_session=True)
+there, here = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         say("pid", os.getpid())
+        os.close(here)
         os.execvp("sleep", ["sleep", "600"])
     os._exit(0)
 os.wait()
+os.close(here); os.read(there, 1)  # it has said so: nobody ends before
 say("pid", os.getpid()); say("pid", plain.pid); say("pid", session.pid)
 say("boot", sys.stdin.read())
 if sys.argv[1] == "exit":
