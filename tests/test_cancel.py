@@ -70,10 +70,13 @@ def heard(worker: Worker, name: str, *tasks: str) -> None:
     eventually(f"one is {name}", lambda: any(name in names(worker, task) for task in tasks))
 
 
-def knows(worker: Worker, task: str) -> bool:
-    """That it is cancelled, if it was claimed: the second may have been when the first had gone."""
-    history = names(worker, task)
-    return "claimed" not in history or "stopped" in history
+def knows(worker: Worker, *tasks: str) -> None:
+    """Wait until it has let go of all that it had claimed: the second may have been, when the first had gone."""
+
+    def let_go(history: list[str]) -> bool:
+        return "claimed" not in history or "stopped" in history
+
+    eventually("it knows", lambda: all(let_go(names(worker, task)) for task in tasks))
 
 
 def stays_cancelled(worker: Worker, task: str, attempts: int = 1) -> None:
@@ -103,7 +106,7 @@ def test_what_is_cancelled_before_its_turn_never_begins(worker: Worker, tmp_path
         heard(worker, "claimed", ahead, behind)
         for task in (ahead, behind):
             cancel(worker, task)
-        eventually("it knows", lambda: all(knows(worker, task) for task in (ahead, behind)))
+        knows(worker, ahead, behind)
         gate.touch()
         row = worker.ended(running)
         assert (row["status"], row["attempts"]) == ("Complete", 1), (way, row)
