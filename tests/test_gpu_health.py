@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from wan2gp.supervisor.gpu_health import LEAVE_TO_OTHERS_S, GpuHealth, Standing
 
 HALF = 100.0
@@ -114,3 +116,62 @@ def test_an_operators_restart_of_the_handler_is_a_fresh_beginning() -> None:
     assert subject.proved("wan")
     assert (subject.standing, subject.half_open_at) == (Standing.FIT, None)
     assert subject.broke("wan", "a", 0.0, HALF) is None
+
+
+class OneWorker:
+    """A worker with one handler on a queue that is served by age, with the usual waits; times are simulated."""
+
+    RUN_S, FRESH_S, FAILURES_MAX = 20.0, 10.0, 3
+
+    def __init__(self, breaks: list[str], fine: list[str]) -> None:
+        self.gpu = GpuHealth()
+        self.now = 0.0
+        self.breaks = set(breaks)
+        self.due = dict.fromkeys([*breaks, *fine], 0.0)
+        self.failures = dict.fromkeys(breaks, 0)
+        self.done: list[str] = []
+
+    def live(self, until_s: float) -> None:
+        while self.now < until_s and self.due:
+            self.gpu.tick(self.now)
+            task = next((name for name, when in self.due.items() if when <= self.now), None)
+            if task is None or not self.gpu.slots({"wan": 1}, ()):
+                self.now += 1.0
+                continue
+            assert self.gpu.admits("wan", f"{task}-{self.now}")
+            self.now += self.RUN_S
+            if task in self.breaks:
+                self._broke(task)
+            else:
+                self.gpu.proved("wan")
+                self.done.append(task)
+                del self.due[task]
+
+    def _broke(self, task: str) -> None:
+        pause_s = self.gpu.broke("wan", task, self.now)
+        self.failures[task] += pause_s is None
+        if self.failures[task] == self.FAILURES_MAX:
+            del self.due[task]
+        else:
+            self.due[task] = self.now + (2.0 if pause_s is None else pause_s)
+        self.now += self.FRESH_S
+
+
+@pytest.mark.parametrize("poison", [1, 2, 3, 4, 5])
+def test_tasks_that_break_the_gpu_by_their_own_fault_do_not_excuse_each_other_for_ever(poison: int) -> None:
+    worker = OneWorker([f"poison {number}" for number in range(poison)], ["good 1", "good 2"])
+    worker.live(24 * 3600.0)
+    assert worker.done == ["good 1", "good 2"]
+    assert set(worker.failures.values()) == {worker.FAILURES_MAX} and not worker.due, "each ended by its own count"
+
+
+def test_poison_alone_ends_too() -> None:
+    worker = OneWorker(["a", "b", "c"], [])
+    worker.live(24 * 3600.0)
+    assert not worker.due
+
+
+def test_a_gpu_that_is_dead_for_hours_fails_none_of_its_queue_but_the_first() -> None:
+    worker = OneWorker([f"task {number}" for number in range(50)], [])
+    worker.live(8 * 3600.0)
+    assert [task for task, count in worker.failures.items() if count] == ["task 0"]

@@ -110,6 +110,17 @@ def test_alive_is_not_started_only_a_stable_period_forgets_deaths() -> None:
     assert subject.deaths == 1
 
 
+def test_a_task_that_succeeded_forgets_deaths_too() -> None:
+    """Poison tasks that each end a process do not break a handler that does the others' work in between."""
+    subject = life(State.IDLE)
+    for now in range(20):
+        die(subject, float(now))
+        assert subject.state is State.BACKOFF, now
+        subject.on(On.TIME_UP, float(now))
+        subject.on(On.HELLO, float(now))
+        subject.worked()
+
+
 def test_a_long_start_is_no_stable_period() -> None:
     subject = life()
     die(subject, 0.0)

@@ -102,6 +102,7 @@ def test_a_process_that_stays_heavy_is_replaced_and_the_next_task_waits_for_the_
     assert (stage.runs(), stage.desk.life.state) == (["t1"], State.RECYCLING)
     assert [running.task.id for running in stage.desk.waiting] == ["t2"]
     assert "handler.heavy" in stage.facts and "handler.died" not in stage.facts
+    assert stage.desk._weigh_by is None, "nobody waits for another look at what is gone"
 
 
 def test_a_watch_that_says_nothing_holds_the_next_task_up_for_moments_only(stage: Stage) -> None:

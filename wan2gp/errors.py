@@ -114,6 +114,12 @@ _TABLE = (
         "The handler's process cannot start; the task went back to the queue uncounted.",
         "See the cause and `wan2gp-ctl logs HANDLER`; then `wan2gp-ctl restart HANDLER`.",
     ),
+    (
+        "handler.restarted",
+        True,
+        "The handler's process was replaced before the task's end or turn; it went back to the queue uncounted.",
+        "Nothing.",
+    ),
     ("handler.died", True, "The handler's process died under the task.", "See the cause; it is retried."),
     (
         "handler.hung",

@@ -10,6 +10,9 @@ replaced, or a neighbour's fault. One run does not tell them apart; the next one
 In a row: without a success of the same handler between. Another handler's success says nothing, for it may never touch
 the GPU, or by another library; another handler's broken run does: they share the machine. One task alone never blocks
 the machine, however often it breaks: it fails by its own count, and the queue moves on.
+
+Several tasks that break CUDA by their own fault excuse each other. So each is left alone for twice as long as before
+every time, until it is the turn of one that shows the machine to be well; and none is excused for ever.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ BROKEN_RUNS_MAX = 3
 """So many broken runs in a row block the machine."""
 LEAVE_TO_OTHERS_S = 5.0
 """How long a task that the machine broke is left to other workers, seconds."""
+EXCUSES_MAX = 7
+"""A task that has broken so many runs here counts the next ones itself: with the pauses that takes half a day."""
+REMEMBERED = 1000
+"""So many tasks that broke CUDA are remembered."""
 
 
 class Standing(enum.Enum):
@@ -53,6 +60,8 @@ class GpuHealth:
     half_open_at: float | None = None
     """When a block half-opens."""
     _row: deque[_Broken] = field(default_factory=lambda: deque(maxlen=BROKEN_RUNS_MAX))
+    _breaks: dict[str, int] = field(default_factory=dict)
+    """How many runs each task has broken here, the latest task last."""
     _trial: str | None = None
     """The lease id of the task that is tried."""
 
@@ -61,15 +70,21 @@ class GpuHealth:
         Else the machine is to blame, and the task is to go back uncounted, left to others for so many seconds.
         ``half_open_s``: how long a block that this begins lasts."""
         own_fault = all(one.task_id == task_id for one in self._row)
-        again = any(one.task_id == task_id for one in self._row)
+        breaks = self._count(task_id)
         self._row.append(_Broken(handler, task_id))
         if self.standing is not Standing.FIT or self._is_full():
             self.standing, self._trial = Standing.BLOCKED, None
             self.half_open_at = now + half_open_s
-        if own_fault:
+        if own_fault or breaks > EXCUSES_MAX:
             return None
-        # One that has broken twice comes back after the next try: that one must get another task.
-        return 2 * half_open_s if again else min(LEAVE_TO_OTHERS_S, half_open_s)
+        return min(LEAVE_TO_OTHERS_S, half_open_s) if breaks == 1 else float(half_open_s * 2 ** (breaks - 1))
+
+    def _count(self, task_id: str) -> int:
+        breaks = self._breaks.pop(task_id, 0) + 1
+        self._breaks[task_id] = breaks
+        if len(self._breaks) > REMEMBERED:
+            del self._breaks[next(iter(self._breaks))]
+        return breaks
 
     def _is_full(self) -> bool:
         return len(self._row) >= BROKEN_RUNS_MAX and len({one.task_id for one in self._row}) > 1

@@ -20,6 +20,7 @@ from wan2gp.protocol import (
     ProtocolError,
     Run,
     Source,
+    Succeeded,
     Unload,
     Up,
     Want,
@@ -159,6 +160,8 @@ class HandlerDesk(Desk):
         now = self.around.clock()
         failed = message.outcome if isinstance(message.outcome, Failed) else None
         self.current = None
+        if isinstance(message.outcome, Succeeded):
+            self.life.worked()
         if failed is not None and failed.engine_down:
             # The engine could not start. The next process brings it up before anything is claimed for it again.
             self.life.blamed = self.warm = True
@@ -216,8 +219,9 @@ class HandlerDesk(Desk):
 
     def weighed(self, found: Weighed) -> None:
         """See :meth:`Desk.weighed`."""
+        awaited = self._weigh_by is not None and found.looked_at > self._since  # heavy ones change that
         super().weighed(found)
-        if self._weigh_by is not None and found.looked_at > self._since:
+        if awaited:
             self._weigh_by = None
             self.ready()
 
@@ -275,7 +279,7 @@ class HandlerDesk(Desk):
             self.settle(running, running.lost("worker.stopping", "", {}, now))
 
     def _interrupt(self, running: Running, why: Why) -> None:
-        if running.why in (None, Why.STOP, Why.DANGER) and running.why is not why:
+        if running.why in (None, Why.STOP, Why.RESTART, Why.DANGER) and running.why is not why:
             running.why = why
         if running.interrupted_at is not None or self.child is None:
             return
@@ -288,7 +292,7 @@ class HandlerDesk(Desk):
     def interrupt(self) -> None:
         """See :meth:`Desk.interrupt`."""
         if self.current is not None:
-            self._interrupt(self.current, Why.STOP)
+            self._interrupt(self.current, Why.RESTART if self.life.state is State.RECYCLING else Why.STOP)
 
     def hand_back(self) -> None:
         """Nothing that waits has cost anything: it goes back uncounted."""
@@ -299,7 +303,8 @@ class HandlerDesk(Desk):
             error = f"the {self.name} handler cannot start: {reason}"
             self.give_back("handler.start_failed", reason, error_message("handler.start_failed", error))
         else:
-            self.give_back("worker.stopping", reason)
+            leaving = self.life.state in (State.STOPPED, State.STOPPING, State.DRAINING)
+            self.give_back("worker.stopping" if leaving else "handler.restarted", reason)
 
     def give_back(self, code: str, reason: str, error: str | None = None) -> None:
         """All that has not begun goes back uncounted; ``error`` stays on the rows."""

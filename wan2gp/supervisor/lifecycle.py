@@ -2,7 +2,7 @@
 
 Why a table: every pair is decided here, in one place, and a test walks all of them; the loop only carries effects out.
 Killing for good (STOPPING) and in order to start again (RECYCLING) are two states. "Alive" is not "started": the count
-of deaths, which lengthens the back-off and ends in BROKEN, is forgotten only after a stable period.
+of deaths, which lengthens the back-off and ends in BROKEN, is forgotten after a task that succeeded or a stable period.
 
     STOPPED → STARTING → IDLE ⇄ BUSY; BUSY → DRAINING → STOPPING → STOPPED;
     any → RECYCLING → BACKOFF → STARTING; too many deaths in a row → BROKEN, which half-opens by itself.
@@ -167,7 +167,7 @@ class Life:
     incarnation: int = 0
     """How many processes there have been."""
     deaths: int = 0
-    """Deaths in a row without a stable period between."""
+    """Deaths in a row without a task that succeeded and without a stable period between."""
     restarts: int = 0
     """Starts after the first, over the whole life."""
     delay_s: float = 0.0
@@ -184,6 +184,10 @@ class Life:
     def proven(self, now: float) -> bool:
         """True unless its last deaths may go on: the newest process has not been up for a stable period yet."""
         return self.deaths == 0 or (self._hello_at is not None and now - self._hello_at >= self.patience.stable_s)
+
+    def worked(self) -> None:
+        """A task has succeeded: whatever ended the processes before, the engine is none that cannot work."""
+        self.deaths = 0
 
     def on(self, event: On, now: float) -> tuple[Do, ...]:
         """Take the event at monotonic time ``now`` (seconds); returns the effects to carry out."""

@@ -32,11 +32,21 @@ class Why(enum.Enum):
     USER = "user"
     """Its user cancelled it."""
     STOP = "stop"
-    """The worker stops, or the operator restarts the handler."""
+    """The worker stops."""
+    RESTART = "restart"
+    """The operator restarts the handler."""
     LOST = "lost"
     """Somebody else has the lease: nothing may be published or settled."""
     DANGER = "danger"
     """The lease could not be renewed and may be taken."""
+
+
+_INTERRUPTED = {
+    Why.STOP: ("worker.stopping", "the worker stopped before the end"),
+    Why.RESTART: ("handler.restarted", "the handler was restarted before the end"),
+    Why.DANGER: ("worker.lease_lost", "the lease could not be renewed in time"),
+    Why.LOST: ("worker.lease_lost", "somebody else had taken the lease"),
+}
 
 
 @dataclass
@@ -154,7 +164,7 @@ class Running:
             return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
         if self.why is None:
             return self._failed(Failed("handler.protocol", "the handler gave up unasked", True), now)
-        return self.given_back("worker.stopping", "the worker stopped before the end", now)
+        return self._handed_back(now)
 
     def _failed(self, outcome: Failed, now: float) -> Ending:
         message = error_message(outcome.code, outcome.message)
@@ -162,7 +172,7 @@ class Running:
         if self.why is Why.USER:
             return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
         if self.why is not None:
-            return self.given_back("worker.stopping", "the worker stopped before the end", now)
+            return self._handed_back(now)
         if outcome.engine_down:
             return self._ending(Verb.RELEASE, now, error=message, cause=cause, retry_in_s=ENGINE_DOWN_RETRY_S)
         if outcome.code == OUT_OF_MEMORY and self.first_try is not None:
@@ -179,7 +189,7 @@ class Running:
         if self.why is Why.USER:
             return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
         if self.why is not None:
-            return self.given_back("worker.stopping", "the worker stopped before the end", now)
+            return self._handed_back(now)
         message = error_message(code, f"the {self.handler} process ended under the task: {cause}")
         record = {"kind": "lost", "code": code, "message": cause, **death}
         return self._ending(Verb.LOSS, now, error=message, cause=record, retry_in_s=backoff_s(self.task.losses))
@@ -194,6 +204,10 @@ class Running:
         """It goes back to the queue uncounted. ``error`` is kept on the row for its owner to see."""
         cause = {"kind": "released", "code": code, "message": reason}
         return self._ending(Verb.RELEASE, now, error=error, cause=cause)
+
+    def _handed_back(self, now: float) -> Ending:
+        """It was interrupted before its end, and not by its user."""
+        return self.given_back(*_INTERRUPTED[self.why or Why.STOP], now)
 
     def _remarks(self) -> tuple[str, ...]:
         """What its owner should know of a run that went well at last."""
