@@ -187,6 +187,11 @@ class Bench:
         """Of the last server that was started."""
         return next(int(fields["pid"]) for name, fields in reversed(self.facts) if name == "comfy.started")
 
+    def knows_of_the_end(self) -> bool:
+        """Its guard has told the handler that the last server is gone."""
+        server = self.handler._engine._server
+        return gone(self.server_pid()) and (server is None or server.exit_code() is not None)
+
     def left_behind(self) -> list[str]:
         """Files of any run in the engine's directories."""
         roots = [self.engine / name / "wan2gp" for name in ("input", "output")]

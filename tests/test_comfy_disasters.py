@@ -117,7 +117,7 @@ def test_a_server_that_dies_during_the_download_costs_nothing(bench: Make, tmp_p
 
     def kill() -> None:
         os.kill(one.server_pid(), signal.SIGKILL)
-        until(lambda: gone(one.server_pid()))
+        until(one.knows_of_the_end)
 
     one.obtained = kill
     one.succeeds(spec_row())

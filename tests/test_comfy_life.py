@@ -58,7 +58,7 @@ def test_every_life_of_the_server_is_warmed_up_once(bench: Make, tmp_path: Path)
     for _ in range(2):
         one.succeeds({"workflow": picture()})
     psutil.Process(one.server_pid()).kill()
-    until(lambda: gone(one.server_pid()))
+    until(one.knows_of_the_end)
     one.succeeds({"workflow": picture()})
     assert one.names().count("comfy.warmed_up") == one.names().count("comfy.started") == 2
 
@@ -169,7 +169,7 @@ def test_a_server_that_cannot_be_asked_is_a_warning(bench: Make) -> None:
     one.succeeds({"workflow": picture()})
     with one.handler._engine.turn():  # the watcher would notice the death first
         psutil.Process(one.server_pid()).kill()
-        until(lambda: gone(one.server_pid()))
+        until(one.knows_of_the_end)
         one.handler._engine.free()
     assert one.names()[-1] == "comfy.log_warning"
 
@@ -260,7 +260,7 @@ def test_an_old_connection_on_the_port_does_not_drive_us_away(bench: Make) -> No
     one = bench(port=port)
     one.succeeds({"workflow": picture()})
     psutil.Process(one.server_pid()).send_signal(signal.SIGKILL)
-    until(lambda: gone(one.server_pid()))
+    until(one.knows_of_the_end)
     one.succeeds({"workflow": picture()})
     assert [detail["port"] for state, detail in one.states if state == "ready"] == [port, port]
 

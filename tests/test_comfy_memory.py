@@ -249,7 +249,7 @@ def test_a_stranger_on_the_port_of_a_killed_server_hears_nothing_of_the_task(ben
         if name == "comfy.queued":
             port = next(int(detail["port"]) for state, detail in one.states if state == "ready")
             os.kill(one.server_pid(), signal.SIGKILL)
-            until(lambda: gone(one.server_pid()))
+            until(one.knows_of_the_end)
             strangers.append(Stranger(port))
 
     one.heard = replace
