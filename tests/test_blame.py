@@ -14,7 +14,9 @@ from tests.conftest_comfy import FAULTS
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Row, Worker, eventually
 from tests.shared_worker import shared_worker
-from wan2gp.supervisor.running import RETRY_FIRST_S, RETRY_MAX_S, backoff_s
+from wan2gp.protocol import Cancelled, Failed
+from wan2gp.supervisor.queue import ClaimedTask, Verb
+from wan2gp.supervisor.running import RETRY_FIRST_S, RETRY_MAX_S, Running, Why, backoff_s
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +309,22 @@ def test_tasks_that_failed_together_do_not_come_back_together() -> None:
         middle = min(RETRY_MAX_S, RETRY_FIRST_S * 2**before)
         assert all(middle * 0.8 <= each <= middle * 1.2 for each in seconds)
         assert len(set(seconds)) > 100
+
+
+@pytest.mark.parametrize(
+    ("why", "verb", "code"),
+    [
+        (Why.STOP, Verb.RELEASE, "worker.stopping"),
+        (Why.RESTART, Verb.RELEASE, "handler.restarted"),
+        (Why.DANGER, Verb.RELEASE, "worker.lease_lost"),
+    ],
+)
+def test_what_was_interrupted_goes_back_uncounted_and_tells_the_true_reason(why: Why, verb: Verb, code: str) -> None:
+    task = ClaimedTask("t", "h", {}, 1, 3, "secret", "lease-id-1")
+    running = Running(task, "h", "/nowhere/t", 0.0, why=why)
+    for ending in (
+        running.ended(Cancelled(), 1.0),
+        running.ended(Failed("handler.crashed", "it broke while it was interrupted", False), 1.0),
+        running.lost("handler.died", "killed", {}, 1.0),
+    ):
+        assert (ending.verb, ending.cause and ending.cause["code"]) == (verb, code)

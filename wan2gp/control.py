@@ -168,7 +168,7 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     restarts: int = 0
     """Starts after a death."""
     deaths: int = 0
-    """Deaths in a row, without a stable time between them."""
+    """Deaths in a row, without a task that succeeded or a stable time between them."""
     last_cause: str | None = None
     """Why it last died."""
     engine: dict[str, Any] = {}

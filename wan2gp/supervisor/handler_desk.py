@@ -296,15 +296,16 @@ class HandlerDesk(Desk):
 
     def hand_back(self) -> None:
         """Nothing that waits has cost anything: it goes back uncounted."""
-        self._all_back(self.last_cause or "the worker stops")
+        self._all_back(self.last_cause or "its process has ended")
 
     def _all_back(self, reason: str) -> None:
         if self.life.state in (State.BACKOFF, State.BROKEN) and not self.life.was_up:
             error = f"the {self.name} handler cannot start: {reason}"
             self.give_back("handler.start_failed", reason, error_message("handler.start_failed", error))
+        elif self.life.state in (State.STOPPED, State.STOPPING, State.DRAINING):
+            self.give_back("worker.stopping", "the worker stops")
         else:
-            leaving = self.life.state in (State.STOPPED, State.STOPPING, State.DRAINING)
-            self.give_back("worker.stopping" if leaving else "handler.restarted", reason)
+            self.give_back("handler.restarted", reason)
 
     def give_back(self, code: str, reason: str, error: str | None = None) -> None:
         """All that has not begun goes back uncounted; ``error`` stays on the rows."""
