@@ -64,6 +64,13 @@ class Config:
     memory_hard_mib: int
     memory_gpu_soft_mib: int
     disk_min_free_mib: int
+    sandbox: str
+    sandbox_uid_base: int
+    sandbox_processes: int
+    sandbox_open_files: int
+    sandbox_file_mib: int
+    sandbox_disk_mib: int
+    sandbox_read_paths: tuple[str, ...]
     prefetch: int
     prewarm: tuple[str, ...]
     comfy_path: str
@@ -77,6 +84,8 @@ class Config:
     comfy_stuck_s: float
     comfy_idle_stop_s: float
     comfy_when_missing: str
+    comfy_network: str
+    comfy_writable_paths: tuple[str, ...]
     wan2gp_path: str
     wan2gp_python: str
     allow_private_urls: bool

@@ -314,6 +314,39 @@ OPTIONS: dict[str, Option] = {
         _count,
         "with less free space under the data directory nothing is claimed, MiB; 0: no limit",
     ),
+    "sandbox": Option(
+        "sandbox.mode",
+        "WAN2GP_SANDBOX",
+        "best",
+        _one_of("best", "require", "off"),
+        "handlers get every protection that the kernel allows; `require`: no start without one of them",
+    ),
+    "sandbox_uid_base": Option(
+        "sandbox.uid_base",
+        "WAN2GP_SANDBOX_UID_BASE",
+        65000,
+        _count,
+        "as root: handlers run under user ids counted from this one; 0: under the worker's own",
+    ),
+    "sandbox_processes": Option(
+        "sandbox.processes", "WAN2GP_SANDBOX_PROCESSES", 4096, _positive, "most processes and threads of one handler"
+    ),
+    "sandbox_open_files": Option(
+        "sandbox.open_files", "WAN2GP_SANDBOX_OPEN_FILES", 65536, _positive, "most open files of one process"
+    ),
+    "sandbox_file_mib": Option(
+        "sandbox.file_mib", "WAN2GP_SANDBOX_FILE_MIB", 65536, _positive, "largest file that a handler may write, MiB"
+    ),
+    "sandbox_disk_mib": Option(
+        "sandbox.disk_mib",
+        "WAN2GP_SANDBOX_DISK_MIB",
+        0,
+        _count,
+        "most disk that one handler's own files and its task's may take, MiB; 0: all but a tenth of what is free",
+    ),
+    "sandbox_read_paths": Option(
+        "sandbox.read_paths", "WAN2GP_SANDBOX_READ_PATHS", (), _directories, "more paths that every handler may read"
+    ),
     "prefetch": Option("prefetch", "WAN2GP_PREFETCH", 0, _count, "tasks claimed ahead per handler"),
     "prewarm": Option("prewarm", "WAN2GP_PREWARM", (), _names, "handlers started at boot"),
     "comfy_path": Option("comfy.path", "COMFY_PATH", "/workspace/ComfyUI", _text, "ComfyUI's checkout, or `builtin`"),
@@ -358,6 +391,20 @@ OPTIONS: dict[str, Option] = {
         "fail",
         _one_of("fail", "leave"),
         "comfy tasks without a ComfyUI",
+    ),
+    "comfy_network": Option(
+        "comfy.network",
+        "COMFY_NETWORK",
+        "own",
+        _one_of("own", "open"),
+        "ComfyUI reaches its own port alone, or, `open`, the internet too, as API nodes need",
+    ),
+    "comfy_writable_paths": Option(
+        "comfy.writable_paths",
+        "COMFY_WRITABLE_PATHS",
+        (),
+        _directories,
+        "directories that custom nodes may write to besides ComfyUI's own",
     ),
     "wan2gp_path": Option("wan2gp.path", "WAN2GP_PATH", "", _text, "Wan2GP's checkout"),
     "wan2gp_python": Option("wan2gp.python", "WAN2GP_PYTHON", "", _text, "interpreter for Wan2GP"),
