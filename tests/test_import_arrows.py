@@ -25,6 +25,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "wan2gp.comfy_sidecar": ("wan2gp.", *DATABASE),
     # The parent parses no media and imports no engine.
     "wan2gp.supervisor": ("wan2gp.handlers", "wan2gp.comfy_sidecar", "wan2gp.ctl", *ENGINES),
+    "wan2gp.sandbox": (*OURS, "msgspec", "zmq", "loguru", "psutil", *DATABASE, *ENGINES),
     "wan2gp.shim": (*OURS, "msgspec", "zmq", "loguru", "psutil", *DATABASE, *ENGINES),
 }
 LEAVES = {

@@ -65,6 +65,8 @@ class Profile:
     """Most processes and threads."""
     memory_bytes: int = 0
     """Most memory of all processes together, bytes; 0: no limit by cgroup."""
+    group: str = ""
+    """Name of its cgroup, one for each incarnation; empty: none is made."""
     environ: dict[str, str] = field(default_factory=dict)
     """Variables that are set for the handler: its own home, cache and temp directories."""
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from wan2gp.processes import adopt_orphans, descendants, die_with_parent, kill, kill_below, start_time
+from wan2gp.profile import Profile, decode_profile, encode_profile
+from wan2gp.sandbox.start import start
 
 LOG_MAX_BYTES = 8 * 1024 * 1024
 """Size at which a handler's log is set aside as ``.1``, replacing the one before, bytes."""
@@ -30,6 +32,8 @@ TAIL_BYTES, SURVIVORS = 14_000, 200
 """How much of them and of what survived a report holds: up to 16 KiB it is one write, which fits the channel whole, so
 that nobody who reads it ever waits for the rest."""
 READS_AT_ONCE = 16
+
+UNCONFINED = encode_profile(Profile(mode="off"))
 
 KILL = b"kill"
 TERM = b"term"
@@ -43,11 +47,14 @@ class Channel(Protocol):
     def send_bytes(self, buf: bytes) -> None: ...
 
 
-def main(channel: Channel, command: list[str], boot: bytes, log_path: str, supervisor: int) -> None:
-    """Run ``command`` with ``boot`` on its standard input until it or the supervisor ends.
+def main(
+    channel: Channel, command: list[str], boot: bytes, log_path: str, supervisor: int, profile: str = UNCONFINED
+) -> None:
+    """Run ``command`` with ``boot`` on its standard input, in the sandbox of ``profile`` (see
+    :func:`~wan2gp.profile.encode_profile`), until it or the supervisor ends.
 
-    Sends two JSON messages over ``channel``: ``{"started": pid, "at": ticks}`` and ``{"exited": wait status, "tail":
-    [lines], "survivors": [pids]}``.
+    Sends two JSON messages over ``channel``: ``{"started": pid, "at": ticks, "sandbox": {layer that it lacks: why}}``
+    and ``{"exited": wait status, "tail": [lines], "survivors": [pids]}``.
     """
     with contextlib.suppress(PermissionError):  # already a leader
         os.setsid()
@@ -56,8 +63,9 @@ def main(channel: Channel, command: list[str], boot: bytes, log_path: str, super
     die_with_parent(signal.SIGTERM, supervisor)
     log = CappedLog(log_path)
     _to_log(log)
-    handler = _start(command, boot)
-    _tell(channel, {"started": handler.pid, "at": start_time(handler.pid)})
+    started = start(command, boot, decode_profile(profile))
+    handler = started.process
+    _tell(channel, {"started": handler.pid, "at": start_time(handler.pid), "sandbox": started.refused})
     status = _Watch(channel, handler, log, wake).until_the_end()
     _tell(channel, {"exited": status, "tail": log.tail(), "survivors": descendants(os.getpid())[:SURVIVORS]})
     log.close()
@@ -79,24 +87,6 @@ def _to_log(log: CappedLog) -> None:
     """The shim's own words, a traceback say, go where the handler's go."""
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-
-
-def _start(command: list[str], boot: bytes) -> subprocess.Popen[bytes]:
-    me = os.getpid()
-
-    def in_child() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        die_with_parent(signal.SIGKILL, me)
-
-    # The shim has one thread, so code between fork and exec is safe here.
-    handler = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=in_child
-    )
-    assert handler.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died at once: its exit says more
-        handler.stdin.write(boot)
-        handler.stdin.close()
-    return handler
 
 
 def _tell(channel: Channel, message: dict[str, Any]) -> None:
