@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 pytest_plugins = [
     "tests.conftest_db",
     "tests.conftest_worker",
@@ -18,3 +20,7 @@ pytest_plugins = [
     "tests.conftest_tls",
     "tests.edge_projects",
 ]
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and every process of a test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.builtin_faults.nodes import HOLD
+from tests.builtin_faults.nodes import ASLEEP, HOLD
 from tests.comfy_jobs import fault, picture
 from tests.conftest_comfy import FAULTS, free_port
 from tests.conftest_db import PgServer
@@ -223,6 +223,7 @@ def test_a_supervisor_killed_under_a_prompt_runs_it_again_in_its_next_life_and_l
     assert [str(path) for path in files_of(again, task)] == [row["output_location"]]
     eventually("the spool is empty", again.spool_is_empty)
     eventually("the work is gone", lambda: not left_in(again.data_dir / "work"))
+    (hold.parent / ASLEEP).unlink()  # the fault node's own note
     assert not left_in(engine / "input", engine / "output", engine / "temp")
     assert again.stop() == 0
 
