@@ -22,10 +22,15 @@ class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     home: str
     """Absolute path of the handler's own directory; it exists."""
     settings: dict[str, Any] = {}
+    secrets: dict[str, str] = {}
+    """The tokens that this handler asked for, and no other credential."""
     warm: bool = False
     """Start the engine before saying hello."""
     beat_s: float = 2.0
     """Seconds between two beats."""
+
+    def __repr__(self) -> str:  # nonce and tokens stay out of tracebacks
+        return f"Boot({self.name})"
 
 
 def encode_boot(boot: Boot) -> bytes:

@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +25,10 @@ from wan2gp.config_options import OPTIONS, Option, Secret, command_flags
 _LOCAL = ("localhost", "local", "internal")
 """Names below these never lead to the open internet."""
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+HANDLER_SECRET = "WAN2GP_SECRET_"
+"""Begins the names of variables that hold a handler's own token."""
+HANDLER_SECRETS = "secrets."
+"""Begins the keys of the same in the file."""
 
 
 class ConfigError(Exception):
@@ -96,6 +100,8 @@ class Config:
     input_cache_bytes: int
     input_allow_paths: tuple[str, ...]
     input_buckets: tuple[str, ...]
+    handler_secrets: Mapping[str, Secret] = field(default_factory=dict)
+    """Tokens for handlers, by name in lower case: each handler gets those that its spec asks for, and no other."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -141,7 +147,9 @@ def load_config(
             values[name] = option.default
             continue
         values[name] = _parsed(name, option, raw, origin, env, problems, warnings)
-    unknown = sorted(set(table) - {option.key for option in OPTIONS.values()})
+    tokens = _handler_secrets(env, table)
+    known = {option.key for option in OPTIONS.values()} | {HANDLER_SECRETS + name for name in tokens}
+    unknown = sorted(set(table) - known)
     problems += [f"{key} in the configuration file is not a setting: remove it or mend its spelling" for key in unknown]
     _read_key_file(values, problems)
     values["worker_id"] = values["worker_id"] or env.get("RUNPOD_POD_ID") or socket.gethostname()
@@ -172,7 +180,16 @@ def load_config(
         warnings.append(f"COMFY_WARMUP_WORKFLOW = {warm} is no file now: without it ComfyUI starts cold")
     if problems:
         raise ConfigError(problems)
-    return Config(data_dir=data_dir, warnings=tuple(warnings), **values)
+    return Config(data_dir=data_dir, handler_secrets=tokens, warnings=tuple(warnings), **values)
+
+
+def _handler_secrets(env: Mapping[str, str], table: Mapping[str, Any]) -> dict[str, Secret]:
+    """Tokens that only handlers know the use of; a variable wins over the file."""
+    filed = {
+        key.removeprefix(HANDLER_SECRETS): str(each) for key, each in table.items() if key.startswith(HANDLER_SECRETS)
+    }
+    given = {name[len(HANDLER_SECRET) :].lower(): each for name, each in env.items() if name.startswith(HANDLER_SECRET)}
+    return {name: Secret(each) for name, each in {**filed, **given}.items() if name and each}
 
 
 def _in_clear(url: str) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from wan2gp.secret import Secret as Secret
 from wan2gp.storage_address import LONGEST_PATH
 
 QUEUES = ("auto", "embedded", "postgres", "supabase", "edge")
@@ -29,32 +30,6 @@ _SAMPLE = {
 }
 _SERVICES = frozenset({"rest", "auth", "storage", "functions", "realtime", "graphql", "v1", "dashboard"})
 """Parts of addresses within a project, or of pages about one, that are no part of the project's own address."""
-
-
-class Secret:
-    """A string that prints as ``***``; :meth:`reveal` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ exec form of a container's `CMD` does not expand variables.
 `--data-dir DIR` or `WAN2GP_DATA_DIR` (default: the working directory) says where logs, outputs and state are; it cannot
 stand in the file.
 
+A handler of a plug-in that needs a token (of a hosted API, say) finds it under a name of its own: the variable
+`WAN2GP_SECRET_NAME`, or `name` under `[secrets]` in the file. Only the handler whose spec asks for `name` gets it.
+
 | key in the file | environment | command line | default | meaning |
 |---|---|---|---|---|
 """

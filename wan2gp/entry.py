@@ -12,6 +12,7 @@ import os
 import sys
 
 from wan2gp.environment import SAFE_PATH, for_children
+from wan2gp.processes import undumpable
 
 SEALED_FD_ENV = "WAN2GP_SEALED_FD"
 """Names the descriptor of the anonymous file; holds nothing secret itself."""
@@ -21,6 +22,7 @@ HELP_FLAGS = frozenset({"-h", "--help", "--version"})
 
 def main() -> int:
     """Parse, seal, execute. Returns only for ``--help``, ``--version`` and arguments that cannot be understood."""
+    undumpable()  # what an earlier life left may still be there, with our user id
     arguments = sys.argv[1:]
     if HELP_FLAGS & set(arguments):
         from wan2gp.options import supervisor_parser

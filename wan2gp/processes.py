@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,6 +34,13 @@ def die_with_parent(number: int, parent: int) -> None:
     prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def undumpable() -> None:
+    """Close this process to others of its user: no core dump, and ``/proc/<pid>/environ``, ``mem``, ``fd`` and
+    ``maps`` as well as ``ptrace`` only with CAP_SYS_PTRACE. Lasts until the next ``execve(2)``; see
+    PR_SET_DUMPABLE(2const)."""
+    prctl(PR_SET_DUMPABLE, 0)
 
 
 def adopt_orphans() -> None:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from wan2gp.processes import adopt_orphans, descendants, die_with_parent, kill, kill_below, start_time
+from wan2gp.processes import adopt_orphans, descendants, die_with_parent, kill, kill_below, start_time, undumpable
 from wan2gp.profile import Profile, decode_profile, encode_profile
 from wan2gp.sandbox.start import start
 
@@ -64,6 +64,7 @@ def main(
     log = CappedLog(log_path)
     _to_log(log)
     started = start(command, boot, decode_profile(profile))
+    undumpable()  # the boot document is in this memory, and what runs below may have the same user id
     handler = started.process
     _tell(channel, {"started": handler.pid, "at": start_time(handler.pid), "sandbox": started.refused})
     status = _Watch(channel, handler, log, wake).until_the_end()

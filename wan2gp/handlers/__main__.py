@@ -17,7 +17,9 @@ from wan2gp.boot import Boot, decode_boot
 from wan2gp.handlers.api import Handler, HandlerContext
 from wan2gp.handlers.link import Link
 from wan2gp.handlers.runtime import serve
+from wan2gp.processes import undumpable
 from wan2gp.protocol import EngineState, Event, Hello
+from wan2gp.secret import Secret
 
 EXIT_BAD_START = 3
 """Exit status of a child that could not be built: its handler does not import or its engine does not start."""
@@ -28,6 +30,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the rung above kill; close() runs on the way out
     boot = decode_boot(sys.stdin.buffer.read())
     _free_stdin()
+    if boot.secrets:
+        undumpable()  # before anything runs that is not ours: other handlers may have the same user id
     os.chdir(boot.home)
     link = Link(boot.endpoint, boot.identity, boot.beat_s)
     link.start()
@@ -61,6 +65,7 @@ def _build(boot: Boot, link: Link) -> Any:
         settings=boot.settings,
         event=lambda name, /, **fields: link.send(Event(name, fields)),
         engine_state=lambda state, **detail: link.send(EngineState(state, detail)),
+        secrets={name: Secret(value) for name, value in boot.secrets.items()},
     )
     return target(context) if issubclass(target, Handler) else target(context, link)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp.protocol import Outcome, Source
+from wan2gp.secret import Secret
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class HandlerContext:
     engine_state: Callable[..., None]
     """``engine_state(state, **detail)``: ``stopped``, ``starting``, ``ready`` or ``failed``; ``detail`` is shown by
     ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …)."""
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    """The tokens that its spec asked for, by name. They are in no setting, variable or argument, and whatever this
+    process says to the supervisor has ``***`` in their place."""
 
 
 class Interrupted(Exception):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from wan2gp.entry import SEALED_FD_ENV, unseal
 from wan2gp.entry import main as seal_and_execute
 from wan2gp.options import supervisor_parser
+from wan2gp.processes import undumpable
 
 CRASH, USAGE, IN_USE, DATABASE, FUNCTIONS = 1, 2, 4, 5, 6
 LITTLE_MIB = 32
@@ -21,6 +22,7 @@ LITTLE_MIB = 32
 
 def main() -> int:
     """The exit code, as ``--help`` lists them."""
+    undumpable()  # first of all: it is about to hold every credential
     if SEALED_FD_ENV not in os.environ:
         return seal_and_execute()
     environ, secrets = unseal(dict(os.environ))

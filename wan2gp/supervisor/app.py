@@ -475,4 +475,5 @@ def _secrets(config: Config) -> list[str]:
         password = urlsplit(config.database_url.reveal()).password
         if password:
             found += [password, unquote(password)]
+    found += [token.reveal() for token in config.handler_secrets.values()]
     return [secret for secret in found if secret]

@@ -88,10 +88,20 @@ class Child:
         self._report: dict[str, Any] | None = None
         self._unread = b""
 
-    def spawn(self, *, target: str, endpoint: str, home: Path, log: Path, settings: dict[str, Any], warm: bool) -> None:
+    def spawn(
+        self,
+        *,
+        target: str,
+        endpoint: str,
+        home: Path,
+        log: Path,
+        settings: dict[str, Any],
+        warm: bool,
+        secrets: dict[str, str],
+    ) -> None:
         """Start the processes; returns at once. Raises :class:`OSError` when the system has no process to give."""
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, warm)
+        boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, secrets, warm)
         command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.handlers", self.name]
         self._channel, theirs = _spawn.Pipe()
         try:

@@ -74,6 +74,8 @@ class Desk(abc.ABC):
     """What the child last said of its engine; for `status`."""
     last_cause: str | None = None
     last_death: Death | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The tokens that it gets, by name."""
     silence_s: float = SILENCE_S
     """So long without any message from it, and the child is killed, seconds."""
     warm: bool = False
@@ -242,6 +244,7 @@ class Desk(abc.ABC):
                 log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
                 settings=dict(self.settings),
                 warm=self.warm,
+                secrets=dict(self.secrets),
             )
         except OSError as error:  # no process, no descriptor or no space to be had: a death like any other
             self.around.router.expel(child.identity)

@@ -132,6 +132,7 @@ class Loop:
             start_s=spec.start_s,
             warm_start_s=spec.warm_start_s(self.config),
             life=Life(jitter, spec.patience),
+            secrets=spec.secrets(self.config),
             silence_s=spec.silence_s,
             settle=self._settle,
             excuse=self._excuse,

@@ -40,6 +40,10 @@ def _always(config: Config) -> str | None:
     return None
 
 
+def _no_secrets(config: Config) -> Mapping[str, str]:
+    return {}
+
+
 def _nothing(params: Any) -> Mapping[str, Source]:
     return {}
 
@@ -54,6 +58,8 @@ class HandlerSpec:
     task_types: tuple[str, ...]
     settings: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     """What the child gets to know of the configuration: JSON values, no secrets."""
+    secrets: Callable[[Config], Mapping[str, str]] = _no_secrets
+    """The tokens that it needs, by a name of its own choice: mostly some of ``config.handler_secrets``, revealed."""
     unable: Callable[[Config], str | None] = _always
     """Why this worker cannot run it (its types are not claimed then), or None."""
     early_inputs: Callable[[Any], Mapping[str, Source]] = _nothing
