@@ -96,6 +96,26 @@ def parents() -> dict[int, int]:
     return {pid: int(fields[1]) for pid, fields in _all_stats()}
 
 
+def families(roots: Iterable[int]) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """Like :func:`trees`, and by root how many processes and threads its tree has, the root itself not counted."""
+    parent_of: dict[int, int] = {}
+    threads: dict[int, int] = {}
+    for pid, fields in _all_stats():
+        parent_of[pid], threads[pid] = int(fields[1]), int(fields[17])
+    below = _families(parent_of)
+    found = {root: [root, *_below(root, below)] if root in parent_of else [] for root in roots}
+    return found, {root: sum(threads[pid] for pid in tree[1:]) for root, tree in found.items()}
+
+
+def all_tasks() -> int | None:
+    """How many processes and threads there are in all, cheaply; None where the kernel does not say."""
+    try:
+        with open("/proc/loadavg") as file:
+            return int(file.read().split()[3].partition("/")[2])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def children(pid: int) -> list[int]:
     """Direct children of ``pid``, zombies included, cheaply where the kernel offers it."""
     found: list[int] = []
@@ -175,15 +195,47 @@ def held_by(pid: int) -> int:
 
 def share_of(pid: int) -> int | None:
     """The same of one process, each page divided by how many have it; None where the kernel does not say, or not to
-    us, and of a process that is gone."""
-    sizes = _sizes(pid, "smaps_rollup", b"Pss_Anon", b"Pss_Shmem")
+    us, and of a process that is gone.
+
+    The kernel tells it only to a process of the same user, or with CAP_SYS_PTRACE, which containers do not give to
+    root: where it refuses, the question is asked again as the process's user.
+    """
+    try:
+        sizes = _sizes_of(pid, "smaps_rollup", b"Pss_Anon", b"Pss_Shmem")
+    except PermissionError:
+        with reading_as_owner(pid):
+            sizes = _sizes(pid, "smaps_rollup", b"Pss_Anon", b"Pss_Shmem")
     return sum(sizes.values()) if b"Pss_Anon" in sizes else None
+
+
+@contextlib.contextmanager
+def reading_as_owner(pid: int) -> Iterator[None]:
+    """Let this thread, and no other, open files as the user that ``pid`` runs as; as itself where that is refused.
+    Source: setfsuid(2), "Ptrace access mode checking" in ptrace(2)."""
+    try:
+        owner = os.stat(f"/proc/{pid}")
+    except OSError:  # it is gone
+        yield
+        return
+    before_group, before = _libc.setfsgid(owner.st_gid), _libc.setfsuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(before)
+        _libc.setfsgid(before_group)
 
 
 def _sizes(pid: int, file: str, *names: bytes) -> dict[bytes, int]:
     """Those lines of a file of ``/proc`` that give kibibytes, in bytes."""
+    with contextlib.suppress(PermissionError):
+        return _sizes_of(pid, file, *names)
+    return {}
+
+
+def _sizes_of(pid: int, file: str, *names: bytes) -> dict[bytes, int]:
+    """The same; raises :class:`PermissionError`."""
     found: dict[bytes, int] = {}
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         with open(f"/proc/{pid}/{file}", "rb") as lines:
             for line in lines:
                 name, _, size = line.partition(b":")
