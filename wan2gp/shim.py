@@ -13,15 +13,14 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from wan2gp.processes import adopt_orphans, descendants, die_with_parent, kill, kill_below, start_time, undumpable
 from wan2gp.profile import Profile, decode_profile, encode_profile
-from wan2gp.sandbox.start import start
+from wan2gp.sandbox.start import Started, start
 
 LOG_MAX_BYTES = 8 * 1024 * 1024
 """Size at which a handler's log is set aside as ``.1``, replacing the one before, bytes."""
@@ -34,6 +33,11 @@ that nobody who reads it ever waits for the rest."""
 READS_AT_ONCE = 16
 
 UNCONFINED = encode_profile(Profile(mode="off"))
+
+EXIT_NO_PROGRAM = 127
+"""Exit status that is told of a handler whose program there is not, as shells do."""
+GROUP_KILL_S = 1.0
+"""How long everybody in the handler's control group may take to end before they are looked for by parent, seconds."""
 
 KILL = b"kill"
 TERM = b"term"
@@ -63,11 +67,21 @@ def main(
     die_with_parent(signal.SIGTERM, supervisor)
     log = CappedLog(log_path)
     _to_log(log)
-    started = start(command, boot, decode_profile(profile))
+    try:
+        started = start(command, boot, decode_profile(profile))
+    except OSError as error:
+        log.write(f"the handler's program cannot be started: {error}\n".encode())
+        _leave(channel, log, EXIT_NO_PROGRAM << 8)
     undumpable()  # the boot document is in this memory, and what runs below may have the same user id
     handler = started.process
     _tell(channel, {"started": handler.pid, "at": start_time(handler.pid), "sandbox": started.refused})
-    status = _Watch(channel, handler, log, wake).until_the_end()
+    status = _Watch(channel, started, log, wake).until_the_end()
+    if started.group is not None:
+        started.group.remove()
+    _leave(channel, log, status)
+
+
+def _leave(channel: Channel, log: CappedLog, status: int | None) -> NoReturn:
     _tell(channel, {"exited": status, "tail": log.tail(), "survivors": descendants(os.getpid())[:SURVIVORS]})
     log.close()
     sys.stdout.flush()
@@ -151,10 +165,12 @@ class CappedLog:
 class _Watch:
     """One poll loop over the three things that can happen: output, a signal, the supervisor."""
 
-    def __init__(self, channel: Channel, handler: subprocess.Popen[bytes], log: CappedLog, wake: int) -> None:
+    def __init__(self, channel: Channel, started: Started, log: CappedLog, wake: int) -> None:
+        handler = started.process
         assert handler.stdout is not None
         self._channel = channel
         self._handler = handler
+        self._group = started.group
         self._log = log
         self._wake = wake
         self._output = handler.stdout.fileno()
@@ -176,6 +192,8 @@ class _Watch:
             for descriptor, _ in self._poll.poll():
                 self._on[descriptor]()
             self._reap()
+        if self._group is not None:  # it starts nothing more, so that killing comes to an end
+            self._group.kill(GROUP_KILL_S)
         kill_below(os.getpid(), self._reap)
         self._pump()
         return self._status

@@ -1,21 +1,24 @@
 """The sandbox of one process: prepared before the fork, entered between fork and exec.
 
-The order matters. A user id is changed while there are capabilities for it; Landlock and seccomp need no_new_privs;
-seccomp comes last, since it forbids calls that the others make.
+The order matters. A control group is entered and a user id changed while there are capabilities for it; Landlock and
+seccomp need no_new_privs; seccomp comes last, since it forbids calls that the others make.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
+from wan2gp import cgroups
 from wan2gp.profile import Layer, Profile
-from wan2gp.sandbox import landlock, privileges
+from wan2gp.sandbox import grants, landlock, privileges, seccomp
+from wan2gp.sandbox.kernel import MACHINE
 
 EXIT_NO_SANDBOX = 78
 """Exit status of a process that was not started, since the profile requires a layer that was refused."""
 WATCHED = frozenset({Layer.PROCESSES, Layer.MEMORY})
-"""Layers that the supervisor's watchdogs keep where the kernel does not: nothing is refused for the lack of them."""
+"""Layers that the supervisor's watches keep where the kernel does not: nothing is refused for the lack of them."""
 
 
 class Unsafe(Exception):
@@ -35,48 +38,131 @@ class Sandbox:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.refused: dict[Layer, str] = {}
+        self.group: cgroups.Group | None = None
+        """The control group that the child enters; the caller's to remove when all is over."""
+        self._landlock = 0
         self._ruleset: landlock.Ruleset | None = None
+        self._filter: bytes | None = None
         if profile.mode != "off":
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if self.profile.group:
+            self._prepare_group()
+        try:
             self._prepare_landlock()
+        except OSError as error:
+            self._without_landlock(f"the kernel has no Landlock for this process ({error.strerror})")
+        try:
+            self._filter = seccomp.program(MACHINE, self._wishes())
+        except seccomp.Unsupported as error:
+            self._without_filter(str(error.strerror))
+
+    def _prepare_group(self) -> None:
+        profile = self.profile
+        group = cgroups.open_group(profile.group, profile.memory_bytes, profile.processes)
+        if isinstance(group, cgroups.Group):
+            self.group, missing = group, dict(group.missing)
+        else:
+            missing = {Layer.PROCESSES.value: group} | ({Layer.MEMORY.value: group} if profile.memory_bytes else {})
+        self._without_group(missing)
 
     def _prepare_landlock(self) -> None:
-        profile = self.profile
-        try:
-            version = landlock.abi()
-            ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None, scope=True)
-            ruleset.allow(profile.read, landlock.READ)
-            ruleset.allow(profile.write, landlock.WRITE)
-            ruleset.allow(profile.devices, landlock.DEVICE)
-            if profile.tcp is not None and version >= landlock.TCP_SINCE:
-                ruleset.allow_ports(profile.tcp)
-        except OSError as error:
-            self.refused[Layer.FILES] = f"Landlock: {error.strerror}"
-            return
-        self._ruleset = ruleset
+        profile, version = self.profile, landlock.abi()
+        ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None)
+        self._ruleset, self._landlock = ruleset, version
+        ruleset.allow(grants.readable(profile), landlock.READ)
+        ruleset.allow(profile.write, landlock.WRITE)
+        ruleset.allow(profile.devices, landlock.DEVICE)
+        if version < landlock.SCOPE_SINCE:
+            self.refused[Layer.SCOPE] = f"Landlock of this kernel (ABI {version}) has no scopes, Linux 6.12 has"
+        if version >= landlock.TCP_SINCE:
+            ruleset.allow_ports(profile.tcp or ())
+        elif profile.tcp:
+            self.refused[Layer.TCP] = f"Landlock of this kernel (ABI {version}) knows no ports, Linux 6.7 does"
+
+    def _wishes(self) -> seccomp.Wishes:
+        """What Landlock cannot do here, the filter does, as far as it can."""
+        tcp = self.profile.tcp
+        return seccomp.Wishes(
+            udp=self.profile.udp,
+            tcp=tcp != () or self._landlock >= landlock.TCP_SINCE,
+            fast_open=tcp is None,
+            truncate=not 0 < self._landlock < landlock.TRUNCATE_SINCE,
+        )
 
     def enter(self) -> None:
         """Apply everything to this process, for good. What was refused is in ``refused``; raises :class:`Unsafe` where
         the profile requires it."""
         if self.profile.mode == "off":
             return
-        os.umask(0o077)
-        self._try(Layer.PRIVILEGES, privileges.no_new_privileges)
+        self._enter_group()
+        self._enter_user()
+        self._try(self._without_privileges, privileges.no_new_privileges)
+        self._try(self._without_privileges, privileges.drop_capabilities)
         if self._ruleset is not None:
-            self._try(Layer.FILES, self._ruleset.enforce)
+            self._try(self._without_landlock, self._ruleset.enforce)
+        if self._filter is not None:
+            wanted = self._filter
+            self._try(self._without_filter, lambda: seccomp.enforce(wanted))
         self._judge()
+
+    def _enter_group(self) -> None:
+        group = self.group
+        if group is not None:
+            told = dict.fromkeys(group.directories)
+            self._try(lambda why: self._without_group(dict.fromkeys(told, why)), lambda: group.enter(os.getpid()))
+
+    def _enter_user(self) -> None:
+        profile = self.profile
+        os.umask(0o077)
+        privileges.die_first()
+        self._try(self._without_privileges, lambda: privileges.set_limits(profile))
+        privileges.shrink_bounds()
+        uid, gid = profile.uid, profile.gid
+        if uid is not None:
+            own_group = uid if gid is None else gid
+            self._try(self._without_user, lambda: privileges.become(uid, own_group, profile.groups))
 
     def _judge(self) -> None:
         needed = {layer: reason for layer, reason in self.refused.items() if layer not in WATCHED}
         if needed and self.profile.mode == "require":
             raise Unsafe(needed)
 
-    def _try(self, layer: Layer, apply: Callable[[], None]) -> None:
+    def _try(self, refused: Callable[[str], None], apply: Callable[[], None]) -> None:
         try:
             apply()
         except (OSError, ValueError) as error:
-            self.refused[layer] = str(error)
+            refused(str(error))
+
+    def _without_group(self, missing: dict[str, str]) -> None:
+        """Under a user id of its own there still is that user's limit of processes."""
+        if self.profile.uid is not None:
+            missing = {limit: reason for limit, reason in missing.items() if limit != Layer.PROCESSES.value}
+        self.refused.update({Layer(limit): reason for limit, reason in missing.items()})
+
+    def _without_user(self, reason: str) -> None:
+        self.refused[Layer.USER] = reason
+
+    def _without_privileges(self, reason: str) -> None:
+        before = self.refused.get(Layer.PRIVILEGES)
+        self.refused[Layer.PRIVILEGES] = f"{before}; {reason}" if before else reason
+
+    def _without_landlock(self, reason: str) -> None:
+        tcp = self.profile.tcp
+        self.refused |= {Layer.FILES: reason, Layer.SCOPE: reason}
+        if tcp or (tcp == () and self._landlock >= landlock.TCP_SINCE):  # else the filter forbids all of it, or nobody
+            self.refused[Layer.TCP] = reason
+
+    def _without_filter(self, reason: str) -> None:
+        self.refused[Layer.SYSTEM_CALLS] = reason
+        if self.profile.tcp == () and self._landlock < landlock.TCP_SINCE:
+            self.refused.setdefault(Layer.TCP, reason)
+        if 0 < self._landlock < landlock.TRUNCATE_SINCE:
+            self.refused.setdefault(Layer.FILES, f"files can be emptied before Linux 6.2 ({reason})")
 
     def close(self) -> None:
         """In the parent, after the fork."""
         if self._ruleset is not None:
-            self._ruleset.close()
+            with contextlib.suppress(OSError):
+                self._ruleset.close()

@@ -71,10 +71,10 @@ class Ruleset:
     Raises :class:`OSError` when the kernel takes no ruleset.
     """
 
-    def __init__(self, version: int, *, tcp: bool, scope: bool) -> None:
+    def __init__(self, version: int, *, tcp: bool) -> None:
         self._files = file_rights(version)
         net = BIND_TCP | CONNECT_TCP if tcp and version >= TCP_SINCE else 0
-        scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if scope and version >= SCOPE_SINCE else 0
+        scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if version >= SCOPE_SINCE else 0
         attributes = _Attributes(self._files, net, scoped)
         self._descriptor = syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), _size(version), 0)
 

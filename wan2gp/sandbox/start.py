@@ -9,6 +9,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 
+from wan2gp.cgroups import Group
 from wan2gp.processes import die_with_parent
 from wan2gp.profile import Layer, Profile
 from wan2gp.sandbox.enter import EXIT_NO_SANDBOX, Sandbox, Unsafe
@@ -18,10 +19,13 @@ REPORT_BYTES = 16_384
 
 @dataclass(frozen=True)
 class Started:
-    """A process, and by layer that its sandbox lacks, why."""
+    """A process."""
 
     process: subprocess.Popen[bytes]
     refused: dict[Layer, str]
+    """By layer that its sandbox lacks, why."""
+    group: Group | None
+    """Its control group, the caller's to end and remove."""
 
 
 def start(command: list[str], boot: bytes, profile: Profile) -> Started:
@@ -55,7 +59,7 @@ def start(command: list[str], boot: bytes, profile: Profile) -> Started:
     with contextlib.suppress(BrokenPipeError):  # it died at once: its exit says more
         process.stdin.write(boot)
         process.stdin.close()
-    return Started(process, report)
+    return Started(process, report, sandbox.group)
 
 
 def _enter(sandbox: Sandbox, report: int) -> None:

@@ -1,0 +1,162 @@
+"""The filter of system calls: kinds of socket that nothing else restricts, and the parts of the kernel that no engine
+needs and attacks on it begin with.
+
+It looks at numbers and plain arguments alone, never at what pointers lead to. Source: seccomp(2), and
+Documentation/userspace-api/seccomp_filter.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from dataclasses import dataclass
+
+from wan2gp.sandbox import bpf
+from wan2gp.sandbox.bpf import ALLOW, Block, refuse, when, when_any_bit
+from wan2gp.sandbox.kernel import MACHINE, syscall
+from wan2gp.sandbox.syscalls import NUMBERS
+
+FORBIDDEN = (
+    # Other views of the file system, which paths that Landlock knows do not cover.
+    *("mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "open_tree_attr", "fsopen", "fsconfig"),
+    *("fsmount", "fspick", "mount_setattr", "setns", "open_by_handle_at", "fanotify_init", "swapon", "swapoff"),
+    *("quotactl", "quotactl_fd", "acct", "sysfs", "lookup_dcookie", "nfsservctl", "uselib"),
+    # Other processes' memory, descriptors and pages.
+    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "move_pages", "migrate_pages"),
+    # Parts of the kernel with a history of holes.
+    *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "modify_ldt", "vhangup"),
+    # The machine itself.
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "create_module", "reboot"),
+    *("settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "syslog"),
+    *("iopl", "ioperm"),
+)
+"""Fail with EPERM."""
+ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
+"""Fail with ENOSYS, upon which programs take the older call: this filter cannot see what these would do."""
+
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""``AUDIT_ARCH_*``, of ``linux/audit.h``."""
+_X32 = 0x40000000
+"""A third kind of call that x86_64 kernels may know, with numbers of its own."""
+
+_NEW_NAMESPACES = 0x7E020000
+"""``CLONE_NEW*`` but NEWTIME, of ``linux/sched.h``: mount, cgroup, uts, ipc, user, pid and net."""
+_NEW_TIME = 0x80
+"""Only ``unshare`` takes it; for ``clone`` the bit belongs to a signal's number."""
+_TYPE, _STREAM, _DATAGRAM, _TCP, _UDP, _NETLINK, _NETLINK_ROUTE = 0xF, 1, 2, 6, 17, 16, 0
+_FAST_OPEN = 0x20000000
+"""``MSG_FASTOPEN``: connects without ``connect``."""
+_TERMINAL_INPUT = (0x5412, 0x541C)
+"""``TIOCSTI`` and ``TIOCLINUX``: type into the terminal that the worker was started from."""
+_TRUNCATE = 0o1000
+_WRITES = (1, 2)
+"""``O_WRONLY`` and ``O_RDWR``."""
+
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+"""The call that takes a filter."""
+_SET_MODE_FILTER, _SPECULATION_ALLOWED = 1, 4
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What depends on the profile, and on what Landlock can do."""
+
+    udp: bool = False
+    """UDP sockets may be made."""
+    tcp: bool = True
+    """TCP sockets may be made."""
+    fast_open: bool = False
+    """A connection may be made by sending. Landlock does not see those, so only where all ports are open."""
+    truncate: bool = True
+    """Files may be truncated by name. Landlock sees it from Linux 6.2 on; before that, this is how to forbid it."""
+
+
+class Unsupported(OSError):
+    """There is no list of this machine's system calls."""
+
+
+def program(machine: str, wishes: Wishes) -> bytes:
+    """The filter. Raises :class:`Unsupported`."""
+    if machine not in NUMBERS:
+        raise Unsupported(errno.ENOSYS, f"no list of the system calls of {machine}")
+    numbers = NUMBERS[machine]
+    calls = ALLOW
+    for names, verdict in _verdicts(wishes):
+        known = tuple(numbers[name] for name in names if name in numbers)
+        calls = when(known, verdict, calls) if known else calls
+    foreign = refuse(errno.ENOSYS)
+    if machine == "x86_64":
+        calls = bpf.when_at_least(_X32, foreign, calls)
+    native = [*bpf.load_number(), *calls]
+    return bpf.assemble([*bpf.load_machine(), *bpf.unless(_ARCHITECTURES[machine], foreign, native)])
+
+
+def _verdicts(wishes: Wishes) -> list[tuple[tuple[str, ...], Block]]:
+    """What becomes of which calls."""
+    found: list[tuple[tuple[str, ...], Block]] = [
+        (FORBIDDEN, refuse(errno.EPERM)),
+        (ABSENT, refuse(errno.ENOSYS)),
+        (("clone",), _without_bits(0, _NEW_NAMESPACES, errno.EPERM)),
+        (("unshare",), _without_bits(0, _NEW_NAMESPACES | _NEW_TIME, errno.EPERM)),
+        (("ioctl",), [*bpf.load_argument(1), *when(_TERMINAL_INPUT, refuse(errno.EPERM), ALLOW)]),
+        (("socket",), _socket(wishes)),
+        (("socketpair",), [*bpf.load_argument(0), *when((socket.AF_UNIX,), ALLOW, refuse(errno.EPERM))]),
+    ]
+    if not wishes.fast_open:
+        found.append((("sendto", "sendmmsg"), _without_bits(3, _FAST_OPEN, errno.EPERM)))
+        found.append((("sendmsg",), _without_bits(2, _FAST_OPEN, errno.EPERM)))
+    return found if wishes.truncate else [*found, *_no_truncation()]
+
+
+def _without_bits(index: int, bits: int, error: int) -> Block:
+    return [*bpf.load_argument(index), *when_any_bit(bits, refuse(error), ALLOW)]
+
+
+def _socket(wishes: Wishes) -> Block:
+    """Local sockets; TCP and UDP as wished; of the kernel's own the one that tells of addresses and routes."""
+    no = refuse(errno.EPERM)
+    protocol = bpf.load_argument(2)
+    kinds = no
+    if wishes.tcp:
+        kinds = when((_STREAM,), [*protocol, *when((0, _TCP), ALLOW, no)], kinds)
+    if wishes.udp:
+        kinds = when((_DATAGRAM,), [*protocol, *when((0, _UDP), ALLOW, no)], kinds)
+    internet = [*bpf.load_argument(1, _TYPE), *kinds]
+    routes = [*protocol, *when((_NETLINK_ROUTE,), ALLOW, no)]
+    families = when((socket.AF_INET, socket.AF_INET6), internet, when((_NETLINK,), routes, no))
+    return [*bpf.load_argument(0), *when((socket.AF_UNIX,), ALLOW, families)]
+
+
+def _no_truncation() -> list[tuple[tuple[str, ...], Block]]:
+    """Nothing loses its content but what was opened for writing, which Landlock has judged."""
+    no = refuse(errno.EACCES)
+
+    def judged(index: int) -> Block:
+        flags = bpf.load_argument(index)
+        reads = [*bpf.load_argument(index, os.O_ACCMODE), *when(_WRITES, ALLOW, no)]
+        return [*flags, *when_any_bit(_TRUNCATE, reads, ALLOW)]
+
+    return [
+        (("truncate",), no),
+        (("open",), judged(1)),
+        (("openat",), judged(2)),
+        (("openat2",), refuse(errno.ENOSYS)),  # its flags are behind a pointer
+    ]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def enforce(filter_program: bytes) -> None:
+    """From now on, for this thread and all that it starts. Needs no_new_privs. Raises :class:`OSError`."""
+    given = _Program(len(filter_program) // bpf.INSTRUCTION_BYTES, filter_program)
+    try:
+        # As newer kernels do of themselves: without it every process under a filter pays for mitigations.
+        syscall(_SECCOMP[MACHINE], _SET_MODE_FILTER, _SPECULATION_ALLOWED, ctypes.byref(given))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        syscall(_SECCOMP[MACHINE], _SET_MODE_FILTER, 0, ctypes.byref(given))  # before Linux 4.17

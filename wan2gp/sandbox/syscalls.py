@@ -1,0 +1,88 @@
+"""Numbers of the system calls that the filter knows, by machine.
+
+Source: ``asm/unistd_64.h`` of x86_64, and ``asm-generic/unistd.h``, which aarch64 has.
+"""
+
+from __future__ import annotations
+
+_TABLE = """
+acct 163 89
+add_key 248 217
+adjtimex 159 171
+bpf 321 280
+chroot 161 51
+clock_adjtime 305 266
+clock_settime 227 112
+clone 56 220
+clone3 435 435
+create_module 174 -
+delete_module 176 106
+fanotify_init 300 262
+finit_module 313 273
+fsconfig 431 431
+fsmount 432 432
+fsopen 430 430
+fspick 433 433
+init_module 175 105
+io_uring_enter 426 426
+io_uring_register 427 427
+io_uring_setup 425 425
+ioctl 16 29
+ioperm 173 -
+iopl 172 -
+kexec_file_load 320 294
+kexec_load 246 104
+keyctl 250 219
+lookup_dcookie 212 18
+migrate_pages 256 238
+modify_ldt 154 -
+mount 165 40
+mount_setattr 442 442
+move_mount 429 429
+move_pages 279 239
+nfsservctl 180 42
+open 2 -
+open_by_handle_at 304 265
+open_tree 428 428
+open_tree_attr 467 467
+openat 257 56
+openat2 437 437
+perf_event_open 298 241
+pidfd_getfd 438 438
+pivot_root 155 41
+process_vm_readv 310 270
+process_vm_writev 311 271
+ptrace 101 117
+quotactl 179 60
+quotactl_fd 443 443
+reboot 169 142
+request_key 249 218
+sendmmsg 307 269
+sendmsg 46 211
+sendto 44 206
+setdomainname 171 162
+sethostname 170 161
+setns 308 268
+settimeofday 164 170
+socket 41 198
+socketpair 53 199
+swapoff 168 225
+swapon 167 224
+sysfs 139 -
+syslog 103 116
+truncate 76 45
+umount2 166 39
+unshare 272 97
+uselib 134 -
+userfaultfd 323 282
+vhangup 153 58
+"""
+
+
+def _column(index: int) -> dict[str, int]:
+    rows = (line.split() for line in _TABLE.split("\n") if line)
+    return {row[0]: int(row[index]) for row in rows if row[index] != "-"}
+
+
+NUMBERS: dict[str, dict[str, int]] = {"x86_64": _column(1), "aarch64": _column(2)}
+"""By machine, as ``uname -m`` names it, and by name; a machine lacks those that it does not have."""
