@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import BadWorkflow
@@ -22,6 +23,13 @@ EXPORT = (
 WRAPPERS = ("prompt", "output", "workflow", "api_prompt")
 """Under these keys others put a graph: a request's body, the editor's own call, a row in a row."""
 SHOWN_FAULTS, NAME_CHARS = 8, 60
+MOST_NODES = 10_000
+MOST_VALUES = 400_000
+"""Of all nodes together: whatever stands in them, lists and objects included."""
+DEEPEST = 64
+"""Levels of lists and objects within a graph. ComfyUI walks them by recursion."""
+LONGEST_NAME = 1024
+"""Of a node's id, class and inputs, characters."""
 NO_TEXT = "give the graph in ComfyUI's API format"
 
 
@@ -36,14 +44,31 @@ def parse_workflow(value: Any) -> Graph:
     if not value:
         raise BadWorkflow("`workflow` is empty: it needs at least one output node")
     _refuse_other_formats(value)
-    try:
-        graph: Graph = copy.deepcopy(value)
-    except RecursionError as error:
-        raise BadWorkflow("`workflow` is nested too deeply") from error
+    _refuse_giants(value)
+    graph: Graph = copy.deepcopy(value)
     faults = [fault for node_id, node in graph.items() if (fault := _node_fault(node_id, node)) is not None]
     if faults:
         raise _faulty(faults)
     return graph
+
+
+def _refuse_giants(value: Json) -> None:
+    """Before anything walks it by recursion, or compares its names."""
+    if len(value) > MOST_NODES:
+        raise BadWorkflow(f"`workflow` has {len(value)} nodes, the most is {MOST_NODES}")
+    level: list[Any] = [value]
+    count = depth = 0
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if depth > DEEPEST:
+            raise BadWorkflow(f"`workflow` is nested too deeply: more than {DEEPEST} levels")
+        if count > MOST_VALUES:
+            raise BadWorkflow(f"`workflow` holds more than {MOST_VALUES} values")
+        level = [part for each in level for part in _parts(each)]
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _faulty(faults: list[tuple[str, str]]) -> BadWorkflow:
@@ -91,9 +116,28 @@ def _node_fault(node_id: str, node: Any) -> tuple[str, str] | None:
         return node_id, f"{where} is {_kind(node)}, not an object"
     if not isinstance(node.get("class_type"), str) or not node["class_type"]:
         return node_id, f"{where} has no class_type"
+    if max(len(node_id), len(node["class_type"])) > LONGEST_NAME:
+        return node_id, f"{where} has an id or a class_type of more than {LONGEST_NAME} characters"
     if not isinstance(node.setdefault("inputs", {}), dict):
         return node_id, f"`inputs` of {where} is {_kind(node['inputs'])}, not an object"
+    if any(len(name) > LONGEST_NAME for name in node["inputs"]):
+        return node_id, f"{where} has an input whose name has more than {LONGEST_NAME} characters"
     return None
+
+
+def title(graph: Graph, node_id: str) -> str:
+    """What a person calls a node: its title if it has one, else its class. On one line, and short."""
+    node = graph.get(node_id, {})
+    meta = node.get("_meta")
+    given = meta.get("title") if isinstance(meta, dict) else None
+    return _short(str(given or node.get("class_type") or node_id))
+
+
+def describe_node(graph: Graph, node_id: str) -> str:
+    """``node 2 (VHS_VideoCombine "My title")``."""
+    class_type = _short(str(graph.get(node_id, {}).get("class_type", "unknown")))
+    name, shown = title(graph, node_id), _short(node_id)
+    return f"node {shown} ({class_type})" if name == class_type else f'node {shown} ({class_type} "{name}")'
 
 
 def _short(name: str) -> str:

@@ -29,15 +29,13 @@ from wan2gp.comfy_sidecar.preflight_sentences import (
     wrong_choice,
     wrong_type,
 )
-from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, Graph
+from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, WRAPPED, Graph
 
 Place = tuple[str, str]
 """A node's id and the name of an input."""
 CONVERSIONS: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str}
 SUGGESTIONS = 20
 """So many problems are told with what is close to the name: looking for it takes time with every name there is."""
-WRAPPED = "__value__"
-"""The key under which a list stands for itself and not for a link."""
 
 
 def check_graph(

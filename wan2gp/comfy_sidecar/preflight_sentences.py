@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wan2gp.comfy_sidecar.catalogue import InputSpec, NodeClass
+from wan2gp.comfy_sidecar.file_names import FILE_FIELDS, PATH_LOADERS
 from wan2gp.comfy_sidecar.preflight_problems import (
     FEW,
     LISTED,
@@ -24,7 +25,7 @@ from wan2gp.comfy_sidecar.preflight_problems import (
     show_node,
     shown,
 )
-from wan2gp.comfy_sidecar.workflow import FILE_FIELDS, PATH_CLASSES, Graph
+from wan2gp.comfy_sidecar.workflow import Graph
 
 FOLDER_MARK = re.compile(r"\[(input|output|temp)\]$")
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".sft", ".pkl")
@@ -240,7 +241,7 @@ def missing_file(value: Any) -> str:
 
 def names_input_file(class_type: str, name: str, spec: InputSpec | None) -> bool:
     """Whether the input names a file of the input folder."""
-    if class_type in PATH_CLASSES:
+    if class_type in PATH_LOADERS:
         return False
     return (spec is not None and spec.uploads) or ("Load" in class_type and name in FILE_FIELDS)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import BadTarget
+from wan2gp.comfy_sidecar.file_names import PATH_LOADERS
 from wan2gp.comfy_sidecar.graph_shape import Graph as Graph
 from wan2gp.comfy_sidecar.graph_shape import Json as Json
+from wan2gp.comfy_sidecar.graph_shape import describe_node as describe_node
 from wan2gp.comfy_sidecar.graph_shape import parse_workflow as parse_workflow
+from wan2gp.comfy_sidecar.graph_shape import title as title
+from wan2gp.comfy_sidecar.suggest import there_is
 
 VIDEO_FIELDS = {
     "VHS_LoadVideo": "video",
@@ -22,27 +25,12 @@ VIDEO_FIELDS = {
     "LoadVideo": "file",
 }
 """The classes known to load a video, and the input that names the file."""
-PATH_CLASSES = frozenset({"VHS_LoadVideoPath", "VHS_LoadVideoFFmpegPath"})
-"""These take a path of the machine and not a name in the input folder."""
-FILE_FIELDS = frozenset({"video", "image", "audio", "file", "audio_file", "directory", "mask"})
-"""Inputs of loaders that name a file or folder."""
 PREFIX_FIELD = "filename_prefix"
 DEFAULT_PREFIX = "output"
-
-
-def title(graph: Graph, node_id: str) -> str:
-    """What a person calls a node: its title if it has one, else its class."""
-    node = graph.get(node_id, {})
-    meta = node.get("_meta")
-    given = meta.get("title") if isinstance(meta, dict) else None
-    return str(given or node.get("class_type") or node_id)
-
-
-def describe_node(graph: Graph, node_id: str) -> str:
-    """``node 2 (VHS_VideoCombine "My title")``."""
-    class_type = graph.get(node_id, {}).get("class_type", "unknown")
-    name = title(graph, node_id)
-    return f"node {node_id} ({class_type})" if name == class_type else f'node {node_id} ({class_type} "{name}")'
+MOST_PARTS, PART_BYTES = 16, 150
+"""Of a prefix: folders, and the length of each name; a disk takes 255 bytes, and a number and a suffix follow."""
+WRAPPED = "__value__"
+"""The key under which a value stands for itself and not for a link."""
 
 
 # --- the input -----------------------------------------------------------------------------------------------------
@@ -61,14 +49,14 @@ def find_target(graph: Graph, node_id: str | None, field: str | None) -> Target:
     """Where the video goes. Without ``node_id``: the only loader. Raises :class:`BadTarget`."""
     node_id = _only_loader(graph, field) if node_id is None else node_id
     if node_id not in graph:
-        raise BadTarget(f"video_node_id {node_id!r} is not in the workflow{_close(node_id, graph)}")
+        raise BadTarget(f"video_node_id {node_id!r} is not in the workflow{there_is(node_id, graph)}")
     node = graph[node_id]
     known = VIDEO_FIELDS.get(node["class_type"])
     if field is None:
         field = "video" if "video" in node["inputs"] or known is None else known
     if field not in node["inputs"] and field != known:
-        raise BadTarget(f"{describe_node(graph, node_id)} has no input {field!r}{_close(field, node['inputs'])}")
-    return Target(node_id, field, node["class_type"] in PATH_CLASSES)
+        raise BadTarget(f"{describe_node(graph, node_id)} has no input {field!r}{there_is(field, node['inputs'])}")
+    return Target(node_id, field, field in PATH_LOADERS.get(node["class_type"], ()))
 
 
 def _only_loader(graph: Graph, field: str | None) -> str:
@@ -84,54 +72,40 @@ def _only_loader(graph: Graph, field: str | None) -> str:
     raise BadTarget(f"the workflow has {len(loaders)} nodes that load a video: set video_node_id to one of {names}")
 
 
-def _close(wanted: str, present: Mapping[str, Any]) -> str:
-    matches = difflib.get_close_matches(wanted, list(present), n=3, cutoff=0.5) or list(present)[:5]
-    return f"; there is {', '.join(repr(match) for match in matches)}" if matches else ""
-
-
-def refuse_outside_names(graph: Graph, target: Target | None) -> None:
-    """VideoHelperSuite opens any path of the machine: a name must stay in the input folder.
-
-    The target's value is not looked at, it will be replaced. Raises :class:`BadTarget`.
-    """
-    for node_id, node in graph.items():
-        if "Load" not in node["class_type"]:
-            continue
-        for field in FILE_FIELDS & node["inputs"].keys():
-            value = node["inputs"][field]
-            ours = target is not None and (target.node_id, target.field) == (node_id, field)
-            if not ours and isinstance(value, str) and leads_out(value):
-                raise BadTarget(
-                    f"{describe_node(graph, node_id)}: {field} {value!r} leads out of ComfyUI's input folder: "
-                    "give the file by video_url"
-                )
-
-
-def leads_out(name: str) -> bool:
-    """True for an absolute name and for one that climbs; web addresses are neither."""
-    plain = name.strip().replace("\\", "/")
-    return plain.startswith(("/", "~")) or ".." in plain.split("/")
-
-
 # --- the outputs ---------------------------------------------------------------------------------------------------
 
 
 def rewrite_prefixes(graph: Graph, folder: str) -> list[str]:
-    """Every node's own ``filename_prefix`` goes below ``folder``; returns the nodes whose prefix is a link."""
+    """Every node's own ``filename_prefix`` goes below ``folder``; returns the nodes whose prefix is a link.
+
+    What is no string becomes one, as ComfyUI would make it later. A link cannot lead out either: ComfyUI refuses to
+    save outside of its output folder.
+    """
     linked = []
     for node_id, node in graph.items():
-        value = node["inputs"].get(PREFIX_FIELD)
-        if isinstance(value, str):
-            node["inputs"][PREFIX_FIELD] = prefixed(folder, value)
-        elif isinstance(value, list):
+        if PREFIX_FIELD not in node["inputs"]:
+            continue
+        value = node["inputs"][PREFIX_FIELD]
+        if isinstance(value, list):
             linked.append(node_id)
+            continue
+        while isinstance(value, dict):
+            value = value.get(WRAPPED)
+        plain = isinstance(value, (str, int, float))
+        node["inputs"][PREFIX_FIELD] = prefixed(folder, str(value) if plain else DEFAULT_PREFIX)
     return linked
 
 
 def prefixed(folder: str, prefix: str = DEFAULT_PREFIX) -> str:
-    """``folder/prefix``; parts that would climb out are left out."""
-    parts = [part for part in prefix.split("/") if part not in ("", ".", "..")]
+    """``folder/prefix`` as names that a disk can hold; parts that would climb out are left out."""
+    parts = [_part(part) for part in prefix.split("/") if part.strip() not in ("", ".", "..")][:MOST_PARTS]
     return posixpath.join(folder, *(parts or [DEFAULT_PREFIX]))
+
+
+def _part(text: str) -> str:
+    plain = "".join("_" if character < " " or character == "\x7f" else character for character in text)
+    # Half a character, which JSON can hold and a disk cannot, is a question mark.
+    return plain.encode("utf-8", "replace")[:PART_BYTES].decode(errors="ignore")
 
 
 # --- what is missing -----------------------------------------------------------------------------------------------

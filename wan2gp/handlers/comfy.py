@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import Unreachable
+from wan2gp.comfy_sidecar.file_names import declared_files
 from wan2gp.comfy_sidecar.outputs import Ending, OutputFile, rerun
 from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
@@ -18,7 +19,7 @@ from wan2gp.handlers.comfy_errors import BROKEN, OUT_OF_MEMORY, node_failed, swa
 from wan2gp.handlers.comfy_input_files import InputFiles
 from wan2gp.handlers.comfy_killed import KilledTasks
 from wan2gp.handlers.comfy_live import Live
-from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, read_params
+from wan2gp.handlers.comfy_params import ComfyRequest, ComfySettings, check_names, read_params
 from wan2gp.handlers.comfy_preflight import preflight
 from wan2gp.handlers.comfy_prompt import PromptRun
 from wan2gp.handlers.poster import add_posters
@@ -53,7 +54,7 @@ class ComfyHandler(Handler):
                 self.context.engine_state("failed", reason=failure.message)
 
     def run(self, job: Job) -> Outcome:
-        request = read_params(job.params)
+        request = read_params(job.params, self._settings.allowed())
         with self._engine.turn():
             try:
                 return ComfyRun(self._engine, self._settings, job, request).run()
@@ -118,6 +119,8 @@ class ComfyRun:
         """What cannot run costs no download. The inputs that files are for have no value yet."""
         to_come = {(wanted.target.node_id, wanted.target.field) for wanted in self._request.inputs}
         preflight(self._graph, live, to_come, lambda: self._learn_classes(live))
+        catalogue = live.catalogue  # its classes say more of their inputs than their names do
+        check_names(self._graph, self._settings.allowed(), lambda name: declared_files(catalogue.get(name)))
 
     def _place_inputs(self, live: Live) -> None:
         for taken, given in self._files.place(live):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_type_hints
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Union, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from wan2gp.comfy_sidecar.suggest import closest, there_is
 from wan2gp.comfy_sources import KINDS
 from wan2gp.handlers.api import TaskFailure
 
@@ -138,7 +138,7 @@ def check_keys(given: Mapping[str, Any]) -> Iterator[str]:
     names = TaskFields.__struct_fields__
     unknown = sorted(key for key in given if key not in names and given[key] is not None)
     for key in unknown:
-        near = difflib.get_close_matches(key.lower(), names, n=1, cutoff=SO_CLOSE)
+        near = closest(key.lower(), names, 1, SO_CLOSE)
         if near and not key.startswith(f"{near[0]}_"):
             raise bad(f"there is no parameter `{key[:100]}`: did you mean `{near[0]}`?")
     files = [key for key in unknown if key.endswith(_FILE_KEYS)]
@@ -158,8 +158,7 @@ def check_entry(entry: Mapping[str, Any], where: str) -> None:
 
 def close(wanted: str, present: Collection[str]) -> str:
     """``; there is 'a', 'b'``: the names most like ``wanted``, else the first ones; nothing when there are none."""
-    found = difflib.get_close_matches(wanted, list(present), n=3, cutoff=0.5) or list(present)[:5]
-    return f"; there is {', '.join(repr(name) for name in found)}" if found else ""
+    return there_is(wanted, present)
 
 
 def bad(sentence: str) -> TaskFailure:

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wan2gp.comfy_sidecar.errors import BadTarget
-from wan2gp.comfy_sidecar.workflow import FILE_FIELDS, Graph, Target, describe_node, find_target
+from wan2gp.comfy_sidecar.file_names import FILE_FIELDS
+from wan2gp.comfy_sidecar.workflow import Graph, Target, describe_node, find_target
 from wan2gp.comfy_sources import (
     KINDS,
     LOADERS,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import BadTarget, BadWorkflow
-from wan2gp.comfy_sidecar.graph_shape import Graph, parse_workflow
-from wan2gp.comfy_sidecar.workflow import Target, describe_node, refuse_outside_names
+from wan2gp.comfy_sidecar.file_names import Allowed, Declared, refuse_outside_names
+from wan2gp.comfy_sidecar.graph_shape import Graph, describe_node, parse_workflow
+from wan2gp.comfy_sidecar.workflow import Target
 from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import FieldDoc, InputFields, TaskFields, bad, check_keys, document, value
@@ -34,8 +35,11 @@ class ComfyRequest:
         return next((wanted.target for wanted in self.inputs if wanted.label == VIDEO_URL), None)
 
 
-def read_params(params: Any) -> ComfyRequest:
-    """Raises :class:`TaskFailure`: ``comfy.bad_workflow``, ``input.bad_params``, ``.bad_url`` or ``.too_large``."""
+def read_params(params: Any, allowed: Allowed | None = None) -> ComfyRequest:
+    """``allowed``: where the graph may name files.
+
+    Raises :class:`TaskFailure`: ``comfy.bad_workflow``, ``input.bad_params``, ``.bad_url`` or ``.too_large``.
+    """
     if not isinstance(params, dict):
         raise bad("`params` must be an object with a `workflow`")
     warnings = list(check_keys(params))
@@ -49,11 +53,16 @@ def read_params(params: Any) -> ComfyRequest:
     overridden = apply_overrides(graph, params)
     inputs = read_inputs(graph, params)
     _make_way(graph, inputs, overridden)
+    check_names(graph, allowed)
+    return ComfyRequest(graph, inputs, tuple(warnings))
+
+
+def check_names(graph: Graph, allowed: Allowed | None, *declared: Declared) -> None:
+    """Raises :class:`TaskFailure` (``input.bad_params``) for a file that is not the task's to name."""
     try:
-        refuse_outside_names(graph, None)
+        refuse_outside_names(graph, allowed, *declared)
     except BadTarget as error:
         raise bad(str(error)) from error
-    return ComfyRequest(graph, inputs, tuple(warnings))
 
 
 def _listed(error: BadWorkflow) -> dict[str, Any]:
@@ -107,6 +116,10 @@ class ComfySettings:
     """What the server and its children may hold between two tasks; 0: a share of the machine's memory."""
     memory_hard_bytes: int = 0
     """The same during a task."""
+
+    def allowed(self) -> Allowed:
+        """Where a graph may name files. Of another machine's directories nobody here knows where their links lead."""
+        return Allowed(relative=True) if self.url else Allowed(tuple(self.allow_paths))
 
     def soft_limit_bytes(self) -> int:
         """Between two tasks."""
