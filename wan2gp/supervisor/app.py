@@ -138,7 +138,7 @@ class App:
         config, facts, queue = self._config, self._facts, self._backend.queue
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         opened.callback(context.term)
-        router = Router(context, run_dir.router)
+        router = Router(run_dir.router)
         opened.callback(router.close)
         inbox = Inbox()
         opened.callback(inbox.close)

@@ -24,7 +24,7 @@ import multiprocess
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
 from wan2gp.environment import SAFE_PATH
-from wan2gp.processes import frozen, kill
+from wan2gp.processes import frozen, is_below, kill
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
@@ -84,6 +84,8 @@ class Child:
         self.pid: int | None = None
         """The handler's pid, once its shim has told it."""
         self.started = time.monotonic()
+        self.shim_pid = 0
+        """0 before it is spawned."""
         self._killed_at: float | None = None
         self._report: dict[str, Any] | None = None
         self._unread = b""
@@ -122,7 +124,11 @@ class Child:
         )
         self._process.start()
         assert self._process.pid is not None
-        self.shim_pid: int = self._process.pid
+        self.shim_pid = self._process.pid
+
+    def owns(self, pid: int) -> bool:
+        """True when ``pid`` is the handler, or below it."""
+        return self.shim_pid > 0 and is_below(pid, self.shim_pid)
 
     def descriptors(self) -> tuple[int, int]:
         """What becomes readable when there is news (the channel) or the shim has died (its sentinel)."""

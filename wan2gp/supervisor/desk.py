@@ -235,7 +235,7 @@ class Desk(abc.ABC):
         self.facts("handler.starting", handler=self.name)
         self.engine, self._hung = {}, None
         self._heavy, self._worked = None, False
-        self.around.router.admit(child.identity)
+        self.around.router.admit(child.identity, child.owns)
         try:
             child.spawn(
                 target=self.target,

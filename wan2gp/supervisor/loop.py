@@ -6,13 +6,12 @@ It waits for the wire, the inbox, the children's descriptors and the next timer,
 from __future__ import annotations
 
 import enum
+import select
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import zmq
 
 from wan2gp.config import Config
 from wan2gp.logs import Facts
@@ -82,9 +81,9 @@ class Loop:
         self._work = str(config.data_dir / "work")
         self._every_tick = every_tick
         self._clock = clock
-        self._poller = zmq.Poller()
-        self._poller.register(router.socket, zmq.POLLIN)
-        self._poller.register(inbox.descriptor, zmq.POLLIN)
+        self._poller = select.poll()
+        self._poller.register(router.descriptor, select.POLLIN)
+        self._poller.register(inbox.descriptor, select.POLLIN)
         self._watched: dict[int, Callable[[], None]] = {}
         self._got: Counter[str] = Counter()
         self._drained: frozenset[str] = frozenset()
@@ -164,7 +163,7 @@ class Loop:
     def _watch(self, child: Child, look: Callable[[], None]) -> None:
         for descriptor in child.descriptors():
             self._watched[descriptor] = look
-            self._poller.register(descriptor, zmq.POLLIN)
+            self._poller.register(descriptor, select.POLLIN)
 
     def _unwatch(self, child: Child) -> None:
         for descriptor in child.descriptors():
@@ -185,8 +184,7 @@ class Loop:
 
     def _turn(self, ready: Mapping[Any, int]) -> None:
         # The wire first: an outcome that arrived before its sender's death must win.
-        if self._router.socket in ready or self._watched.keys() & ready.keys():
-            self._hear()
+        self._hear()
         if self.inbox.descriptor in ready:
             self.inbox.drain()
         for descriptor in ready:
@@ -209,7 +207,7 @@ class Loop:
     def _hear_out(self) -> None:
         for _ in range(HEAR_OUT_ROUNDS):
             self._hear()
-            if not self._router.socket.poll(HEAR_OUT_MS):
+            if not self._router.wait(HEAR_OUT_MS):
                 return
 
     def _note_strays(self) -> None:
@@ -221,6 +219,9 @@ class Loop:
         times = [when for desk in self.desks if (when := desk.next_tick()) is not None]
         times += [when for when in (self._stop_at, self._kill_at, self._blame.next_tick()) if when is not None]
         times.append(now + (TICK_S if busy else IDLE_TICK_S))
+        wire_s = self._router.due_s()
+        if wire_s is not None:
+            times.append(now + wire_s)
         danger_s = self._leases.danger_in(self._margin_s)
         if danger_s is not None:
             times.append(now + danger_s)
