@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.comfy_jobs import make_video
-from wan2gp.handlers.media_probe import Unreadable, probe, probe_video_input, sha256_of
+from wan2gp.handlers.comfy_input_probe import probe_video_input
+from wan2gp.handlers.media_probe import Unreadable, probe, sha256_of
 
 
 def test_a_whole_video_is_described(tmp_path: Path) -> None:

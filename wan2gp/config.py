@@ -98,6 +98,9 @@ class Config:
     input_total_s: float
     input_idle_s: float
     input_cache_bytes: int
+    input_max_pixels: int
+    input_max_frames: int
+    input_max_duration_s: float
     input_allow_paths: tuple[str, ...]
     input_buckets: tuple[str, ...]
     handler_secrets: Mapping[str, Secret] = field(default_factory=dict)

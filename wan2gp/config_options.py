@@ -407,6 +407,23 @@ OPTIONS: dict[str, Option] = {
         _count,
         "disk for downloads that are kept, bytes; 0: none are",
     ),
+    "input_max_pixels": Option(
+        "inputs.max_pixels",
+        "WAN2GP_INPUT_MAX_PIXELS",
+        134_217_728,
+        _count,
+        "largest picture or frame of an input, pixels; all frames of an animated picture: 8 times that; 0: no limit",
+    ),
+    "input_max_frames": Option(
+        "inputs.max_frames", "WAN2GP_INPUT_MAX_FRAMES", 500_000, _count, "most frames of an input; 0: no limit"
+    ),
+    "input_max_duration_s": Option(
+        "inputs.max_duration_s",
+        "WAN2GP_INPUT_MAX_DURATION_S",
+        14400.0,
+        _seconds,
+        "longest film or sound as an input, seconds; 0: no limit",
+    ),
     "input_allow_paths": Option(
         "inputs.allow_paths",
         "WAN2GP_INPUT_ALLOW_PATHS",

@@ -20,6 +20,7 @@ from wan2gp.handlers.comfy_input_probe import PROBES
 from wan2gp.handlers.comfy_inputs import Wanted
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.media_limits import OverLimit
 from wan2gp.handlers.media_probe import Unreadable
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
 from wan2gp.storage_address import NO_STORAGE, is_storage, parse_address
@@ -106,10 +107,12 @@ class InputFiles:
             raise TaskFailure("input.not_media", _not_media(wanted, found, kind))
         if kind in PROBES:
             try:
-                PROBES[kind](path)
+                PROBES[kind](path, self._settings.media_limits())
             except Unreadable as error:
                 where = "behind video_url" if wanted.label == VIDEO_URL else f"of `{wanted.label}`"
                 raise TaskFailure("input.corrupt", f"the file {where} cannot be decoded: {error}") from error
+            except OverLimit as error:
+                raise TaskFailure("input.too_large", f"the file of `{wanted.label}` has {error}") from error
         return Taken(wanted, path, plain_name(wished, path))
 
     # --- placing -----------------------------------------------------------------------------------------------------

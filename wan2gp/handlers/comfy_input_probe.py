@@ -1,51 +1,80 @@
-"""Whether an input can be decoded at all. Lenient: what a user's file lacks at its end is theirs to judge."""
+"""Whether an input can be decoded at all, and is no bomb: before an engine sees it, in the handler's own process.
+
+Lenient: what a user's file lacks at its end is theirs to judge.
+"""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-from wan2gp.handlers.media_probe import LARGEST_DECODED_PIXELS, Unreadable, probe_video_input
+from wan2gp.handlers.media_limits import NO_LIMITS, MediaLimits, check_declared, check_film, check_picture, check_sound
+from wan2gp.handlers.media_open import open_media, open_picture
+from wan2gp.handlers.media_probe import Unreadable
 
 
-def probe_image_input(path: Path) -> None:
-    """Whether its first picture can be decoded. Raises :class:`Unreadable`."""
+def probe_image_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
+    """Whether its first picture can be decoded. Raises :class:`Unreadable`, or ``OverLimit``."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height <= LARGEST_DECODED_PIXELS:
-                    image.load()
+        with open_picture(path) as image:
+            limits.size(*image.size)
+            image.load()
+            check_picture(image, limits)
     except UnidentifiedImageError:
-        _first_frame(path)  # a format that Pillow lacks here, such as AVIF or HEIC
-    except Image.DecompressionBombError:
-        return
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
+        _first_frame(path, limits)  # a format that Pillow lacks here, such as AVIF or HEIC
+    except Image.DecompressionBombError as error:
+        raise Unreadable("it has more pixels than can be decoded") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise Unreadable(_words(error)) from error
 
 
-def _first_frame(path: Path) -> None:
+def _first_frame(path: Path, limits: MediaLimits) -> None:
     try:
-        probe_video_input(path)
+        probe_video_input(path, limits)
     except Unreadable as error:
         raise Unreadable("it is no picture that can be read") from error
 
 
-def probe_audio_input(path: Path) -> None:
-    """Whether at least one stretch of sound can be decoded. Raises :class:`Unreadable`."""
+def probe_video_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
+    """Whether at least one of its frames can be decoded. Raises :class:`Unreadable`, or ``OverLimit``."""
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
+            if not container.streams.video:
+                raise Unreadable("it has no video stream")
+            check_declared(container, limits)
+            if next(container.decode(video=0), None) is None:
+                raise Unreadable("it has no frames")
+        with open_media(path) as container:
+            check_film(container, limits)
+    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as error:
+        raise Unreadable(_words(error)) from error
+
+
+def probe_audio_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
+    """Whether at least one stretch of its sound can be decoded. Raises :class:`Unreadable`, or ``OverLimit``."""
+    import av
+
+    try:
+        with open_media(path) as container:
             if not container.streams.audio:
                 raise Unreadable("it has no sound")
+            check_declared(container, limits)
             if next(container.decode(audio=0), None) is None:
                 raise Unreadable("its sound is empty")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise Unreadable(str(getattr(error, "strerror", None) or error)) from error
+        with open_media(path) as container:
+            check_sound(container, limits)
+    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as error:
+        raise Unreadable(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """Without the path, which says nothing to the user."""
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 PROBES = {"video": probe_video_input, "image": probe_image_input, "audio": probe_audio_input}
-"""By kind: raises :class:`Unreadable` for a file that is none."""
+"""By kind: raises :class:`Unreadable` for a file that is none, ``OverLimit`` for one that is too large."""

@@ -14,6 +14,7 @@ from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import FieldDoc, InputFields, TaskFields, bad, check_keys, document, value
 from wan2gp.handlers.comfy_inputs import Place, Wanted, apply_overrides, read_inputs
+from wan2gp.handlers.media_limits import MediaLimits
 from wan2gp.machine_memory import machine_memory
 
 PROBLEMS_KEPT = 200
@@ -108,6 +109,10 @@ class ComfySettings:
     allow_paths: Sequence[str] = ()
     """Directories of which a task's `inputs` may name files by `path`."""
     input_max_bytes: int = 4 * 1024**3
+    max_pixels: int = MediaLimits.max_pixels
+    max_frames: int = MediaLimits.max_frames
+    max_duration_s: float = MediaLimits.max_duration_s
+    """What an input may have, before an engine sees it."""
     storage: bool = True
     """Whether the worker has a project whose Storage inputs may come from."""
     posters: bool = False
@@ -116,6 +121,9 @@ class ComfySettings:
     """What the server and its children may hold between two tasks; 0: a share of the machine's memory."""
     memory_hard_bytes: int = 0
     """The same during a task."""
+
+    def media_limits(self) -> MediaLimits:
+        return MediaLimits(self.max_pixels, self.max_frames, self.max_duration_s)
 
     def allowed(self) -> Allowed:
         """Where a graph may name files. Of another machine's directories nobody here knows where their links lead."""

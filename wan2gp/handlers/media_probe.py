@@ -6,10 +6,11 @@ A name or a "success" proves nothing: a full disk leaves a file without an index
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wan2gp.handlers.media_open import open_media, open_picture
 
 if TYPE_CHECKING:
     import av
@@ -100,23 +101,6 @@ def probe(path: Path) -> MediaInfo:
     return MediaInfo("file", mime)
 
 
-def probe_video_input(path: Path) -> None:
-    """Whether at least one picture can be decoded. Raises :class:`Unreadable`.
-
-    Lenient: what a user's file lacks at its end is theirs to judge.
-    """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise Unreadable("it has no video stream")
-            if next(container.decode(video=0), None) is None:
-                raise Unreadable("it has no frames")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise Unreadable(_reason(error)) from error
-
-
 def sha256_of(path: Path) -> str:
     """The digest, in hexadecimal."""
     digest = hashlib.sha256()
@@ -133,12 +117,10 @@ def _image(path: Path, mime: str) -> MediaInfo:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                count = int(getattr(image, "n_frames", 1))
-                shown_ms = _decode_all(image, count) if width * height <= LARGEST_DECODED_PIXELS else 0.0
+        with open_picture(path) as image:
+            width, height = image.size
+            count = int(getattr(image, "n_frames", 1))
+            shown_ms = _decode_all(image, count) if width * height <= LARGEST_DECODED_PIXELS else 0.0
     except Image.DecompressionBombError:
         return MediaInfo("image", mime)
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for a broken PNG
@@ -176,7 +158,7 @@ def _stream(path: Path, mime: str) -> MediaInfo:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             if container.streams.video:
                 return _video(container, container.streams.video[0], mime)
             if container.streams.audio:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from wan2gp.handlers.media_open import open_media
 from wan2gp.handlers.media_probe import sha256_of
 from wan2gp.protocol import Artifact
 
@@ -101,7 +102,7 @@ def make_poster(video: Path, target: Path) -> Poster:
     import av
 
     try:
-        with av.open(str(video)) as container:
+        with open_media(video) as container:
             if not container.streams.video:
                 raise NoPoster("it has no video stream")
             picture = _picture(container, container.streams.video[0])

@@ -18,10 +18,12 @@ class Sniffed:
     mime: str
     extension: str
     """With its dot; the first of what such files are called."""
+    leads_on: bool = False
+    """It names other files and addresses, which whoever opens it opens too: of no use to any field."""
 
     def serves(self, kind: str) -> bool:
         """Whether a field that needs ``kind`` (``video``, ``image``, ``audio`` or ``any``) can take it."""
-        return kind == "any" or kind in self.kinds
+        return not self.leads_on and (kind == "any" or kind in self.kinds)
 
 
 def _media(name: str, kinds: str, mime: str, extension: str) -> Sniffed:
@@ -53,7 +55,13 @@ _TEXT = _media("a text", "", "text/plain", ".txt")
 EMPTY = _media("an empty file", "", "application/octet-stream", ".bin")
 UNKNOWN = _media("data of an unknown format", "", "application/octet-stream", ".bin")
 
+_HLS = Sniffed("a playlist (HLS)", frozenset(), "application/vnd.apple.mpegurl", ".m3u8", leads_on=True)
+_DASH = Sniffed("a playlist (DASH)", frozenset(), "application/dash+xml", ".mpd", leads_on=True)
+_CONCAT = Sniffed("a list of other files (ffconcat)", frozenset(), "text/plain", ".txt", leads_on=True)
+
 _PREFIXES = (
+    (b"#EXTM3U", _HLS),
+    (b"ffconcat version", _CONCAT),
     (b"\x89PNG\r\n\x1a\n", _media("a PNG picture", "image", "image/png", ".png")),
     (b"\xff\xd8\xff", _media("a JPEG picture", "image", "image/jpeg", ".jpg")),
     (b"GIF87a", _media("a GIF picture", "image video", "image/gif", ".gif")),
@@ -101,7 +109,9 @@ def _iso(head: bytes) -> Sniffed | None:
         if brand in _AUDIO_BRANDS:
             return _M4A
         return _MOV if brand == b"qt  " else _IMAGE_BRANDS.get(brand, _MP4)
-    return _MOV if box in _OLD_QUICKTIME else None
+    # Before a word of a text ("the free lunch") there are letters, before the name of a box its length.
+    is_text = all(0x20 <= byte < 0x7F for byte in head[:4])
+    return _MOV if box in _OLD_QUICKTIME and not is_text else None
 
 
 def _riff(head: bytes) -> Sniffed | None:
@@ -147,6 +157,8 @@ def _words(head: bytes) -> Sniffed | None:
         return None
     if text.startswith(("<!doctype html", "<html", "<head", "<body", "<script")):
         return _HTML
+    if "<mpd" in text and "urn:mpeg:dash" in text:
+        return _DASH
     if text.startswith("<"):
         return _HTML if "<html" in text else _XML
     return _JSON if text.startswith(("{", "[")) else _TEXT
