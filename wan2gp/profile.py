@@ -54,6 +54,9 @@ class Profile:
     """Directories below which links may lead elsewhere: what they lead to may be read too."""
     path_lists: tuple[str, ...] = ()
     """Files like ComfyUI's ``extra_model_paths.yaml``: the directories that they name may be read."""
+    never: tuple[str, ...] = ()
+    """Paths that links and lists must not open: what they lead to is passed over when it holds one of them, or lies
+    below one."""
     tcp: tuple[int, ...] | None = ()
     """Ports that may be bound and connected to; None: all."""
     udp: bool = False

@@ -1,7 +1,7 @@
 """What a profile's paths come to on this disk: where links of model directories lead, what lists of paths name.
 
 Nothing that a handler can write itself widens what it may read: a link or a list below a path that the profile lets it
-write is passed over.
+write is passed over. So is what would open a place that the profile closes, or everything.
 """
 
 from __future__ import annotations
@@ -21,34 +21,46 @@ LIST_BYTES_MAX = 1024 * 1024
 def readable(profile: Profile) -> Iterator[str]:
     """All that may be read: the profile's own, and what its model directories and lists lead to."""
     yield from profile.read
-    write = [os.path.realpath(path) for path in profile.write]
+    search = _Search([os.path.realpath(path) for path in profile.write], [*map(os.path.realpath, profile.never)])
     roots = [*profile.models]
     for path in profile.path_lists:
-        if not _below(os.path.realpath(path), write):
+        if not search.writable(os.path.realpath(path)):
             roots += directories_of(path)
-    for path in roots:
-        real = os.path.realpath(path)
-        if not _encloses(real, write):
-            yield real
-            yield from _targets(real, write)
+    yield from search.from_roots(roots)
 
 
-def _targets(root: str, write: list[str]) -> Iterator[str]:
-    """Where links below ``root`` lead, and those below that, each once."""
-    seen, waiting, left = {root}, [(root, 0)], ENTRIES_MAX
-    while waiting and left > 0:
-        directory, depth = waiting.pop()
-        for entry in _entries(directory):
-            left -= 1
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if target in seen or _below(directory, write) or _encloses(target, write):
-                    continue
-                seen.add(target)
-                yield target
-                waiting.append((target, depth + 1))
-            elif depth < LINKS_DEEP and entry.is_dir(follow_symlinks=False):
-                waiting.append((entry.path, depth + 1))
+class _Search:
+    """Where directories and the links below them lead, each place once."""
+
+    def __init__(self, write: list[str], never: list[str]) -> None:
+        self._write = write
+        self._never = never
+        self._seen: set[str] = set()
+        self._waiting: list[tuple[str, int]] = []
+
+    def from_roots(self, roots: Iterable[str]) -> Iterator[str]:
+        for root in roots:
+            yield from self._reach(os.path.realpath(root))
+        looked_at = 0
+        while self._waiting and looked_at < ENTRIES_MAX:
+            directory, depth = self._waiting.pop(0)
+            for entry in _entries(directory):
+                looked_at += 1
+                if entry.is_symlink():
+                    if not self.writable(directory):
+                        yield from self._reach(os.path.realpath(entry.path))
+                elif depth < LINKS_DEEP and entry.is_dir(follow_symlinks=False):
+                    self._waiting.append((entry.path, depth + 1))
+
+    def writable(self, path: str) -> bool:
+        return any(_below(path, place) for place in self._write)
+
+    def _reach(self, target: str) -> Iterator[str]:
+        opens = target == "/" or any(_below(place, target) or _below(target, place) for place in self._never)
+        if target not in self._seen and not opens:
+            self._seen.add(target)
+            self._waiting.append((target, 0))
+            yield target
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:
@@ -59,14 +71,9 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _below(path: str, places: Iterable[str]) -> bool:
-    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
-
-
-def _encloses(path: str, places: Iterable[str]) -> bool:
-    """Whether it holds one of the handler's own places, and with it those of others and the worker's: a link to ``/``
-    would open everything."""
-    return path == "/" or any(_below(place, [path]) and place != path for place in places)
+def _below(path: str, place: str) -> bool:
+    """Whether it is that place, or lies in it."""
+    return path == place or path.startswith(place.rstrip("/") + "/")
 
 
 def directories_of(path: str) -> list[str]:

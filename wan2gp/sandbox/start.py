@@ -39,6 +39,7 @@ def start(command: list[str], boot: bytes, profile: Profile) -> Started:
 
     def in_child() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setsid()  # a signal to its own group is none to ours
         _enter(sandbox, theirs)
         die_with_parent(signal.SIGKILL, me)  # last: a change of user forgets it
 
