@@ -26,6 +26,7 @@ REMOVE_S = 0.5
 KILL_S = 3.0
 """How long :meth:`Group.kill` goes on, seconds: what is still there then hangs in the kernel."""
 PAUSE_S = 0.002
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,15 @@ class Group:
         return {limit: count for limit, count in counted.items() if count}
 
     def remove(self, deadline_s: float = REMOVE_S) -> bool:
-        """Give it back once nobody is in it. False when somebody still is."""
+        """Give it back once nobody is in it. False when somebody still is. The last of a supervisor's children takes
+        the supervisor's place away too, which the next one makes anew."""
         end = time.monotonic() + deadline_s
         while not all(_removed(path) for path in self._paths()):
             if time.monotonic() > end:
                 return False
             time.sleep(PAUSE_S)
+        for path in self._paths():
+            _removed(path.parent)
         return True
 
     def _paths(self) -> list[Path]:
@@ -134,7 +138,7 @@ def open_group(name: str, memory_bytes: int, processes: int, owner: int | None =
     missing: dict[str, str] = {}
     for limit, size in wanted.items():
         try:
-            made[limit] = _open(limit, size, group_name(name, os.getpid()), os.getppid() if owner is None else owner)
+            made[limit] = _open(limit, size, _group_name(name, os.getpid()), os.getppid() if owner is None else owner)
         except (Unplaced, OSError) as error:
             missing[limit] = _reason(error)
     group = Group(made, missing)
@@ -143,19 +147,18 @@ def open_group(name: str, memory_bytes: int, processes: int, owner: int | None =
     return "; ".join(dict.fromkeys(missing.values())) or "no limit was asked for"
 
 
-def existing(name: str, shim: int, owner: int) -> Group | None:
+def existing(shim: int, owner: int) -> Group | None:
     """The group that the shim with this pid opened below ``owner``, for a look from outside; None without one."""
     found: dict[str, tuple[int, Path]] = {}
     for limit in LIMITS:
         with contextlib.suppress(Unplaced, OSError):
             place = find(limit)
-            path = place.base / owner_name(owner) / group_name(name, shim)
-            if path.is_dir():
+            for path in (place.base / owner_name(owner)).glob(f"*-{shim}"):
                 found[limit] = place.version, path
     return Group(found) if found else None
 
 
-def group_name(name: str, shim: int) -> str:
+def _group_name(name: str, shim: int) -> str:
     """The directory of a child's group: a shim that still ends and the next one never meet."""
     kept = "".join(char if char.isalnum() or char in "-_" else "_" for char in name)[:64]
     return f"{kept}-{shim}"
@@ -168,9 +171,7 @@ def owner_name(pid: int) -> str:
 
 def _open(limit: str, size: int, name: str, owner: int) -> tuple[int, Path]:
     place = find(limit)
-    path = _make_owner(place, owner) / name
-    fresh = not path.exists()
-    path.mkdir(exist_ok=True)
+    path, fresh = _make(place, owner, name)
     try:
         for file, value in _settings(limit, place.version, size):
             _write(path / file, value)
@@ -181,6 +182,17 @@ def _open(limit: str, size: int, name: str, owner: int) -> tuple[int, Path]:
                 path.rmdir()
         raise
     return place.version, path
+
+
+def _make(place: Place, owner: int, name: str) -> tuple[Path, bool]:
+    """The group's directory, and whether it was not there before."""
+    for _ in range(TRIES):
+        path = _make_owner(place, owner) / name
+        fresh = not path.exists()
+        with contextlib.suppress(FileNotFoundError):  # another child has just taken the owner's place away
+            path.mkdir(exist_ok=True)
+            return path, fresh
+    raise Unplaced(f"no control group below {place.base} lasts")
 
 
 def _make_owner(place: Place, owner: int) -> Path:

@@ -127,6 +127,18 @@ _TABLE = (
         "The handler showed no sign of life, or no progress within its phase's limit.",
         "It was killed; the task is retried.",
     ),
+    (
+        "handler.process_limit",
+        True,
+        "The handler started as many processes and threads as its limit allows, and was ended.",
+        "Look for what starts them; or a higher sandbox.processes for an engine that needs so many.",
+    ),
+    (
+        "handler.disk_limit",
+        True,
+        "The handler wrote more than its limit allows, and was ended; what it had written is removed.",
+        "Smaller inputs, or a higher sandbox.disk_mib on a machine that has the space.",
+    ),
     ("handler.protocol", True, "The handler broke the protocol and was replaced.", "Report it."),
     (
         "input.bad_params",

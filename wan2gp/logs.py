@@ -106,6 +106,8 @@ FACTS: dict[str, tuple[str, str]] = {
     ),
     "handler.hung": ("WARNING", "Handler {handler} hangs: {reason}. Killing it"),
     "handler.bloated": ("WARNING", "Handler {handler} is killed: {reason}"),
+    "handler.emptied": ("WARNING", "Removing all that handler {handler} has written below {path}"),
+    "handler.not_emptied": ("ERROR", "Cannot remove what handler {handler} has written below {path}: {error}"),
     "handler.heavy": ("WARNING", "Handler {handler} is replaced before its next task: {reason}"),
     "handler.protocol": ("ERROR", "Handler {handler} broke the protocol: {error}. Killing it"),
     "handler.survivors": ("ERROR", "Processes of handler {handler} cannot be killed: {pids}"),

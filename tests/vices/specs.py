@@ -41,6 +41,8 @@ NAMES = (
     "breaker",
     "glutton",
     "frozen",
+    "breeder",
+    "gusher",
 )
 HASTY = Patience(backoff_first_s=0.02, half_open_s=1.0)
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {

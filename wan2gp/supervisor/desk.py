@@ -18,10 +18,12 @@ from wan2gp.logs import Facts
 from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
 from wan2gp.supervisor.child import Child, Death
+from wan2gp.supervisor.emptying import set_aside
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
 from wan2gp.supervisor.registry import SILENCE_S
 from wan2gp.supervisor.router import Router, Unreachable
-from wan2gp.supervisor.weight import Verdict, Weighed
+from wan2gp.supervisor.size_watch import CODE as DISK_LIMIT
+from wan2gp.supervisor.weight import Excess, Verdict, Weighed
 
 HUNG = "handler.hung"
 """The code of a loss, and the name of its fact, unless it is another that is given."""
@@ -170,12 +172,17 @@ class Desk(abc.ABC):
     def weighed(self, found: Weighed) -> None:
         """The memory watch has looked at the child that is here now."""
         self._heavy = None if found.verdict is Verdict.FINE else found.reason
-        if found.verdict is Verdict.TOO_HEAVY and self.life.state not in (State.STOPPING, State.RECYCLING):
-            self.hang(found.reason, "engine.memory_limit", "handler.bloated")
+        if found.verdict is Verdict.TOO_HEAVY:
+            self.exceeded(Excess("engine.memory_limit", found.reason))
         elif self.life.state is State.IDLE and found.looked_at > self._since:  # else it still saw the task's memory
             if self._heavy is not None and self._worked:
                 self.facts("handler.heavy", handler=self.name, reason=self._heavy)
                 self.on(On.WORN)
+
+    def exceeded(self, excess: Excess) -> None:
+        """The child that is here now is over a limit; one that leaves anyway is ended soon enough."""
+        if self.life.state not in (State.STOPPING, State.RECYCLING):
+            self.hang(excess.reason, excess.code, "handler.bloated")
 
     @property
     def has_process(self) -> bool:
@@ -321,6 +328,8 @@ class Desk(abc.ABC):
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
         if death.survivors:
             self.facts("handler.survivors", handler=self.name, pids=", ".join(map(str, death.survivors)))
+        if self._hung is not None and self._hung_code == DISK_LIMIT:
+            self._empty()
         if death.status is None:  # its shim was killed: what was below has fallen to us
             self.around.strays()
         if not (asked and self.life.blamed):  # else the engine's own words, heard before, say more
@@ -328,6 +337,16 @@ class Desk(abc.ABC):
         if not asked or self._hung:
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)
+
+    def _empty(self) -> None:
+        """Before the next process starts, or it would be over the limit at once."""
+        place = self.around.data_dir / "handlers" / self.name
+        try:
+            set_aside(place)
+        except OSError as error:
+            self.facts("handler.not_emptied", handler=self.name, path=str(place), error=error)
+        else:
+            self.facts("handler.emptied", handler=self.name, path=str(place))
 
     def _code(self) -> str:
         return self._hung_code if self._hung else "handler.died"

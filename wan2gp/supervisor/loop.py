@@ -33,7 +33,7 @@ from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Ending
-from wan2gp.supervisor.weight import Weighed
+from wan2gp.supervisor.weight import Excess, Weighed
 
 TICK_S = 1.0
 """The loop looks around at least so often while anything runs, seconds."""
@@ -381,6 +381,12 @@ class Loop:
         for desk in self.desks:
             if desk.child is not None and (one := found.get(desk.child.identity)) is not None:
                 desk.weighed(one)
+
+    def exceeded(self, found: Mapping[bytes, Excess]) -> None:
+        """Who is over a limit, by the children's identities."""
+        for desk in self.desks:
+            if desk.child is not None and (one := found.get(desk.child.identity)) is not None:
+                desk.exceeded(one)
 
     def drain(self) -> None:
         """Claim nothing more; what runs goes on."""

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 
 from wan2gp.config import Config
 from wan2gp.machine_memory import machine_memory
-from wan2gp.processes import held, trees
-from wan2gp.supervisor.weight import Verdict, Weighed, Weight
+from wan2gp.processes import families, held
+from wan2gp.supervisor.crowd import Crowd
+from wan2gp.supervisor.weight import Root, Verdict, Weighed, Weight
 
 LOOK_S = 1.0
 """Time between two looks, seconds."""
 LOOKS = 3
 """A child that is too heavy in so many looks in a row is ended: one peak is none of anybody's business."""
+QUICK_S = 0.2
+"""Time between two looks at how many processes there are in all, which is cheap, seconds."""
 SETTLE_S = 0.2
 """How long a task's memory may take to be given back before its process is looked at for that, seconds."""
 GPU_EVERY_S = 10.0
@@ -51,15 +54,6 @@ def memory_limits(config: Config) -> Limits:
     hard = config.memory_hard_mib * MIB or int(machine * HARD_SHARE)
     soft = config.memory_soft_mib * MIB or int(machine * SOFT_SHARE)
     return Limits(min(soft, hard), hard, config.memory_gpu_soft_mib * MIB)
-
-
-@dataclass(frozen=True)
-class Root:
-    """A child to be weighed: its name, its name on the wire, and the process that all of it runs below."""
-
-    name: str
-    identity: bytes
-    pid: int
 
 
 @dataclass
@@ -111,7 +105,8 @@ def _heavy(held: int, limit: int, what: str, key: str) -> str:
 
 class MemoryWatch:
     """``roots`` and ``gpu`` are called from its thread, and so is ``told``, with whatever a desk must know: what is no
-    longer or not yet fine, or all there is after :meth:`look_now`. ``gpu`` gives bytes by pid and must not hang."""
+    longer or not yet fine, or all there is after :meth:`look_now`. ``gpu`` gives bytes by pid and must not hang.
+    ``crowd`` judges how many processes there are, which the same look counts."""
 
     def __init__(
         self,
@@ -121,7 +116,9 @@ class MemoryWatch:
         failed: Callable[[BaseException], None],
         gpu: Callable[[], Mapping[int, int] | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        crowd: Crowd | None = None,
     ) -> None:
+        self._crowd = crowd
         self._judge = Judge(limits)
         self._limits = limits
         self._roots = roots
@@ -156,22 +153,31 @@ class MemoryWatch:
     def _serve(self) -> None:
         try:
             while not self._stopped.is_set():
-                asked = self._asked.wait(LOOK_S)
+                asked = self._wait()
                 self._asked.clear()
                 if not self._stopped.wait(SETTLE_S if asked else 0.0):
                     self.look(asked)
         except BaseException as error:  # a worker whose memory nobody watches must stop rather than limp
             self._failed(error)
 
+    def _wait(self) -> bool:
+        """Until the next look is due, or processes multiply so fast that one is. True when somebody asked for one."""
+        due = time.monotonic() + LOOK_S
+        pause = QUICK_S if self._crowd is not None else LOOK_S
+        while not self._asked.wait(max(0.0, min(pause, due - time.monotonic()))):
+            if time.monotonic() >= due or (self._crowd is not None and self._crowd.hurries()):
+                return False
+        return True
+
     def look(self, asked: bool) -> None:
         """Weigh all children once. ``asked``: tell of all of them."""
         now = self._clock()
         roots = list(self._roots())
         self._look_at_gpus(now, asked)
-        families = trees(root.pid for root in roots) if roots else {}
-        found = {
-            root.identity: self._judge.judge(root.identity, self._weigh(families[root.pid]), now) for root in roots
-        }
+        trees, tasks = families([root.pid for root in roots]) if roots else ({}, {})
+        if self._crowd is not None:  # first: a weighing of thousands takes time
+            self._crowd.look({root: tasks[root.pid] for root in roots})
+        found = {root.identity: self._judge.judge(root.identity, self._weigh(trees[root.pid]), now) for root in roots}
         self._judge.forget_all_but(found)
         self.weights = {root.name: found[root.identity].weight for root in roots}
         news = {identity: one for identity, one in found.items() if asked or self._is_news(identity, one.verdict)}

@@ -1,4 +1,4 @@
-"""The threads that watch what a worker can run out of, memory and disk, and how the loop hears of it."""
+"""The threads that watch what a worker can run out of, memory, processes and disk, and how the loop hears of it."""
 
 from __future__ import annotations
 
@@ -9,38 +9,59 @@ from typing import Any
 from wan2gp.config import Config
 from wan2gp.logs import Facts
 from wan2gp.supervisor import disk_watch
+from wan2gp.supervisor.crowd import Crowd
 from wan2gp.supervisor.disk_watch import DiskWatch
 from wan2gp.supervisor.gpus import GpuMemory
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
-from wan2gp.supervisor.memory_watch import MemoryWatch, Root, memory_limits
+from wan2gp.supervisor.memory_watch import MemoryWatch, memory_limits
 from wan2gp.supervisor.nvml import Nvml
-from wan2gp.supervisor.weight import Weighed
+from wan2gp.supervisor.registry import COURIER
+from wan2gp.supervisor.size_watch import Allowances, SizeWatch
+from wan2gp.supervisor.weight import Excess, Root, Weighed
 
 MIB = 1024 * 1024
 
 
 class Watches:
-    """Both of them; used from the loop's thread."""
+    """All of them; used from the loop's thread."""
 
     def __init__(self, config: Config, loop: Loop, inbox: Inbox, facts: Facts, nvml: Nvml) -> None:
         self._loop = loop
         self._inbox = inbox
+        confined = config.sandbox != "off"
         self._memory = MemoryWatch(
-            memory_limits(config), self._roots, self._weighed, loop.crash, GpuMemory(nvml).by_pid
+            memory_limits(config),
+            self._roots,
+            self._weighed,
+            loop.crash,
+            GpuMemory(nvml).by_pid,
+            crowd=Crowd(config.sandbox_processes, self._exceeded) if confined else None,
         )
         loop.weigh = self._memory.look_now
         min_free = config.disk_min_free_mib * MIB
         self._disk = DiskWatch(config.data_dir, min_free, facts, self._blocked, loop.crash)
+        self._sizes = SizeWatch(
+            config.data_dir,
+            Allowances(config.sandbox_disk_mib * MIB, {COURIER: config.input_cache_bytes}),
+            self._roots,
+            lambda name: (config.data_dir / "handlers" / name, config.data_dir / "work" / name),
+            self._exceeded,
+            loop.crash,
+        )
+        self._confined = confined
 
     def start(self) -> None:
         """To be called before the loop runs: what the first look finds holds before anything is claimed."""
         self._memory.start()
         self._disk.start()
+        if self._confined:
+            self._sizes.start()
         self._inbox.drain()
 
     def stop(self) -> None:
-        """End both."""
+        """End them."""
+        self._sizes.stop()
         self._disk.stop()
         self._memory.stop()
 
@@ -60,6 +81,9 @@ class Watches:
 
     def _weighed(self, found: Mapping[bytes, Weighed]) -> None:
         self._inbox.post(partial(self._loop.weighed, found))
+
+    def _exceeded(self, found: Mapping[bytes, Excess]) -> None:
+        self._inbox.post(partial(self._loop.exceeded, found))
 
     def _blocked(self, wrong: str | None) -> None:
         health = self._loop.health

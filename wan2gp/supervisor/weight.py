@@ -1,9 +1,28 @@
-"""What the memory watch tells the desks of their children: how much each holds, and whether that is too much."""
+"""What the watches tell the desks of their children: how much each holds, and whether that is too much."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Root:
+    """A child to be looked at: its name, its name on the wire, and the process that all of it runs below."""
+
+    name: str
+    identity: bytes
+    pid: int
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A limit that a child is over: it must end now, under its work."""
+
+    code: str
+    """One of :mod:`wan2gp.errors`."""
+    reason: str
+    """A sentence for a person."""
 
 
 class Verdict(enum.Enum):
