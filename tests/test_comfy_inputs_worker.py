@@ -94,7 +94,7 @@ def test_fifty_graphs_in_a_row_leave_no_file_no_descriptor_and_no_memory(start_w
     before = holdings(worker)
     run(range(GRAPHS))
     eventually("the engine's directories are empty", lambda: not files(worker))
-    eventually("the task directories are gone", lambda: not list((worker.data_dir / "work").glob("*/*")))
+    eventually("the task directories are gone", lambda: not list((worker.data_dir / "work").glob("*/*/*")))
     after = holdings(worker)
     assert set(before) == set(after), "the processes are the same"
     for name, (descriptors, memory) in after.items():

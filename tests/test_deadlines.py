@@ -19,7 +19,7 @@ def unasked(*_: Any) -> None:
 
 def desk_with(facts: Any, **differently: Any) -> tuple[HandlerDesk, Running]:
     """A desk at time 100, whose task has just made progress in its phase `step`, limited to 7 s."""
-    around = Surroundings(None, facts, Path("/nowhere"), unasked, unasked, unasked, unasked, lambda: 100.0)  # type: ignore[arg-type]
+    around = Surroundings(None, facts, Path("/nowhere"), None, unasked, unasked, unasked, unasked, lambda: 100.0)  # type: ignore[arg-type]
     desk = HandlerDesk("h", "m:C", {}, around, 1.0, 1.0, limits_s={"step": 7.0}, cancel_grace_s=3.0, **differently)
     task = ClaimedTask("t", "h", {}, 1, 3, "secret", "lease-id-1")
     desk.current = running = Running(task, "h", "/nowhere/t", 90.0, progressed_at=100.0, phase="step")

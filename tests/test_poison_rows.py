@@ -87,5 +87,5 @@ def test_a_strange_type_is_left_alone_and_can_be_shown(lasting: Worker, task_typ
 
 def test_nothing_of_them_is_left(lasting: Worker, tmp_path: Path) -> None:
     lasting.ended(lasting.insert("noop"))
-    eventually("no work directory is left", lambda: not list((lasting.data_dir / "work").glob("*")))
+    eventually("no work directory is left", lambda: not list((lasting.data_dir / "work").glob("*/*")))
     eventually("the spool is empty", lasting.spool_is_empty)

@@ -32,7 +32,7 @@ def test_a_task_becomes_files_named_after_it_and_the_row_tells_of_them(worker: W
     assert row["result_data"]["engine"] == {"name": "maker"}
     assert set(row["result_data"]["timings"]) >= {"wait_s", "run_s"}
     eventually("the spool is empty", worker.spool_is_empty)
-    eventually("the work directory is gone", lambda: not list((worker.data_dir / "work").glob("*/*")))
+    eventually("the work directory is gone", lambda: not list((worker.data_dir / "work").glob("*/*/*")))
 
 
 def test_two_files_of_one_name_both_arrive(worker: Worker) -> None:

@@ -68,17 +68,17 @@ class LockFile:
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def take(cls, path: Path) -> LockFile | None:
+    def take(cls, path: Path, mode: int = 0o644) -> LockFile | None:
         """The lock, or None when somebody else holds it. Raises ``OSError`` when the file cannot be opened."""
         # 0644: whoever may look at the directory may ask who has it. Close-on-exec: no child keeps the lock alive.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         if not _flock(descriptor, fcntl.LOCK_EX, _PROBE_S):
             os.close(descriptor)
             return None
         if not _is_at(path, descriptor):
             # Its holder removed the file between our opening and its letting go: that lock would guard nothing.
             os.close(descriptor)
-            return cls.take(path)
+            return cls.take(path, mode)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return cls(path, descriptor)
@@ -146,21 +146,26 @@ class RunDir:
 
     path: Path
     lock: LockFile
+    group: int | None = None
+    """Whose members may pass through it."""
 
     @classmethod
-    def prepare(cls, config: Config) -> RunDir:
-        """Make or check the directory, 0700 and ours alone. Raises :class:`RunDirError`."""
+    def prepare(cls, config: Config, group: int | None = None) -> RunDir:
+        """Make or check the directory, 0700 and ours alone; members of ``group`` may pass through it to what is open to
+        them there. Raises :class:`RunDirError`."""
         path = config.run_directory()
         for name in ("router", "control"):
             _check_length(path / name)
         try:
-            _make_private(path)
-            lock = LockFile.take(path / "lock")
+            _make_private(path, config.sandbox_uid_base)
+            lock = LockFile.take(path / "lock", 0o600)
+            if lock is not None:
+                _let_pass(path, group)
         except OSError as error:
             raise RunDirError(f"cannot use the run directory {path}: {error.strerror}; {_REMEDY}") from error
         if lock is None:
             raise RunDirError(f"the run directory {path} is in use by another supervisor: {_REMEDY}")
-        return cls(path, lock)
+        return cls(path, lock, group)
 
     @property
     def router(self) -> str:
@@ -243,7 +248,8 @@ def _check_length(socket_path: Path) -> None:
         )
 
 
-def _make_private(path: Path) -> None:
+def _make_private(path: Path, group: int) -> None:
+    """``group``: the one that an earlier life may have let pass."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -253,9 +259,14 @@ def _make_private(path: Path) -> None:
         raise RunDirError(f"the run directory {path} is not a directory but a link or a file: remove it, or {_REMEDY}")
     if found.st_uid != os.geteuid():
         raise RunDirError(f"the run directory {path} belongs to the user id {found.st_uid}: {_REMEDY}")
-    if found.st_mode & 0o077:
+    if found.st_mode & 0o077 and not (found.st_mode & 0o077 == 0o010 and group and found.st_gid == group):
         # Never mended by ourselves: a mistaken WAN2GP_RUN_DIR=/tmp would lock everybody else out of it.
         raise RunDirError(f"the run directory {path} is open to others: chmod 700 it, or {_REMEDY}")
+
+
+def _let_pass(path: Path, group: int | None) -> None:
+    os.chown(path, -1, os.getegid() if group is None else group)
+    path.chmod(0o700 if group is None else 0o710)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

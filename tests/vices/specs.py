@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wan2gp.config import Config
 from wan2gp.supervisor.lifecycle import Patience
+from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.registry import HandlerSpec
 
 NAMES = (
@@ -58,6 +60,11 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
 """What differs from the defaults, by handler."""
 
 
+def needs(config: Config) -> Needs:
+    """These vices are not about the sandbox: they leave notes in their test's directory, and find orders there."""
+    return Needs(write=(str(config.data_dir.parents[1]),))
+
+
 def spec(name: str) -> HandlerSpec:
     """`<name>` tasks go to `tests/vices/<name>.py`."""
     return HandlerSpec(
@@ -67,6 +74,7 @@ def spec(name: str) -> HandlerSpec:
         settings=lambda config: {"data_dir": str(config.data_dir)},
         start_s=20.0,
         warm_start_s=lambda config: 20.0,
+        needs=needs,
         **OTHERWISE.get(name, {}),
     )
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Installation:
     python: str = ""
     args: str = ""
     port: int = 8188
+    spare_ports: tuple[int, ...] = ()
+    """Others that it may use, where it may not use every port."""
 
     @property
     def builtin(self) -> bool:
@@ -139,9 +141,9 @@ class Folders:
         return [part for name, place in places.items() for part in (f"--{name}-directory", str(place))]
 
 
-def choose_port(wanted: int) -> int:
-    """``wanted`` if nobody listens there, else one that is free now. ComfyUI looks only after its whole start."""
-    for port in (wanted, 0):
+def choose_port(wanted: Sequence[int]) -> int:
+    """The first where nobody listens now; 0 is any. ComfyUI looks only after its whole start."""
+    for port in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -149,7 +151,7 @@ def choose_port(wanted: int) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise StartFailed("no port is free")
+    raise StartFailed(f"no port is free of {', '.join(map(str, wanted))}")
 
 
 class ComfyServer:
@@ -167,11 +169,13 @@ class ComfyServer:
         self.client = ComfyClient(f"http://{HOST}:{port}", alive=lambda: process.exit_code() is None)
 
     @classmethod
-    def start(cls, installation: Installation, home: Path, *, any_port: bool = False) -> ComfyServer:
-        """Raises :class:`NotInstalled` or :class:`StartFailed`. Does not wait for it to be ready."""
+    def start(cls, installation: Installation, home: Path, *, other_port: bool = False) -> ComfyServer:
+        """Raises :class:`NotInstalled` or :class:`StartFailed`. Does not wait for it to be ready. ``other_port``: the
+        first one was somebody else's."""
         installation.check()
         folders = Folders(home)
-        port = choose_port(0 if any_port else installation.port)
+        spare = installation.spare_ports or (0,)
+        port = choose_port(spare if other_port else (installation.port, *spare))
         command = installation.command(folders, port)
         try:
             folders.make()

@@ -42,7 +42,9 @@ class ComfyEngine:
     def __init__(self, context: HandlerContext, settings: ComfySettings) -> None:
         self._context = context
         self._settings = settings
-        self._installation = Installation(settings.path, settings.python, settings.args, settings.port)
+        self._installation = Installation(
+            settings.path, settings.python, settings.args, settings.port, tuple(settings.ports)
+        )
         self._home = context.home / "engine"
         self._server: ComfyServer | None = None
         self._live: Live | None = None
@@ -139,7 +141,7 @@ class ComfyEngine:
             if self._server is None or not self._server.port_was_taken:
                 raise
             self._discard(0)
-            self._start(event, any_port=True)
+            self._start(event, other_port=True)
             self._wait(abandoned)
         event("comfy.ready")
         self._warm_up(event, abandoned)
@@ -166,12 +168,12 @@ class ComfyEngine:
         else:
             event("comfy.warmed_up", seconds=round(seconds, 2))
 
-    def _start(self, event: Callable[..., None], *, any_port: bool = False) -> None:
+    def _start(self, event: Callable[..., None], *, other_port: bool = False) -> None:
         if self._server is not None:  # a start that was abandoned goes on
             return
         self._sweep()
         event("comfy.starting", path=self._installation.path)
-        self._server = ComfyServer.start(self._installation, self._home, any_port=any_port)
+        self._server = ComfyServer.start(self._installation, self._home, other_port=other_port)
         pid, port = self._server.process.pid, self._server.port
         self._context.engine_state("starting", pid=pid, port=port)
         event("comfy.started", pid=pid)

@@ -95,6 +95,8 @@ class ComfySettings:
 
     path: str = "/workspace/ComfyUI"
     port: int = 8188
+    ports: Sequence[int] = ()
+    """Those that it may use besides; none given: every port."""
     python: str = ""
     args: str = ""
     url: str = ""

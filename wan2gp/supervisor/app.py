@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import shutil
 import signal
 import threading
 import time
@@ -34,6 +33,8 @@ from wan2gp.supervisor.log_shipper import STOP_S, LogShipper
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.nvml import Nvml
 from wan2gp.supervisor.operations import LoopOperations
+from wan2gp.supervisor.places import WORK, clear_but
+from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.readiness import obstacles
 from wan2gp.supervisor.registry import Registry, load_registry
@@ -110,8 +111,9 @@ class App:
                 self._facts("worker.warning", text=warning)
             self._ledger = Ledger(config.data_dir / "children.json")
             self._sweep()
+            profiles = Profiles(config, registry)
             with _undisturbed():  # a signal in between would leave it behind
-                run_dir = RunDir.prepare(config)
+                run_dir = RunDir.prepare(config, profiles.socket_group)
                 opened.callback(run_dir.remove)
             self._backend = open_backend(config, kind, run_dir.path, self._facts)
             opened.callback(self._backend.close)
@@ -120,7 +122,7 @@ class App:
             self._instance = instance_of(config.data_dir)
             self._take_worker_id()
             try:
-                self._serve(registry, run_dir, opened)
+                self._serve(registry, profiles, run_dir, opened)
             except Superseded:
                 self._facts("worker.superseded", worker=config.worker_id)
                 raise
@@ -134,15 +136,17 @@ class App:
         if count:
             self._facts("worker.swept", count=count)
 
-    def _serve(self, registry: Registry, run_dir: RunDir, opened: contextlib.ExitStack) -> None:
+    def _serve(self, registry: Registry, profiles: Profiles, run_dir: RunDir, opened: contextlib.ExitStack) -> None:
         config, facts, queue = self._config, self._facts, self._backend.queue
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         opened.callback(context.term)
         router = Router(run_dir.router)
+        if run_dir.group is not None:
+            router.open_to(run_dir.group)
         opened.callback(router.close)
         inbox = Inbox()
         opened.callback(inbox.close)
-        loop = Loop(config, registry, router, facts, inbox, once=self._order.once, every_tick=self._tick)
+        loop = Loop(config, registry, router, profiles, facts, inbox, once=self._order.once, every_tick=self._tick)
         self._loop = loop
         opened.callback(self._end_children)
         self._ship_logs(loop, opened)
@@ -415,12 +419,7 @@ class App:
 
     def _clear_work(self, spool: Spool) -> None:
         """Directories of runs that are over; what the spool still needs stays."""
-        needed = {Path(ending.work_dir) for ending in spool.leftovers()}
-        for work_dir in (self._config.data_dir / "work").glob("*/*"):
-            if work_dir not in needed:
-                shutil.rmtree(work_dir, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    work_dir.parent.rmdir()
+        clear_but(self._config.data_dir / WORK, frozenset(Path(ending.work_dir) for ending in spool.leftovers()))
 
 
 def instance_of(data_dir: Path) -> str:

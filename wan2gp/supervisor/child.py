@@ -25,9 +25,12 @@ from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
 from wan2gp.environment import SAFE_PATH
 from wan2gp.processes import frozen, is_below, kill
+from wan2gp.profile import Profile, encode_profile
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
+
+UNCONFINED = Profile(mode="off")
 
 LENGTH = struct.Struct("!i")
 READ_BYTES = 65536
@@ -83,6 +86,8 @@ class Child:
         self.identity = f"{name}#{incarnation}#{secrets.token_hex(16)}".encode()
         self.pid: int | None = None
         """The handler's pid, once its shim has told it."""
+        self.refused: dict[str, str] = {}
+        """Layers of its sandbox that the kernel refused, with the reason, once its shim has told them."""
         self.started = time.monotonic()
         self.shim_pid = 0
         """0 before it is spawned."""
@@ -100,14 +105,15 @@ class Child:
         settings: dict[str, Any],
         warm: bool,
         secrets: dict[str, str],
+        profile: Profile = UNCONFINED,
     ) -> None:
-        """Start the processes; returns at once. Raises :class:`OSError` when the system has no process to give."""
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Start the processes; returns at once. ``home`` is there. Raises :class:`OSError` when the system has no
+        process to give."""
         boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, secrets, warm)
         command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.handlers", self.name]
         self._channel, theirs = _spawn.Pipe()
         try:
-            self._start(theirs, command, encode_boot(boot), str(log))
+            self._start(theirs, command, encode_boot(boot), str(log), encode_profile(profile))
         except OSError:
             self._channel.close()
             raise
@@ -115,10 +121,10 @@ class Child:
             theirs.close()
         os.set_blocking(self._channel.fileno(), False)
 
-    def _start(self, theirs: Any, command: list[str], boot: bytes, log: str) -> None:
+    def _start(self, theirs: Any, command: list[str], boot: bytes, log: str, profile: str) -> None:
         self._process = _spawn.Process(
             target=shim.main,
-            args=(theirs, command, boot, log, os.getpid()),
+            args=(theirs, command, boot, log, os.getpid(), profile),
             name=f"shim-{self.name}",
             daemon=True,
         )
@@ -139,7 +145,7 @@ class Child:
         a shim may be stopped in the middle of a word."""
         for message in self._messages():
             if "started" in message:
-                self.pid = message["started"]
+                self.pid, self.refused = message["started"], message.get("sandbox", {})
             else:
                 self._report = message
         if self._report is not None:

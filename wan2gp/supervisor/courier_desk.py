@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from wan2gp.storage_address import NO_STORAGE, BadAddress, StorageAddress, is_st
 from wan2gp.supervisor.child import Death
 from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
+from wan2gp.supervisor.places import NotHanded
 from wan2gp.supervisor.router import Unreachable
-from wan2gp.supervisor.running import Running
+from wan2gp.supervisor.running import Running, unplaced
 from wan2gp.supervisor.signer import Sign, Signatures
 
 TRIES = 3
@@ -54,7 +54,6 @@ class CourierDesk(Desk):
     progressed: Callable[[Running], None] = lambda running: None
     sign: Sign = _no_storage
     errands: dict[tuple[str, str], _Errand] = field(default_factory=dict)
-    _errand_number: int = 0
 
     def fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
         """Download for a task; replaces what was asked for it before."""
@@ -68,9 +67,10 @@ class CourierDesk(Desk):
             failure = Failed("input.bad_url", f"an input's URL {error}")
             self.answered(running, Fetched(*running.key, failure=failure))
             return
-        directory = self._directory(running)
-        if isinstance(directory, Failed):
-            self.answered(running, Fetched(*running.key, failure=directory))
+        try:
+            directory = self._directory(running)
+        except OSError as error:
+            self.answered(running, Fetched(*running.key, failure=unplaced("the inputs", error)))
             return
         request = Fetch(*running.key, dict(sources), directory)
         errand = self.errands[running.key] = _Errand(running, request, self.around.clock(), addresses)
@@ -79,16 +79,11 @@ class CourierDesk(Desk):
             self.on(On.WANTED)
         self.ready()
 
-    def _directory(self, running: Running) -> str | Failed:
-        """A place for the files, made."""
-        self._errand_number += 1
-        # A fresh one each time: an errand that was replaced may still write into its own.
-        directory = Path(running.work_dir) / f"in-{self._errand_number}"
-        try:
-            directory.mkdir(parents=True, mode=0o700)
-        except OSError as error:
-            code = "worker.disk_full" if error.errno == errno.ENOSPC else "input.unplaced"
-            return Failed(code, f"cannot make a directory for the inputs: {error.strerror}", retryable=True)
+    def _directory(self, running: Running) -> str:
+        """A place for the files, made, among the courier's own: it may write nowhere else."""
+        directory = self.around.profiles.places.errand(self.name, running.task.id)
+        running.left = (*running.left, str(directory))
+        self.around.profiles.make_errand(directory)
         return str(directory)
 
     def _sign(self, errand: _Errand) -> None:
@@ -110,7 +105,11 @@ class CourierDesk(Desk):
 
     def _sign_anew(self, errand: _Errand) -> bool:
         """After a refusal, which may be a signature's old age. False when there is no second chance."""
-        if errand.refused or isinstance(directory := self._directory(errand.running), Failed):
+        if errand.refused:
+            return False
+        try:
+            directory = self._directory(errand.running)
+        except OSError:
             return False
         errand.refused, errand.sent = True, False
         errand.request = msgspec.structs.replace(errand.request, directory=directory)
@@ -176,9 +175,22 @@ class CourierDesk(Desk):
             self.on(On.FINISHED)
 
     def _done(self, errand: _Errand, answer: Fetched) -> None:
-        del self.errands[errand.running.key]
-        errand.running.fetched_s = self.around.clock() - errand.asked_at
-        self.answered(errand.running, answer)
+        running = errand.running
+        del self.errands[running.key]
+        running.fetched_s = self.around.clock() - errand.asked_at
+        self.answered(running, answer if answer.failure is not None else self._handed_over(errand, answer))
+
+    def _handed_over(self, errand: _Errand, answer: Fetched) -> Fetched:
+        """The answer, with the files where the task's handler may have them."""
+        running, directory = errand.running, Path(errand.request.directory)
+        try:
+            files = self.around.profiles.hand_over(running.handler, answer.files, directory, running.work_dir)
+        except NotHanded as error:
+            self.hang(f"broke the protocol: {error}", "handler.protocol")
+            return Fetched(*running.key, failure=Failed("handler.protocol", f"the courier failed: {error}", True))
+        except OSError as error:
+            return Fetched(*running.key, failure=unplaced("the inputs", error))
+        return Fetched(*running.key, files)
 
     def lose_work(self, code: str, cause: str, death: Death) -> None:
         """A courier's death costs no task: what it was fetching is fetched again by the next one."""

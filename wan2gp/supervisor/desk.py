@@ -17,9 +17,10 @@ from typing import Any
 from wan2gp.logs import Facts
 from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
-from wan2gp.supervisor.child import Child, Death
+from wan2gp.supervisor.child import UNCONFINED, Child, Death
 from wan2gp.supervisor.emptying import set_aside
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
+from wan2gp.supervisor.profiles import Profiles, Sandbox
 from wan2gp.supervisor.registry import SILENCE_S
 from wan2gp.supervisor.router import Router, Unreachable
 from wan2gp.supervisor.size_watch import CODE as DISK_LIMIT
@@ -40,6 +41,7 @@ class Surroundings:
     router: Router
     facts: Facts
     data_dir: Path
+    profiles: Profiles
     watch: Callable[[Child, Callable[[], None]], None]
     """Call back in the loop's thread whenever the child's descriptors have news."""
     unwatch: Callable[[Child], None]
@@ -50,6 +52,9 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
     weigh: Callable[[], None] = lambda: None
     """Have the memory watch look at once; its answer comes by :meth:`Desk.weighed`."""
+
+
+NO_SANDBOX = Sandbox(UNCONFINED)
 
 
 @dataclass
@@ -72,6 +77,8 @@ class Desk(abc.ABC):
     warm_start_s: float
     life: Life = field(default_factory=lambda: Life(jitter))
     child: Child | None = None
+    sandbox: Sandbox = NO_SANDBOX
+    """Of the process that is, or was last, started."""
     engine: dict[str, Any] = field(default_factory=dict)
     """What the child last said of its engine; for `status`."""
     last_cause: str | None = None
@@ -244,13 +251,16 @@ class Desk(abc.ABC):
         self._heavy, self._worked = None, False
         self.around.router.admit(child.identity, child.owns)
         try:
+            self.sandbox = self.around.profiles.of(self.name)
+            self.around.profiles.prepare(self.name)
             child.spawn(
                 target=self.target,
                 endpoint=self.around.router.endpoint,
-                home=self.around.data_dir / "handlers" / self.name,
+                home=self.around.profiles.places.home(self.name),
                 log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
-                settings=dict(self.settings),
+                settings={**self.settings, **self.sandbox.settings},
                 warm=self.warm,
+                profile=self.sandbox.profile,
                 secrets=dict(self.secrets),
             )
         except OSError as error:  # no process, no descriptor or no space to be had: a death like any other

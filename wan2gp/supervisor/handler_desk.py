@@ -30,7 +30,7 @@ from wan2gp.supervisor.desk import Desk
 from wan2gp.supervisor.lifecycle import On, State
 from wan2gp.supervisor.registry import CANCEL_GRACE_S, PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
-from wan2gp.supervisor.running import Running, Why
+from wan2gp.supervisor.running import Running, Why, unplaced
 from wan2gp.supervisor.spool import Ending
 from wan2gp.supervisor.wanted import refusal
 from wan2gp.supervisor.weight import Weighed
@@ -113,6 +113,11 @@ class HandlerDesk(Desk):
             return
         running = self.waiting[0]
         task = running.task
+        try:
+            self.around.profiles.make_run(self.name, running.work_dir)
+        except OSError as error:
+            self._end_waiting(running, unplaced("the task", error))
+            return
         message = Run(task.id, task.task_type, task.attempt, task.lease_id, task.params, running.work_dir)
         try:
             self.around.router.send(self.child.identity, message)
@@ -130,9 +135,12 @@ class HandlerDesk(Desk):
 
     def _refuse(self, running: Running, reason: str) -> None:
         """Its row is too large for the wire. It ends here, or it would end every worker that takes it."""
-        self.waiting.remove(running)
         sentence = f"the task's params are too large: give files by URL, not in the row ({reason})"
-        self.settle(running, running.ended(Failed("input.too_large", sentence), self.around.clock()))
+        self._end_waiting(running, Failed("input.too_large", sentence))
+
+    def _end_waiting(self, running: Running, failure: Failed) -> None:
+        self.waiting.remove(running)
+        self.settle(running, running.ended(failure, self.around.clock()))
         self.ready()
 
     # -- the child speaks --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import Life, On, State, jitter
+from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
 from wan2gp.supervisor.router import Router
@@ -63,6 +64,7 @@ class Loop:
         config: Config,
         registry: Registry,
         router: Router,
+        profiles: Profiles,
         facts: Facts,
         inbox: Inbox,
         *,
@@ -78,7 +80,7 @@ class Loop:
         self.started = clock()
         self._router = router
         self._once = once
-        self._work = str(config.data_dir / "work")
+        self._places = profiles.places
         self._every_tick = every_tick
         self._clock = clock
         self._poller = select.poll()
@@ -103,6 +105,7 @@ class Loop:
             router,
             facts,
             config.data_dir,
+            profiles,
             self._watch,
             self._unwatch,
             self._hear_out,
@@ -268,7 +271,7 @@ class Loop:
         assert spec is not None  # only registered types are asked for
         self._got[spec.name] += 1
         self._drained = frozenset()
-        work_dir = f"{self._work}/{task.id}/{task.lease_id[:16]}"
+        work_dir = self._places.run(spec.name, task.id, task.lease_id)
         running = Running(task, spec.name, work_dir, self._clock())
         desk = self.handlers[spec.name]
         failed = _unfit(running)

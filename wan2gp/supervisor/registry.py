@@ -15,8 +15,10 @@ from typing import Any
 from wan2gp.comfy_sources import sources_of
 from wan2gp.config import Config, ConfigError
 from wan2gp.protocol import Source
+from wan2gp.supervisor.comfy_needs import comfy_needs
 from wan2gp.supervisor.lifecycle import Patience
 from wan2gp.supervisor.memory_watch import memory_limits
+from wan2gp.supervisor.needs import Needs
 
 GROUP = "wan2gp.handlers"
 COURIER = "courier"
@@ -46,6 +48,10 @@ def _no_secrets(config: Config) -> Mapping[str, str]:
 
 def _nothing(params: Any) -> Mapping[str, Source]:
     return {}
+
+
+def _needs_nothing(config: Config) -> Needs:
+    return Needs()
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class HandlerSpec:
     """How long a cancelled run may take to end before the process is killed, seconds."""
     silence_s: float = SILENCE_S
     """How long the process may show no sign of life at all, seconds."""
+    needs: Callable[[Config], Needs] = _needs_nothing
+    """What its sandbox must allow besides the common; looked at before each start, so it may look at the disk."""
 
 
 class RegistryError(Exception):
@@ -139,6 +147,7 @@ def comfy_spec() -> HandlerSpec:
         early_inputs=sources_of,
         warm_start_s=_comfy_warm_start_s,
         limits_s={},
+        needs=comfy_needs,
     )
 
 
@@ -196,3 +205,8 @@ def courier_settings(config: Config) -> dict[str, Any]:
         "idle_s": config.input_idle_s,
         "cache_bytes": config.input_cache_bytes,
     }
+
+
+def courier_needs(config: Config) -> Needs:
+    """It is there to reach the network, by names too."""
+    return Needs(tcp=None, udp=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import random
 import re
 from collections.abc import Iterable
@@ -246,6 +247,12 @@ class Running:
             project_id=self.task.project_id,
             put_url=self.put_url if artifacts else None,
         )
+
+
+def unplaced(what: str, error: OSError) -> Failed:
+    """Why there is no directory for something, which passes."""
+    code = "worker.disk_full" if error.errno == errno.ENOSPC else "input.unplaced"
+    return Failed(code, f"cannot make a directory for {what}: {error.strerror}", retryable=True)
 
 
 def _all_there(files: Iterable[str]) -> bool:

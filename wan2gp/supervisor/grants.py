@@ -1,0 +1,188 @@
+"""What any handler may read on this machine: Python, programs, libraries and the public part of ``/etc``.
+
+A grant opens all that lies below it, so one that would open a closed place too is replaced by grants of its parts. What
+an environment variable or ``sys.path`` names is not taken at its word: a home directory is never granted whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pwd
+import shutil
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from wan2gp.config import Config
+
+SYSTEM = (
+    *("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/opt", "/nix/store", "/gnu/store"),
+    *("/proc", "/sys", "/var/cache/fontconfig", "/var/lib/ca-certificates"),
+)
+LISTS = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
+"""Variables that hold several paths."""
+PLACES = (
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CUDA_HOME", "CUDA_PATH"),
+    *("IMAGEIO_FFMPEG_EXE", "VHS_FORCE_FFMPEG_PATH", "FFMPEG_BINARY", "PYTHONPYCACHEPREFIX"),
+)
+"""Variables that hold one path, to be read. Byte code in a shared place is read only: the supervisor runs it too."""
+FONTS = (".fonts", ".local/share/fonts")
+"""Below the home directory."""
+PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "ssl", "etc", "pyvenv.cfg")
+"""What an interpreter needs of its prefix, where that is too large to be granted whole."""
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+"""No pseudo-terminals: that of whoever started the worker is one of them, and belongs to the same user."""
+GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")
+OWN = (
+    *("spool", "pg", "pg.lock", "outputs", "logs", "work", "handlers", "run.json", "control.token"),
+    *("supervisor.lock", "children.json", "instance"),
+)
+"""Below the data directory: what no handler may read."""
+ETC = Path("/etc")
+PUBLIC = 0o004
+MANY = 4000
+"""A directory of more entries is not granted by its parts."""
+
+
+def own_places(config: Config) -> frozenset[Path]:
+    """What no grant may open by lying above it, without links."""
+    run_dir = config.run_directory()
+    found = [config.data_dir / name for name in OWN]
+    return frozenset(Path(os.path.realpath(place)) for place in (*found, run_dir))
+
+
+def around(place: str | Path, closed: Iterable[Path]) -> list[str]:
+    """Grants that open ``place`` without opening any closed place: itself, or its parts; links among those are left
+    out, since they lead elsewhere."""
+    path = Path(os.path.realpath(place))
+    near = [shut for shut in closed if shut == path or path in shut.parents]
+    if path in near or any(shut in path.parents for shut in closed):
+        return []
+    if not near:
+        return [str(path)]
+    return [grant for part in _parts(path) for grant in around(part, near)]
+
+
+def _parts(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.path for entry in entries if not entry.is_symlink()]
+    except OSError:
+        return []
+    return found if len(found) <= MANY else []
+
+
+def common_reads(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """For every handler of this worker; ``environ`` is the supervisor's, which its children inherit."""
+    closed = own_places(config)
+    trusted = [*SYSTEM, *config.sandbox_read_paths, *config.input_allow_paths]
+    found = [grant for place in (*trusted, *_found_places(environ)) for grant in around(place, closed)]
+    return tuple(dict.fromkeys([*found, *public_etc()]))
+
+
+def _found_places(environ: Mapping[str, str]) -> Iterator[str]:
+    """What Python and the environment name, without what is too large to be meant."""
+    homes = _homes()
+    for prefix in dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, *interpreter_places(sys.executable))):
+        yield from ((prefix,) if _modest(prefix, homes) else (f"{prefix}/{part}" for part in PREFIX_PARTS))
+    named = [*_python_path(), str(Path(__file__).parents[1])]
+    named += [part for name in LISTS for part in environ.get(name, "").replace(" ", ":").split(":")]
+    named += [environ.get(name, "") for name in PLACES]
+    yield from (place for place in named if place.startswith("/") and _modest(place, homes))
+    yield from (f"{home}/{fonts}" for home in homes for fonts in FONTS)
+
+
+def _python_path() -> list[str]:
+    """Where modules come from; the working directory, which Python before 3.11 puts first, is no such place."""
+    return [place for place in sys.path if place and not (sys.version_info < (3, 11) and place == os.getcwd())]
+
+
+def _homes() -> frozenset[str]:
+    """Home directories, and where they are."""
+    found = {"/", "/home", "/root", os.path.realpath(os.path.expanduser("~"))}
+    with contextlib.suppress(KeyError):
+        found.add(os.path.realpath(pwd.getpwuid(os.geteuid()).pw_dir))
+    return frozenset(found)
+
+
+def _modest(place: str, homes: frozenset[str]) -> bool:
+    """Whether it is neither a home directory nor above one."""
+    path = os.path.realpath(place)
+    return not any(home == path or home.startswith(path.rstrip("/") + "/") for home in homes)
+
+
+def interpreter_places(python: str) -> list[str]:
+    """Prefixes of an interpreter: its own, that of the environment it is in, and that of what it is a link to."""
+    place = Path(shutil.which(python) or python).absolute()
+    found = [place.parent.parent, Path(os.path.realpath(place)).parent.parent]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (found[0] / "pyvenv.cfg").read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "home":
+                found += [Path(value.strip()).parent, Path(os.path.realpath(value.strip())).parent]
+    return list(dict.fromkeys(str(prefix) for prefix in found))
+
+
+def interpreter_reads(python: str) -> list[str]:
+    """What another interpreter than ours needs: its prefixes, by their parts where they are too large."""
+    homes = _homes()
+    prefixes = interpreter_places(python)
+    return [
+        grant
+        for prefix in prefixes
+        for grant in ([prefix] if _modest(prefix, homes) else [f"{prefix}/{part}" for part in PREFIX_PARTS])
+    ]
+
+
+def public_etc() -> list[str]:
+    """``/etc`` without what only some users may read, and what its links lead to (``resolv.conf`` above all)."""
+    closed = frozenset(_secret(ETC, 6))
+    return [*around(ETC, closed), *_linked(ETC)]
+
+
+def _secret(folder: Path, depth: int) -> Iterator[Path]:
+    """What is not everybody's to read, down to some depth; what lies deeper is taken for secret."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    continue
+                if not entry.stat().st_mode & PUBLIC or (depth == 0 and entry.is_dir()):
+                    yield Path(entry.path)
+                elif entry.is_dir():
+                    yield from _secret(Path(entry.path), depth - 1)
+    except OSError:
+        yield folder
+
+
+def _linked(folder: Path) -> Iterator[str]:
+    """Public files outside that links in it lead to. Such a file is replaced rather than rewritten, so its directory
+    is granted; not those in which everything else is."""
+    for link in glob.glob(f"{folder}/*"):
+        target = os.path.realpath(link)
+        if not os.path.islink(link) or target.startswith((f"{folder}/", "/proc/", "/root/", "/home/")):
+            continue
+        with contextlib.suppress(OSError):
+            if os.stat(target).st_mode & PUBLIC:
+                parent = os.path.dirname(target)
+                yield target if parent.count("/") < 2 or os.path.isdir(target) else parent
+
+
+def devices() -> tuple[str, ...]:
+    """Device files that an engine uses, as they are now."""
+    return (*DEVICES, *(found for pattern in GPU_DEVICES for found in sorted(glob.glob(pattern))))
+
+
+def device_groups() -> tuple[int, ...]:
+    """Groups that may use GPU devices which not everybody may."""
+    found = set()
+    for device in devices()[len(DEVICES) :]:
+        for node in (device, *glob.glob(f"{device}/*")):
+            with contextlib.suppress(OSError):
+                status = os.stat(node)
+                if stat.S_ISCHR(status.st_mode) and not status.st_mode & 0o002 and status.st_gid:
+                    found.add(status.st_gid)
+    return tuple(sorted(found))

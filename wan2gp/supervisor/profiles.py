@@ -1,0 +1,188 @@
+"""The sandbox of each handler, as the configuration and the handler's specification give it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wan2gp.config import Config
+from wan2gp.profile import Layer, Profile
+from wan2gp.supervisor.grants import common_reads, device_groups, devices
+from wan2gp.supervisor.memory_watch import memory_limits
+from wan2gp.supervisor.needs import Needs
+from wan2gp.supervisor.places import Places
+from wan2gp.supervisor.registry import COURIER, Registry, courier_needs
+from wan2gp.supervisor.users import NOT_ROOT, User, closed_to, common_places, number_of, why_none
+
+MIB = 1024 * 1024
+MEMORY_SLACK = 256 * MIB
+"""The kernel's limit lies so far, and a tenth, above that of the watchdog, whose words are better than a kill."""
+SHARED_MEMORY = "/dev/shm"
+LOOPBACK = "127.0.0.1"
+OURS: Mapping[str, str] = {
+    "HOME": "home",
+    "XDG_CONFIG_HOME": "home/.config",
+    "XDG_DATA_HOME": "home/.local/share",
+    "XDG_STATE_HOME": "home/.local/state",
+    "XDG_CACHE_HOME": "cache",
+    "XDG_RUNTIME_DIR": "tmp",
+    "TMPDIR": "tmp",
+    "TEMP": "tmp",
+    "TMP": "tmp",
+}
+"""What lies below the handler's own directory, whatever the operator's own place for it is: programs of that user act
+on what they find there."""
+CACHES: Mapping[str, str] = {
+    "HF_HOME": "cache/huggingface",
+    "TORCH_HOME": "cache/torch",
+    "TRITON_CACHE_DIR": "cache/triton",
+    "TORCHINDUCTOR_CACHE_DIR": "cache/inductor",
+    "MPLCONFIGDIR": "cache/matplotlib",
+    "NUMBA_CACHE_DIR": "cache/numba",
+    "CUDA_CACHE_PATH": "cache/cuda",
+}
+"""The same, where the operator has set none. One that is set is the engines' own: they may write there."""
+MORE_CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE")
+"""Caches that are kept where they are set, and lie below one of the others where they are not."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What one start of a handler gets."""
+
+    profile: Profile
+    ports: tuple[int, ...] = ()
+    """The spare ones that were chosen for it."""
+    missing: Mapping[Layer, str] = field(default_factory=dict)
+    """Layers that were left out before the kernel was asked, with the reason."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the handler must know of it."""
+        return {"ports": self.ports} if self.ports else {}
+
+
+class Profiles:
+    """Made once in a life of the supervisor; asked before each start of a handler."""
+
+    def __init__(self, config: Config, registry: Registry, environ: Mapping[str, str] | None = None) -> None:
+        self._config = config
+        self._registry = registry
+        self._environ = dict(os.environ if environ is None else environ)
+        self.places = Places(config.data_dir, config.sandbox_uid_base)
+        self._why_no_users = why_none(config)
+        self._device_groups = device_groups()
+        self._users = {name: self.user(name)[0] for name in self.names}
+        self._reads = () if config.sandbox == "off" else common_reads(config, self._environ)
+
+    @property
+    def names(self) -> list[str]:
+        """All handlers, the courier last."""
+        return [*self._registry.specs, COURIER]
+
+    def user(self, name: str) -> tuple[User | None, str | None]:
+        """The user that a handler gets, or None and the reason."""
+        if self._config.sandbox == "off":
+            return None, None
+        if self._why_no_users is not None:
+            return None, self._why_no_users
+        base = self._config.sandbox_uid_base
+        uid = base + number_of(name, self._registry.specs)
+        user = User(uid, uid, (base, *self._device_groups))
+        engine = (*self._needs(name).read, *self._needs(name).path_lists) if name in self._registry.specs else ()
+        reason = closed_to(user, (*common_places(self._config), *engine))
+        return (None, reason) if reason else (user, None)
+
+    @property
+    def socket_group(self) -> int | None:
+        """The group that must reach the ROUTER's socket; None when all handlers run under our own id."""
+        return self._config.sandbox_uid_base if any(self._users.values()) else None
+
+    def of(self, name: str) -> Sandbox:
+        """For the next start of a handler: paths, ports and devices as they are now."""
+        needs = self._needs(name)
+        ports = free_ports(needs.spare_ports)
+        if self._config.sandbox == "off":
+            return Sandbox(Profile(mode="off"), ports)
+        user, reason = self.user(name)
+        self._users[name] = user
+        profile = self._profile(name, needs, user, None if needs.tcp is None else (*needs.tcp, *ports))
+        lack = {Layer.USER: reason} if reason is not None and reason != NOT_ROOT else {}
+        return Sandbox(profile, ports, lack)
+
+    def prepare(self, name: str) -> None:
+        """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
+        self.places.prepare(name, self._users[name])
+
+    def make_run(self, name: str, work_dir: str | Path) -> None:
+        """Make the directory of a run, or of an errand, for a handler that cannot make its own. Raises
+        :class:`OSError`."""
+        if (user := self._users[name]) is not None:
+            self.places.make_run(work_dir, user)
+
+    def make_errand(self, directory: Path) -> None:
+        """The same for the courier, whose directory is made in any case."""
+        self.places.make_run(directory, self._users[COURIER])
+
+    def hand_over(self, name: str, files: Mapping[str, str], errand: Path, work_dir: str) -> dict[str, str]:
+        """See :meth:`Places.hand_over`: from the courier to the handler of that name."""
+        return self.places.hand_over(files, errand, work_dir, (self._users[COURIER], self._users[name]))
+
+    def _needs(self, name: str) -> Needs:
+        return courier_needs(self._config) if name == COURIER else self._registry.specs[name].needs(self._config)
+
+    def _profile(self, name: str, needs: Needs, user: User | None, tcp: tuple[int, ...] | None) -> Profile:
+        config, hard = self._config, memory_limits(self._config).hard
+        environ = dict(self._directories(name))
+        return Profile(
+            mode=config.sandbox,
+            uid=user.uid if user else None,
+            gid=user.gid if user else None,
+            groups=user.groups if user else (),
+            read=(*self._reads, *needs.read),
+            write=(*self._writes(name), *needs.write),
+            devices=devices(),
+            models=needs.models,
+            path_lists=needs.path_lists,
+            tcp=tcp,
+            udp=needs.udp,
+            open_files=config.sandbox_open_files,
+            file_bytes=config.sandbox_file_mib * MIB,
+            processes=config.sandbox_processes,
+            memory_bytes=hard + hard // 10 + MEMORY_SLACK,
+            group=name,
+            environ=environ,
+        )
+
+    def _directories(self, name: str) -> Iterator[tuple[str, str]]:
+        home = self.places.home(name)
+        for variable, place in OURS.items():
+            yield variable, str(home / place)
+        for variable, place in CACHES.items():
+            if not self._environ.get(variable):
+                yield variable, str(home / place)
+
+    def _writes(self, name: str) -> Iterator[str]:
+        """Caches that the operator has placed are made where they are missing: a grant needs something to hold to."""
+        yield str(self.places.home(name))
+        yield str(self.places.work(name))
+        yield SHARED_MEMORY
+        for variable in (*CACHES, *MORE_CACHES):
+            if (place := self._environ.get(variable, "")).startswith("/"):
+                yield place
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports that nobody uses on this machine now; somebody may have taken one by the time it is used."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return tuple(probe.getsockname()[1] for probe in probes)
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,122 @@
+"""Under which user id a handler runs, and why it cannot have one of its own.
+
+Only root can give one away. A handler that could not even enter its own directory under another id would be worse off
+than one that shares ours, so every place that it needs is looked at first, by its mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import wan2gp
+from wan2gp.config import Config
+
+FIXED = {"courier": 1, "comfy": 2, "wan": 3, "media": 4, "remote": 5}
+"""What is added to ``sandbox.uid_base``, by handler; plug-ins follow from :data:`FIRST_PLUGIN` on."""
+FIRST_PLUGIN = 10
+RESERVED = 1000
+"""So many ids from the base on are taken for handlers'."""
+NOT_ROOT = "the worker does not run as root"
+"""No lack: without root there is nothing that a handler could take from another user."""
+CAPABILITIES = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_FOWNER": 3, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
+"""What the supervisor needs to give ids away, and to look after files and processes of other ids; their numbers
+(``linux/capability.h``)."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A handler's own user and group, and the groups besides."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def number_of(name: str, registered: Iterable[str]) -> int:
+    """What is added to the base for a handler; the same at every start while no plug-in comes or goes."""
+    if name in FIXED:
+        return FIXED[name]
+    return FIRST_PLUGIN + [other for other in registered if other not in FIXED].index(name)
+
+
+def why_none(config: Config) -> str | None:
+    """Why no handler of this worker can have a user of its own, or None."""
+    if os.geteuid() != 0:
+        return NOT_ROOT
+    if not config.sandbox_uid_base:
+        return "sandbox.uid_base is 0: give the first of a range of free user ids"
+    if lacking := _lacking_capabilities():
+        return f"the container gives the worker no {', '.join(lacking)}: add them (docker run --cap-add)"
+    base = config.sandbox_uid_base
+    if not _mapped(base) or not _mapped(base + RESERVED):
+        return f"the container has no user ids from {base} on: set sandbox.uid_base to one that it has, or to 0"
+    return _why_no_chown(config.data_dir, base)
+
+
+def _lacking_capabilities() -> list[str]:
+    held = 0
+    with contextlib.suppress(OSError), open("/proc/self/status") as lines:
+        held = next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
+    return [name for name, number in CAPABILITIES.items() if not held >> number & 1]
+
+
+def _mapped(uid: int) -> bool:
+    """Whether this user namespace has the id, as user and as group (user_namespaces(7))."""
+    for table in ("/proc/self/uid_map", "/proc/self/gid_map"):
+        with contextlib.suppress(OSError), open(table) as lines:
+            ranges = [[int(word) for word in line.split()] for line in lines]
+            if not any(first <= uid < first + count for first, _, count in ranges):
+                return False
+    return True
+
+
+def _why_no_chown(data_dir: Path, uid: int) -> str | None:
+    """A network disk may not let anything be given away."""
+    probe = data_dir / f".owner-{os.getpid()}"
+    try:
+        probe.mkdir(mode=0o700, parents=True)
+        try:
+            os.chown(probe, uid, uid)
+        finally:
+            probe.rmdir()
+    except OSError as error:
+        return f"files under {data_dir} cannot be given to another user ({error.strerror}): use a local disk"
+    return None
+
+
+def closed_to(user: User, places: Iterable[str | Path]) -> str | None:
+    """What keeps this user out of one of the places, with the remedy; None when it reaches all of them.
+
+    Judged by owner, group and mode: access lists are not looked at.
+    """
+    for place in places:
+        real = Path(os.path.realpath(place))
+        for folder in (*reversed(real.parents), real):
+            if not _enters(user, folder):
+                return (
+                    f"{folder} is closed to the user id {user.uid}, which must reach {place}: "
+                    f"`chmod o+x {folder}`, or move what lies in it"
+                )
+    return None
+
+
+def _enters(user: User, folder: Path) -> bool:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return True  # made later, or refused to us as well: not for its mode
+    if status.st_uid == user.uid:
+        return bool(status.st_mode & 0o100)
+    if status.st_gid in (user.gid, *user.groups):
+        return bool(status.st_mode & 0o010)
+    return bool(status.st_mode & 0o001) or not os.path.isdir(folder) and bool(status.st_mode & 0o004)
+
+
+def common_places(config: Config) -> tuple[str | Path, ...]:
+    """What every handler must reach."""
+    return (sys.executable, Path(wan2gp.__file__).parent, config.data_dir, config.run_directory().parent)
