@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from wan2gp.config import Config, ConfigError, load_config
-from wan2gp.ctl_exit import CtlError, Exit
+from wan2gp.ctl_exit import CtlError, Exit, harmless
 from wan2gp.ctl_output import write_json, write_line
 
 
@@ -57,11 +57,15 @@ def database_url(config: Config) -> str:
         raise CtlError(Exit.NO_SUPERVISOR, str(error)) from error
 
 
+def _warn(sentence: str) -> None:
+    sys.stderr.write(f"wan2gp-ctl: warning: {harmless(sentence)}\n")
+
+
 def _migrate(url: str) -> int:
     from wan2gp.supervisor.migrate import MigrationFailed, migrate
 
     try:
-        migrate(url)
+        migrate(url, warn=_warn)
     except MigrationFailed as error:
         raise CtlError(Exit.FAILED, str(error)) from error
     write_line("the database is up to date")

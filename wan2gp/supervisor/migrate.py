@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import psycopg
@@ -28,12 +29,12 @@ _GUARD = f"""DO $guard$
 DECLARE
     v_there int;
 BEGIN
-    IF to_regprocedure('public.wan2gp_version()') IS NOT NULL THEN
-        EXECUTE 'SELECT public.wan2gp_version()' INTO v_there;
-        IF v_there > {CONTRACT_VERSION} THEN
-            RAISE EXCEPTION 'this program is older than the database''s functions (% '
-                'there, {CONTRACT_VERSION} here): update it', v_there USING ERRCODE = '{_NEWER}';
-        END IF;
+    -- Read and not called: whose function it is has not been looked at yet.
+    SELECT substring(p.prosrc FROM '[0-9]+')::int INTO v_there
+      FROM pg_proc p WHERE p.oid = to_regprocedure('public.wan2gp_version()');
+    IF v_there > {CONTRACT_VERSION} THEN
+        RAISE EXCEPTION 'this program is older than the database''s functions (% '
+            'there, {CONTRACT_VERSION} here): update it', v_there USING ERRCODE = '{_NEWER}';
     END IF;
 END
 $guard$;"""
@@ -72,9 +73,17 @@ def sql_text() -> str:
 
 
 def migrate(
-    url: str, *, connect_timeout_s: int = 10, lock_timeout_s: float = LOCK_TIMEOUT_S, tries: int = TRIES
+    url: str,
+    *,
+    connect_timeout_s: int = 10,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+    tries: int = TRIES,
+    warn: Callable[[str], None] | None = None,
 ) -> None:
-    """Installs the contract in the database behind ``url`` (libpq). Raises :class:`MigrationFailed`."""
+    """Installs the contract in the database behind ``url`` (libpq). Raises :class:`MigrationFailed`.
+
+    ``warn`` is told what the database leaves open and only its owner can close, a sentence at a time.
+    """
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=connect_timeout_s)
     except psycopg.ProgrammingError:  # its text repeats the URL, and with it the password
@@ -84,10 +93,17 @@ def migrate(
     except psycopg.Error as error:
         raise MigrationFailed(f"cannot connect to the database: {_first_line(error)}") from None
     with connection:
+        if warn is not None:
+            connection.add_notice_handler(partial(_tell, warn))
         if connection.info.server_version < 130000:
             raise MigrationFailed("cannot migrate: the contract needs Postgres 13 or newer")
         for together in transactions():
             _apply_patiently(connection, together, lock_timeout_s, tries)
+
+
+def _tell(warn: Callable[[str], None], notice: psycopg.errors.Diagnostic) -> None:
+    if notice.message_primary:
+        warn(notice.message_primary)
 
 
 def _script(together: Sequence[Step]) -> str:
@@ -96,7 +112,9 @@ def _script(together: Sequence[Step]) -> str:
 
 
 def _settings(lock_timeout_s: float) -> str:
-    return f"SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '{round(lock_timeout_s * 1000)}ms';"
+    # The path, because somebody's functions may lie where the migrating role would look for an operator.
+    patience = f"SET LOCAL lock_timeout = '{round(lock_timeout_s * 1000)}ms';"
+    return f"SET LOCAL client_min_messages = warning; SET LOCAL search_path = pg_catalog, pg_temp; {patience}"
 
 
 def _apply_patiently(

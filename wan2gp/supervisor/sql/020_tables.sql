@@ -1,6 +1,8 @@
 -- Tables and columns. What exists already is left as it is; only what is missing is added. It is looked for first: ALTER
 -- TABLE and CREATE INDEX lock the table, and with it every worker, even where IF NOT EXISTS then has nothing to do.
 DO $step$
+DECLARE
+    v_role text;
 BEGIN
     IF to_regclass('public.tasks') IS NULL THEN
         CREATE TABLE public.tasks (
@@ -20,6 +22,10 @@ BEGIN
             created_at timestamptz NOT NULL DEFAULT now()
         );
         ALTER TABLE public.workers ENABLE ROW LEVEL SECURITY;
+        REVOKE ALL ON public.workers FROM PUBLIC;
+        FOR v_role IN SELECT r.rolname FROM pg_roles r WHERE r.rolname IN ('anon', 'authenticated') LOOP
+            EXECUTE format('REVOKE ALL ON public.workers FROM %I', v_role);
+        END LOOP;
     END IF;
 END
 $step$;

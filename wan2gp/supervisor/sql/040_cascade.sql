@@ -55,7 +55,8 @@ BEGIN
 END
 $fn$;
 
--- Fails the queued tasks that wait for one of p_ids, when that one ended without a result or does not exist.
+-- Fails the queued tasks that wait for one of p_ids, when that one ended without a result or does not exist. Why it ended
+-- is told to its own user alone.
 CREATE OR REPLACE FUNCTION public.wan2gp_fail_dependants(p_ids uuid[]) RETURNS uuid[] LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_ids uuid[];
@@ -64,8 +65,10 @@ BEGIN
      WHERE d.depends_on = ANY (p_ids) AND d.open AND t.status = 'Queued'
      ORDER BY t.id FOR NO KEY UPDATE OF t;
     WITH reasons AS (
-        SELECT DISTINCT ON (d.task_id) d.task_id, d.depends_on, p.status::text AS status, p.error_message
-          FROM public.task_dependencies d LEFT JOIN public.tasks p ON p.id = d.depends_on
+        SELECT DISTINCT ON (d.task_id) d.task_id, d.depends_on, p.status::text AS status,
+               CASE WHEN w.user_id IS NULL OR w.user_id = p.user_id THEN p.error_message END AS error_message
+          FROM public.task_dependencies d JOIN public.tasks w ON w.id = d.task_id
+          LEFT JOIN public.tasks p ON p.id = d.depends_on
          WHERE d.depends_on = ANY (p_ids) AND d.open AND (p.id IS NULL OR p.status IN ('Failed', 'Cancelled'))
          ORDER BY d.task_id, d.depends_on
     ), ended AS (
@@ -147,7 +150,7 @@ BEGIN
     SELECT c.child_id, t.task_type, t.status::text AS status, t.error_message INTO v_bad
       FROM public.task_children c LEFT JOIN public.tasks t ON t.id = c.child_id
      WHERE c.parent_id = p_parent AND c.lease_id = v_lease
-       AND (t.id IS NULL OR t.status = 'Cancelled' OR t.status = 'Failed' AND NOT wan2gp_on_hold(c.child_id))
+       AND (t.id IS NULL OR t.status = 'Cancelled' OR t.status = 'Failed' AND NOT public.wan2gp_on_hold(c.child_id))
      ORDER BY t.generation_processed_at, c.position LIMIT 1;
     IF FOUND THEN
         v_why := left(format('task.dependency_failed: the child %s%s %s', v_bad.child_id, ' (' || v_bad.task_type || ')',
@@ -155,7 +158,7 @@ BEGIN
                  ELSE format('ended %s%s', v_bad.status, ': ' || nullif(v_bad.error_message, '')) END), 2000);
         UPDATE public.tasks SET status = 'Failed', error_message = v_why, generation_processed_at = now(), updated_at = now()
          WHERE id = p_parent;
-        RETURN array_append(wan2gp_cancel_children(p_parent, v_lease, false,
+        RETURN array_append(public.wan2gp_cancel_children(p_parent, v_lease, false,
             left('task.dependency_failed: not started, because a sibling ended without a result; ' || v_why, 2000)),
             p_parent);
     END IF;
@@ -182,7 +185,7 @@ $fn$;
 -- may have been on hold until now, and others with them.
 CREATE OR REPLACE FUNCTION public.wan2gp_cascade(p_ids uuid[]) RETURNS void LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_wave uuid[] := p_ids || ARRAY(SELECT b FROM unnest(p_ids) AS e(id), unnest(wan2gp_bereaved(e.id)) AS b);
+    v_wave uuid[] := p_ids || ARRAY(SELECT b FROM unnest(p_ids) AS e(id), unnest(public.wan2gp_bereaved(e.id)) AS b);
     v_next uuid[];
     v_ids uuid[];
     v_parent record;
@@ -194,7 +197,7 @@ BEGIN
         FOR v_parent IN
             SELECT DISTINCT c.parent_id FROM public.task_children c WHERE c.child_id = ANY (v_wave) ORDER BY 1
         LOOP
-            v_next := v_next || wan2gp_settle_parent(v_parent.parent_id);
+            v_next := v_next || public.wan2gp_settle_parent(v_parent.parent_id);
         END LOOP;
         FOR v_parent IN
             SELECT l.task_id, l.parked_lease, t.status::text AS status
@@ -203,7 +206,7 @@ BEGIN
         LOOP
             UPDATE public.task_leases SET parked_lease = NULL WHERE task_id = v_parent.task_id;
             IF v_parent.status IS DISTINCT FROM 'Complete' THEN
-                v_next := v_next || wan2gp_cancel_children(v_parent.task_id, v_parent.parked_lease,
+                v_next := v_next || public.wan2gp_cancel_children(v_parent.task_id, v_parent.parked_lease,
                     v_parent.status IS DISTINCT FROM 'Failed',
                     format('task.dependency_failed: its parent %s %s', v_parent.task_id,
                            coalesce('ended ' || v_parent.status, 'was deleted')));
@@ -216,9 +219,9 @@ BEGIN
             RETURNING d.task_id)
         SELECT array_agg(DISTINCT released.task_id) INTO v_ids FROM released;
         IF v_ids IS NOT NULL THEN
-            PERFORM wan2gp_recount(v_ids);
+            PERFORM public.wan2gp_recount(v_ids);
         END IF;
-        v_next := v_next || wan2gp_fail_dependants(v_wave);
+        v_next := v_next || public.wan2gp_fail_dependants(v_wave);
         v_wave := v_next;
     END LOOP;
     PERFORM set_config('wan2gp.cascading', 'off', true);

@@ -10,7 +10,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_before_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
 BEGIN
     NEW.id := coalesce(NEW.id, gen_random_uuid());
-    NEW.status := wan2gp_fold(coalesce(NEW.status::text, 'Queued'));
+    NEW.status := public.wan2gp_fold(coalesce(NEW.status::text, 'Queued'));
     NEW.created_at := coalesce(NEW.created_at, now());
     NEW.updated_at := coalesce(NEW.updated_at, now());
     NEW.priority := coalesce(NEW.priority, 0);
@@ -27,7 +27,7 @@ $fn$;
 -- Fires only when the status is spelled in another case, or becomes Queued or Cancelled.
 CREATE OR REPLACE FUNCTION public.wan2gp_before_status() RETURNS trigger LANGUAGE plpgsql AS $fn$
 BEGIN
-    NEW.status := wan2gp_fold(NEW.status::text);
+    NEW.status := public.wan2gp_fold(NEW.status::text);
     IF NEW.status = 'Queued' AND OLD.status <> 'Queued' THEN
         NEW.worker_id := NULL;
         NEW.generation_started_at := NULL;
@@ -49,8 +49,28 @@ BEGIN
 END
 $fn$;
 
-CREATE OR REPLACE FUNCTION public.wan2gp_after_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
+-- A task waits for tasks of its own user, or its own project, alone: by their end, and by how that is told, it would learn
+-- of somebody else's, and while it is written it locks the row that it names. So this is asked before anything is locked.
+CREATE OR REPLACE FUNCTION public.wan2gp_refuse_strangers(p_ids uuid[]) RETURNS void LANGUAGE plpgsql STABLE AS $fn$
+DECLARE
+    v_one record;
 BEGIN
+    SELECT t.id, t.dependant_on INTO v_one FROM public.tasks t JOIN public.tasks o ON o.id = t.dependant_on
+     WHERE t.id = ANY (p_ids) AND o.user_id <> t.user_id AND (o.project_id = t.project_id) IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot make the task % wait for %: that is another user''s', v_one.id, v_one.dependant_on
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$fn$;
+
+CREATE OR REPLACE FUNCTION public.wan2gp_after_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
+DECLARE
+    v_waiting uuid[] := ARRAY(SELECT n.id FROM new_rows n WHERE n.dependant_on IS NOT NULL);
+BEGIN
+    IF cardinality(v_waiting) > 0 THEN
+        PERFORM public.wan2gp_refuse_strangers(v_waiting);
+    END IF;
     INSERT INTO public.task_events (task_id, name) SELECT n.id, 'queued' FROM new_rows n WHERE n.status = 'Queued';
     INSERT INTO public.task_dependencies (task_id, depends_on)
         SELECT n.id, n.dependant_on FROM new_rows n WHERE n.dependant_on IS NOT NULL AND n.status = 'Queued'
@@ -66,10 +86,10 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_after_end() RETURNS trigger LANGUAGE plpgsql AS $fn$
 DECLARE
     v_cascading boolean := coalesce(current_setting('wan2gp.cascading', true), '') = 'on';
-    v_bereaved uuid[] := CASE WHEN OLD.status = 'Failed' AND NEW.status = 'Complete' THEN wan2gp_bereaved(NEW.id) END;
+    v_bereaved uuid[] := CASE WHEN OLD.status = 'Failed' AND NEW.status = 'Complete' THEN public.wan2gp_bereaved(NEW.id) END;
 BEGIN
     IF NEW.status = 'Cancelled' OR v_cascading THEN
-        PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Complete' THEN 'completed' ELSE lower(NEW.status::text) END,
+        PERFORM public.wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Complete' THEN 'completed' ELSE lower(NEW.status::text) END,
             jsonb_build_object('from', OLD.status::text, 'error_message', NEW.error_message));
     END IF;
     IF NOT v_cascading AND (
@@ -77,9 +97,9 @@ BEGIN
         OR EXISTS (SELECT FROM public.task_children c WHERE c.child_id = NEW.id)
         OR EXISTS (SELECT FROM public.task_leases l WHERE l.task_id = NEW.id AND l.parked_lease IS NOT NULL)
     ) THEN
-        PERFORM wan2gp_cascade(ARRAY[NEW.id]);
+        PERFORM public.wan2gp_cascade(ARRAY[NEW.id]);
     END IF;
-    PERFORM wan2gp_requeue(v_bereaved);
+    PERFORM public.wan2gp_requeue(v_bereaved);
     RETURN NULL;
 END
 $fn$;
@@ -95,10 +115,10 @@ DECLARE
 BEGIN
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = NEW.id;
     IF v_lease.last_verb = 'withhold' AND OLD.status = 'Failed' THEN
-        v_bereaved := wan2gp_bereaved(NEW.id);
+        v_bereaved := public.wan2gp_bereaved(NEW.id);
     END IF;
     IF v_lease.token IS NOT NULL OR v_lease.parked_lease IS NOT NULL OR v_again THEN
-        PERFORM wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Queued' THEN 'requeued' ELSE 'resumed' END,
+        PERFORM public.wan2gp_note(NEW.id, CASE WHEN NEW.status = 'Queued' THEN 'requeued' ELSE 'resumed' END,
             jsonb_build_object('from', OLD.status::text));
         UPDATE public.task_leases l
            SET token = NULL, last_token = coalesce(l.token, l.last_token), parked_lease = NULL, completing = false,
@@ -110,13 +130,13 @@ BEGIN
          WHERE l.task_id = NEW.id;
     END IF;
     IF v_lease.parked_lease IS NOT NULL THEN  -- it will bring forth new ones
-        PERFORM wan2gp_cancel_children(NEW.id, v_lease.parked_lease, true,
+        PERFORM public.wan2gp_cancel_children(NEW.id, v_lease.parked_lease, true,
             format('task.dependency_failed: its parent %s was queued again', NEW.id));
     END IF;
     IF NEW.status = 'Queued' AND (v_again OR NEW.open_dependencies > 0) THEN
-        PERFORM wan2gp_reopen(NEW.id);
+        PERFORM public.wan2gp_reopen(NEW.id);
     END IF;
-    PERFORM wan2gp_requeue(v_bereaved);
+    PERFORM public.wan2gp_requeue(v_bereaved);
     RETURN NULL;
 END
 $fn$;
@@ -135,9 +155,9 @@ BEGIN
        SET open = NOT EXISTS (SELECT FROM public.tasks t WHERE t.id = d.depends_on AND t.status = 'Complete'),
            missing_since = NULL
      WHERE d.task_id = p_task;
-    PERFORM wan2gp_recount(ARRAY[p_task]);
+    PERFORM public.wan2gp_recount(ARRAY[p_task]);
     IF EXISTS (SELECT FROM public.task_dependencies d
-                WHERE d.task_id = p_task AND d.open AND wan2gp_circular(p_task, d.depends_on)) THEN
+                WHERE d.task_id = p_task AND d.open AND public.wan2gp_circular(p_task, d.depends_on)) THEN
         UPDATE public.tasks t
            SET status = 'Failed', generation_processed_at = now(), updated_at = now(),
                error_message = 'task.dependency_failed: queued again, it would wait for itself'
@@ -148,13 +168,14 @@ BEGIN
       FROM public.task_dependencies d LEFT JOIN public.tasks t ON t.id = d.depends_on
      WHERE d.task_id = p_task AND d.open AND (t.id IS NULL OR t.status IN ('Failed', 'Cancelled'));
     IF v_dead IS NOT NULL THEN
-        PERFORM wan2gp_cascade(v_dead);
+        PERFORM public.wan2gp_cascade(v_dead);
     END IF;
 END
 $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_after_dependant() RETURNS trigger LANGUAGE plpgsql AS $fn$
 BEGIN
+    PERFORM public.wan2gp_refuse_strangers(ARRAY[NEW.id]);
     -- One at a time: two changes that see nothing of each other could close a circle.
     PERFORM pg_advisory_xact_lock(727102, 2);
     DELETE FROM public.task_dependencies d WHERE d.task_id = NEW.id AND d.depends_on = OLD.dependant_on;
@@ -162,9 +183,9 @@ BEGIN
         INSERT INTO public.task_dependencies (task_id, depends_on) VALUES (NEW.id, NEW.dependant_on)
             ON CONFLICT DO NOTHING;
     END IF;
-    PERFORM wan2gp_recount(ARRAY[NEW.id]);
+    PERFORM public.wan2gp_recount(ARRAY[NEW.id]);
     IF NEW.status = 'Failed' THEN  -- it may have been on hold for want of the other
-        PERFORM wan2gp_cascade(ARRAY[NEW.id]);
+        PERFORM public.wan2gp_cascade(ARRAY[NEW.id]);
     END IF;
     RETURN NULL;
 END
@@ -177,7 +198,7 @@ BEGIN
     IF cardinality(v_ids) = 0 THEN
         RETURN NULL;
     END IF;
-    PERFORM wan2gp_cascade(v_ids);
+    PERFORM public.wan2gp_cascade(v_ids);
     DELETE FROM public.task_leases l WHERE l.task_id = ANY (v_ids);
     DELETE FROM public.task_dependencies d WHERE d.task_id = ANY (v_ids);
     DELETE FROM public.task_children c WHERE c.child_id = ANY (v_ids) OR c.parent_id = ANY (v_ids);
@@ -200,7 +221,7 @@ CREATE OR REPLACE FUNCTION public.wan2gp_before_dependency() RETURNS trigger LAN
 DECLARE
     v_status text;
 BEGIN
-    IF wan2gp_circular(NEW.task_id, NEW.depends_on) THEN
+    IF public.wan2gp_circular(NEW.task_id, NEW.depends_on) THEN
         RAISE EXCEPTION 'cannot make the task % wait for %: it would wait for itself', NEW.task_id, NEW.depends_on
             USING ERRCODE = 'check_violation';
     END IF;
@@ -222,29 +243,15 @@ BEGIN
     IF cardinality(v_ids) = 0 THEN
         RETURN NULL;
     END IF;
-    PERFORM wan2gp_recount(v_ids);
+    PERFORM public.wan2gp_recount(v_ids);
     SELECT array_agg(DISTINCT t.id) INTO v_dead FROM new_rows n JOIN public.tasks t ON t.id = n.depends_on
      WHERE n.open AND t.status IN ('Failed', 'Cancelled');
     IF v_dead IS NOT NULL THEN
-        PERFORM wan2gp_cascade(v_dead);
+        PERFORM public.wan2gp_cascade(v_dead);
     END IF;
     RETURN NULL;
 END
 $fn$;
-
--- Trigger functions run with the rights of the contract's owner: who may insert a task need not see our tables.
-DO $step$
-DECLARE
-    v_name text;
-BEGIN
-    FOR v_name IN SELECT p.proname FROM pg_proc p
-                   WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'wan2gp\_%'
-                     AND p.prorettype = 'trigger'::regtype LOOP
-        EXECUTE format('ALTER FUNCTION public.%I() SECURITY DEFINER SET search_path = pg_catalog, public, extensions, pg_temp',
-                       v_name);
-    END LOOP;
-END
-$step$;
 
 -- Each trigger is made once, and again only when its definition here differs (the comment keeps the definition's md5):
 -- a second migration takes no lock on the table.

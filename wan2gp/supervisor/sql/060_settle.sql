@@ -17,32 +17,32 @@ DECLARE
 BEGIN
     SELECT t.status, t.max_attempts INTO v_old, v_max FROM public.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RETURN wan2gp_refused(p_task, p_token);
+        RETURN public.wan2gp_refused(p_task, p_token);
     END IF;
     -- No lock on the lease: whoever changes its token holds the task's row, as we do now.
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = p_task;
     IF v_lease.token IS NULL OR p_token IS NULL OR v_lease.token <> p_token THEN
         IF v_lease.token IS NULL AND v_lease.last_token = p_token AND p_verb = 'complete'
            AND (v_lease.last_verb, v_old::text) IN (('withhold', 'Failed'), ('completing', 'Complete')) THEN
-            RETURN wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
+            RETURN public.wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
         END IF;
         IF v_lease.last_token = p_token AND v_lease.last_verb = p_verb THEN
             RETURN jsonb_build_object('accepted', true, 'status', v_old, 'repeated', true);
         END IF;
-        RETURN wan2gp_refused(p_task, p_token);
+        RETURN public.wan2gp_refused(p_task, p_token);
     END IF;
     IF v_lease.completing AND v_old = 'Complete' THEN
         IF p_verb = 'complete' THEN
-            RETURN wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
+            RETURN public.wan2gp_settle_late(v_lease, v_old::text, p_output, p_result, p_cause);
         END IF;
         -- Its worker is not heard of, or says otherwise: the row is Complete all the same, and what it still owes stays
         -- welcome.
         UPDATE public.task_leases l
            SET token = NULL, last_token = p_token, last_verb = 'completing', completing = false
          WHERE l.task_id = p_task;
-        PERFORM wan2gp_note(p_task, 'completed', jsonb_build_object('verb', p_verb, 'cause', p_cause),
+        PERFORM public.wan2gp_note(p_task, 'completed', jsonb_build_object('verb', p_verb, 'cause', p_cause),
             v_lease.worker_id, v_lease.attempt);
-        RETURN wan2gp_refused(p_task, p_token);
+        RETURN public.wan2gp_refused(p_task, p_token);
     END IF;
     v_history := v_lease.history;
     IF p_verb <> 'complete' OR p_cause IS NOT NULL THEN
@@ -59,10 +59,10 @@ BEGIN
            SET token = NULL, last_token = p_token, last_verb = CASE WHEN v_final THEN p_verb ELSE 'refused' END,
                history = v_history, completing = false
          WHERE l.task_id = p_task;
-        PERFORM wan2gp_note(p_task, CASE WHEN v_final THEN 'stopped' ELSE 'refused' END,
+        PERFORM public.wan2gp_note(p_task, CASE WHEN v_final THEN 'stopped' ELSE 'refused' END,
             jsonb_build_object('verb', p_verb, 'cause', p_cause), v_lease.worker_id, v_lease.attempt);
         IF NOT v_final THEN
-            RETURN wan2gp_refused(p_task, p_token);
+            RETURN public.wan2gp_refused(p_task, p_token);
         END IF;
         RETURN jsonb_build_object('accepted', true, 'status', v_old, 'repeated', false);
     END IF;
@@ -157,7 +157,7 @@ BEGIN
         AND v_lease.last_token = p_token AND v_lease.last_verb = 'completing'
         AND coalesce(v_row.output_location, '') !~ (p_task || '/[0-9]+-[0-9a-f]{8}/'), false);
     FOREACH v_mark IN ARRAY ARRAY[  -- a lease that was claimed under an earlier contract has an id of its own
-        wan2gp_lease_id(p_token),
+        public.wan2gp_lease_id(p_token),
         CASE WHEN coalesce(v_lease.token, v_lease.last_token) = p_token THEN v_lease.lease_id END]
     LOOP
         v_mark := left(v_mark, 8);
@@ -165,7 +165,7 @@ BEGIN
         v_kept := coalesce(v_row.status::text = 'Complete' AND (
                       position(v_mark IN coalesce(v_row.output_location, '')) > 0
                       OR position(v_mark IN coalesce(v_row.result_data ->> 'artifacts', '')) > 0), false)
-                  OR wan2gp_generated(p_task, v_row.project_id, coalesce(v_row.created_at, '-infinity'), v_mark, false);
+                  OR public.wan2gp_generated(p_task, v_row.project_id, coalesce(v_row.created_at, '-infinity'), v_mark, false);
     END LOOP;
     RETURN jsonb_build_object('accepted', false, 'status', v_row.status, 'repeated', false, 'kept', v_kept);
 END
@@ -196,10 +196,10 @@ BEGIN
                result_data = CASE WHEN jsonb_typeof(t.result_data) = 'object' THEN t.result_data ELSE '{}' END || v_known,
                generation_processed_at = coalesce(t.generation_processed_at, now())
          WHERE t.id = p_lease.task_id;
-        PERFORM wan2gp_hand_up(p_lease.task_id, coalesce(p_result, '{}'));
+        PERFORM public.wan2gp_hand_up(p_lease.task_id, coalesce(p_result, '{}'));
     END IF;
     IF p_lease.last_verb IS DISTINCT FROM 'completing' OR p_lease.token IS NOT NULL THEN  -- else it was said already
-        PERFORM wan2gp_note(p_lease.task_id, 'completed', jsonb_build_object('from', p_was, 'cause', p_cause),
+        PERFORM public.wan2gp_note(p_lease.task_id, 'completed', jsonb_build_object('from', p_was, 'cause', p_cause),
             p_lease.worker_id, p_lease.attempt);
     END IF;
     RETURN jsonb_build_object('accepted', true, 'status', 'Complete', 'repeated', false);
@@ -211,18 +211,18 @@ CREATE OR REPLACE FUNCTION public.wan2gp_finish(
     p_result_data jsonb DEFAULT NULL, p_cause jsonb DEFAULT NULL, p_retry_in_s float8 DEFAULT NULL
 ) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := wan2gp_uuid(p_task_id);
+    v_id uuid := public.wan2gp_uuid(p_task_id);
 BEGIN
-    PERFORM wan2gp_lock_family(ARRAY[v_id]);
-    RETURN wan2gp_settle(v_id, p_token, p_verb, p_output_location, p_error_message, p_result_data, p_cause, p_retry_in_s);
+    PERFORM public.wan2gp_lock_family(ARRAY[v_id]);
+    RETURN public.wan2gp_settle(v_id, p_token, p_verb, p_output_location, p_error_message, p_result_data, p_cause, p_retry_in_s);
 END
 $fn$;
 
 -- One settlement as an object: the fields of wan2gp_finish without their p_.
 CREATE OR REPLACE FUNCTION public.wan2gp_settle_object(p_one jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 BEGIN
-    RETURN wan2gp_settle(
-        wan2gp_uuid(p_one ->> 'task_id'), p_one ->> 'token', p_one ->> 'verb', p_one ->> 'output_location',
+    RETURN public.wan2gp_settle(
+        public.wan2gp_uuid(p_one ->> 'task_id'), p_one ->> 'token', p_one ->> 'verb', p_one ->> 'output_location',
         p_one ->> 'error_message', nullif(p_one -> 'result_data', 'null'), nullif(p_one -> 'cause', 'null'),
         (p_one ->> 'retry_in_s')::float8);
 END
@@ -234,10 +234,10 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_settle_guarded(p_one jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_why text;
-    v_id uuid := wan2gp_uuid(p_one ->> 'task_id');
+    v_id uuid := public.wan2gp_uuid(p_one ->> 'task_id');
 BEGIN
     BEGIN
-        RETURN wan2gp_settle_object(p_one);
+        RETURN public.wan2gp_settle_object(p_one);
     EXCEPTION WHEN OTHERS THEN
         IF left(SQLSTATE, 2) IN ('40', '53', '55', '57', '58') THEN
             RAISE;
@@ -245,7 +245,7 @@ BEGIN
         v_why := SQLERRM;
     END;
     BEGIN
-        PERFORM wan2gp_settle(
+        PERFORM public.wan2gp_settle(
             v_id, p_one ->> 'token', 'fail', NULL,
             left('queue.refused: the database refused to store the outcome: ' || v_why, 2000), NULL,
             jsonb_build_object('kind', 'refused', 'verb', p_one -> 'verb'), NULL);
@@ -254,7 +254,7 @@ BEGIN
             RAISE;
         END IF;
     END;
-    RETURN wan2gp_refused(v_id, p_one ->> 'token') || jsonb_build_object('error', v_why);
+    RETURN public.wan2gp_refused(v_id, p_one ->> 'token') || jsonb_build_object('error', v_why);
 END
 $fn$;
 
@@ -264,11 +264,11 @@ DECLARE
     v_one jsonb;
     v_replies jsonb := '[]';
 BEGIN
-    PERFORM wan2gp_lock_family(ARRAY(
-        SELECT DISTINCT wan2gp_uuid(s.value ->> 'task_id') FROM jsonb_array_elements(p_settlements) AS s(value)));
+    PERFORM public.wan2gp_lock_family(ARRAY(
+        SELECT DISTINCT public.wan2gp_uuid(s.value ->> 'task_id') FROM jsonb_array_elements(p_settlements) AS s(value)));
     BEGIN
         FOR v_one IN SELECT s.value FROM jsonb_array_elements(p_settlements) WITH ORDINALITY AS s(value, n) ORDER BY s.n LOOP
-            v_replies := v_replies || wan2gp_settle_object(v_one);
+            v_replies := v_replies || public.wan2gp_settle_object(v_one);
         END LOOP;
         RETURN v_replies;
     EXCEPTION WHEN OTHERS THEN
@@ -278,7 +278,7 @@ BEGIN
         v_replies := '[]';
     END;
     FOR v_one IN SELECT s.value FROM jsonb_array_elements(p_settlements) WITH ORDINALITY AS s(value, n) ORDER BY s.n LOOP
-        v_replies := v_replies || wan2gp_settle_guarded(v_one);
+        v_replies := v_replies || public.wan2gp_settle_guarded(v_one);
     END LOOP;
     RETURN v_replies;
 END
@@ -303,7 +303,7 @@ BEGIN
         RETURN false;
     END IF;
     IF EXISTS (SELECT FROM public.task_leases l WHERE l.task_id = p_task AND l.token = p_token) THEN
-        RETURN (wan2gp_settle(p_task, p_token, p_verb, NULL, p_error, NULL, p_cause, NULL) ->> 'accepted')::boolean;
+        RETURN (public.wan2gp_settle(p_task, p_token, p_verb, NULL, p_error, NULL, p_cause, NULL) ->> 'accepted')::boolean;
     END IF;
     RETURN false;
 END
@@ -332,7 +332,7 @@ $fn$;
 -- process has died under a lease whose worker is well: its task goes back uncounted, the first three times.
 CREATE OR REPLACE FUNCTION public.wan2gp_take_expired(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_quiet_s float8 := coalesce(wan2gp_quiet_s(p_worker), 0);
+    v_quiet_s float8 := coalesce(public.wan2gp_quiet_s(p_worker), 0);
     v_one record;
     v_forgotten boolean;
     v_spared boolean;
@@ -349,9 +349,9 @@ BEGIN
             PERFORM FROM public.task_leases l
               WHERE l.task_id = v_one.task_id AND l.token = v_one.token AND l.expires_at < now() FOR UPDATE SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
-            v_forgotten := wan2gp_knows_not(v_one.worker_id);
-            v_spared := v_forgotten AND wan2gp_spared(v_one.task_id);
-            IF wan2gp_lose(v_one.task_id, v_one.token, CASE WHEN v_spared THEN 'release' ELSE 'loss' END,
+            v_forgotten := public.wan2gp_knows_not(v_one.worker_id);
+            v_spared := v_forgotten AND public.wan2gp_spared(v_one.task_id);
+            IF public.wan2gp_lose(v_one.task_id, v_one.token, CASE WHEN v_spared THEN 'release' ELSE 'loss' END,
                 format(CASE WHEN v_forgotten THEN 'worker.lease_lost: the worker %s is well and did not renew it for %s s'
                             ELSE 'worker.lease_lost: the worker %s was not heard of for %s s' END, v_one.worker_id,
                        round(extract(epoch FROM now() - v_one.expires_at) + v_one.lease_s)),
@@ -375,8 +375,8 @@ DECLARE
     v_taken int;
     v_ids uuid[];
 BEGIN
-    PERFORM wan2gp_mend_stamps();
-    v_taken := wan2gp_take_expired(p_worker);
+    PERFORM public.wan2gp_mend_stamps();
+    v_taken := public.wan2gp_take_expired(p_worker);
 
     -- A row may be inserted before the one that it waits for; for ten minutes that is nobody's fault.
     WITH found AS (
@@ -391,7 +391,7 @@ BEGIN
     IF cardinality(v_ids) > 0 THEN
         UPDATE public.task_dependencies d SET missing_since = NULL
          WHERE d.depends_on = ANY (v_ids) AND d.missing_since IS NOT NULL;
-        PERFORM wan2gp_cascade(v_ids);
+        PERFORM public.wan2gp_cascade(v_ids);
     END IF;
 
     IF (SELECT e.at FROM public.task_events e ORDER BY e.id LIMIT 1) < now() - interval '14 days' THEN
@@ -406,9 +406,9 @@ $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_rescue(p_worker text) RETURNS int LANGUAGE plpgsql VOLATILE AS $fn$
 BEGIN
-    PERFORM wan2gp_contact(p_worker, coalesce(
+    PERFORM public.wan2gp_contact(p_worker, coalesce(
         (SELECT c.lease_s FROM public.worker_contacts c WHERE c.worker_id = p_worker), 90), true);
-    RETURN wan2gp_keep_house(p_worker);
+    RETURN public.wan2gp_keep_house(p_worker);
 END
 $fn$;
 
@@ -428,9 +428,9 @@ BEGIN
         SELECT l.task_id, l.token, l.phase, l.claimed_at FROM public.task_leases l
          WHERE l.token IS NOT NULL AND l.worker_id = p_worker AND NOT p_keep ? l.token ORDER BY l.task_id
     LOOP
-        PERFORM wan2gp_lock_family(ARRAY[v_one.task_id]);
-        v_taken := coalesce(v_one.claimed_at <= v_taken_at AND wan2gp_spared(v_one.task_id), false);
-        IF (wan2gp_settle(v_one.task_id, v_one.token, CASE WHEN v_taken THEN 'release' ELSE 'loss' END, NULL,
+        PERFORM public.wan2gp_lock_family(ARRAY[v_one.task_id]);
+        v_taken := coalesce(v_one.claimed_at <= v_taken_at AND public.wan2gp_spared(v_one.task_id), false);
+        IF (public.wan2gp_settle(v_one.task_id, v_one.token, CASE WHEN v_taken THEN 'release' ELSE 'loss' END, NULL,
                 format(CASE WHEN v_taken THEN 'worker.lease_lost: another worker took the name %s over'
                             ELSE 'worker.lease_lost: the worker %s died and was started again' END, p_worker), NULL,
                 jsonb_build_object('kind', CASE WHEN v_taken THEN 'taken_over' ELSE 'worker_died' END, 'code', 'worker.lease_lost', 'phase', v_one.phase),

@@ -7,7 +7,7 @@ BEGIN
     RETURN (
         SELECT jsonb_agg(jsonb_build_object(
                    'id', t.id, 'task_type', t.task_type,
-                   'params', CASE WHEN jsonb_typeof(t.params) = 'string' THEN wan2gp_params(t.params) ELSE t.params END,
+                   'params', CASE WHEN jsonb_typeof(t.params) = 'string' THEN public.wan2gp_params(t.params) ELSE t.params END,
                    'attempt', l.attempt, 'max_attempts', t.max_attempts, 'token', l.token, 'lease_id', l.lease_id,
                    'user_id', t.user_id, 'project_id', t.project_id, 'created_at', t.created_at,
                    'failures', l.failures, 'losses', l.losses)
@@ -31,7 +31,8 @@ BEGIN
          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
     ), taken AS (
         UPDATE public.tasks t
-           SET status = 'In Progress', worker_id = p_worker, attempts = coalesce(t.attempts, 0) + 1, error_message = NULL,
+           SET status = 'In Progress', worker_id = p_worker, error_message = NULL,
+               attempts = least(greatest(coalesce(t.attempts, 0), 0), 1000000000) + 1,  -- whatever somebody wrote there
                generation_started_at = now(), generation_processed_at = NULL, updated_at = now()
           FROM picked WHERE t.id = picked.id
         RETURNING t.id, t.attempts
@@ -41,7 +42,7 @@ BEGIN
     )
     INSERT INTO public.task_leases AS l
         (task_id, worker_id, token, lease_id, claim_id, attempt, lease_s, claimed_at, expires_at)
-    SELECT taken.id, p_worker, v_token, wan2gp_lease_id(v_token), p_claim_id, taken.attempts, p_lease_s,
+    SELECT taken.id, p_worker, v_token, public.wan2gp_lease_id(v_token), p_claim_id, taken.attempts, p_lease_s,
            now(), now() + make_interval(secs => p_lease_s)
       FROM taken
     ON CONFLICT (task_id) DO UPDATE
@@ -70,14 +71,14 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_claim_id, 727102));
     -- A claim that a crash of the server forgets was never made, and the fence refuses its work: no disk is waited for.
     PERFORM set_config('synchronous_commit', 'off', true);
-    v_tasks := wan2gp_claimed(p_claim_id);
+    v_tasks := public.wan2gp_claimed(p_claim_id);
     IF v_tasks IS NOT NULL THEN
         RETURN jsonb_build_object('tasks', v_tasks, 'next_due_s', NULL);
     END IF;
-    IF wan2gp_contact(p_worker, p_lease_s, true) THEN
+    IF public.wan2gp_contact(p_worker, p_lease_s, true) THEN
         BEGIN
             PERFORM set_config('lock_timeout', '1s', true);
-            PERFORM wan2gp_keep_house(p_worker);
+            PERFORM public.wan2gp_keep_house(p_worker);
             PERFORM set_config('lock_timeout', v_patience, true);
         EXCEPTION WHEN OTHERS THEN  -- whatever is wrong there, claiming goes on
             RAISE WARNING 'cannot keep house: %', SQLERRM;
@@ -93,7 +94,7 @@ BEGIN
     WHILE v_count < p_limit LOOP
         v_found := false;
         IF cardinality(p_types) = 1 THEN
-            v_found := wan2gp_claim_one(p_claim_id, p_worker, p_types[1], p_lease_s);
+            v_found := public.wan2gp_claim_one(p_claim_id, p_worker, p_types[1], p_lease_s);
         ELSE
             -- The first row of each type, unlocked, gives the order of the types; the claim itself locks only what it takes.
             FOR v_type IN
@@ -105,7 +106,7 @@ BEGIN
                      ORDER BY t.priority DESC, t.created_at, t.id LIMIT 1) AS head
                  ORDER BY head.priority DESC, head.created_at
             LOOP
-                v_found := wan2gp_claim_one(p_claim_id, p_worker, v_type, p_lease_s);
+                v_found := public.wan2gp_claim_one(p_claim_id, p_worker, v_type, p_lease_s);
                 EXIT WHEN v_found;
             END LOOP;
         END IF;
@@ -116,10 +117,11 @@ BEGIN
     IF v_count < p_limit THEN
         SELECT t.run_after INTO v_due FROM public.tasks t
          WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NOT NULL
+           AND t.run_after < 'infinity'  -- from which no time can be taken
          ORDER BY t.run_after LIMIT 1;
     END IF;
     RETURN jsonb_build_object(
-        'tasks', CASE WHEN v_count = 0 THEN '[]' ELSE wan2gp_claimed(p_claim_id) END,
+        'tasks', CASE WHEN v_count = 0 THEN '[]' ELSE public.wan2gp_claimed(p_claim_id) END,
         'next_due_s', CASE WHEN v_due IS NOT NULL THEN greatest(extract(epoch FROM v_due - clock_timestamp()), 0) END);
 END
 $fn$;
@@ -133,7 +135,7 @@ CREATE OR REPLACE FUNCTION public.wan2gp_claim_bare(
                (SELECT jsonb_agg(t.value - 'params' || jsonb_build_object('params_bytes', octet_length(t.value ->> 'params'))
                                  ORDER BY t.n)
                   FROM jsonb_array_elements(claim.reply -> 'tasks') WITH ORDINALITY AS t(value, n)), '[]'))
-      FROM wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s) AS claim(reply)
+      FROM public.wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s) AS claim(reply)
 $fn$;
 
 -- The worker's row, as a pod scaler reads it: the time, and metadata of which only our own keys change. A worker that was
@@ -151,7 +153,7 @@ BEGIN
     IF v_takeover THEN
         NOTIFY wan2gp_tasks;  -- who is superseded shall hear of it before its next beat is due
         IF EXISTS (SELECT FROM public.workers w
-                    WHERE w.id = p_worker AND wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata)) THEN
+                    WHERE w.id = p_worker AND public.wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata)) THEN
             UPDATE public.worker_contacts c SET taken_over_at = now()
              WHERE c.worker_id IN (
                 SELECT x.worker_id FROM public.worker_contacts x WHERE x.worker_id = p_worker FOR UPDATE SKIP LOCKED);
@@ -163,7 +165,7 @@ BEGIN
            status = CASE WHEN w.status IS NULL OR w.status::text IN ('inactive', 'spawning', 'crashed') THEN 'active'
                          ELSE w.status END
      WHERE w.id IN (SELECT x.id FROM public.workers x WHERE x.id = p_worker FOR NO KEY UPDATE SKIP LOCKED)
-       AND (v_takeover OR NOT wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
+       AND (v_takeover OR NOT public.wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
     IF FOUND THEN
         RETURN false;
     END IF;
@@ -173,7 +175,7 @@ BEGIN
     END IF;
     RETURN NOT v_takeover AND EXISTS (
         SELECT FROM public.workers w
-         WHERE w.id = p_worker AND wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
+         WHERE w.id = p_worker AND public.wan2gp_is_another(w.metadata, w.last_heartbeat, p_lease_s, p_metadata));
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'cannot write the row of the worker %: %', p_worker, SQLERRM;
     RETURN false;
@@ -200,14 +202,14 @@ DECLARE
     v_renewed uuid[];
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    IF wan2gp_seen_as(p_worker, p_lease_s, p_metadata) THEN
+    IF public.wan2gp_seen_as(p_worker, p_lease_s, p_metadata) THEN
         RETURN jsonb_build_object('cancelled', '[]'::jsonb, 'lost', '[]'::jsonb, 'superseded', true);
     END IF;
-    PERFORM wan2gp_contact(p_worker, p_lease_s, false);
+    PERFORM public.wan2gp_contact(p_worker, p_lease_s, false);
 
     -- A lease that is locked is being ended at this moment: the next beat tells. Waiting here would let all the others expire.
     WITH beats AS (
-        SELECT wan2gp_uuid(b.task_id) AS task_id, b.token, b.progress, b.phase, b.detail
+        SELECT public.wan2gp_uuid(b.task_id) AS task_id, b.token, b.progress, b.phase, b.detail
           FROM jsonb_to_recordset(p_leases) AS b(task_id text, token text, progress float8, phase text, detail text)
     ), held AS MATERIALIZED (
         SELECT l.task_id, b.progress, b.phase, b.detail, l.progress AS was, l.phase AS phase_was
@@ -240,7 +242,7 @@ BEGIN
                 WHERE l.task_id IS NULL OR t.id IS NULL
                    OR t.status NOT IN ('In Progress', 'Cancelled') AND NOT (t.status = 'Complete' AND l.completing)), '[]'))
           FROM jsonb_to_recordset(p_leases) AS b(task_id text, token text)
-          LEFT JOIN public.task_leases l ON l.task_id = wan2gp_uuid(b.task_id) AND l.token = b.token
+          LEFT JOIN public.task_leases l ON l.task_id = public.wan2gp_uuid(b.task_id) AND l.token = b.token
           LEFT JOIN public.tasks t ON t.id = l.task_id);
 END
 $fn$;

@@ -5,20 +5,20 @@ CREATE OR REPLACE FUNCTION public.wan2gp_enqueue(
     p_run_after_s float8 DEFAULT NULL, p_depends_on jsonb DEFAULT '[]', p_id text DEFAULT NULL
 ) RETURNS text LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := coalesce(wan2gp_uuid(p_id), gen_random_uuid());
+    v_id uuid := coalesce(public.wan2gp_uuid(p_id), gen_random_uuid());
 BEGIN
     IF EXISTS (SELECT FROM public.tasks t WHERE t.id = v_id) THEN
         RETURN v_id::text;  -- the answer to the first call was lost
     END IF;
-    IF EXISTS (SELECT FROM jsonb_array_elements_text(p_depends_on) AS d(id) WHERE wan2gp_uuid(d.id) IS NULL) THEN
+    IF EXISTS (SELECT FROM jsonb_array_elements_text(p_depends_on) AS d(id) WHERE public.wan2gp_uuid(d.id) IS NULL) THEN
         RAISE EXCEPTION 'cannot enqueue a task that waits for %: each must be a task id', p_depends_on
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO public.tasks (id, task_type, params, status, priority, max_attempts, run_after, dependant_on)
     VALUES (v_id, p_task_type, p_params, 'Queued', p_priority, p_max_attempts,
-            now() + make_interval(secs => p_run_after_s), wan2gp_uuid(p_depends_on ->> 0));
+            now() + make_interval(secs => p_run_after_s), public.wan2gp_uuid(p_depends_on ->> 0));
     INSERT INTO public.task_dependencies (task_id, depends_on)
-        SELECT DISTINCT v_id, wan2gp_uuid(d.id) FROM jsonb_array_elements_text(p_depends_on) AS d(id)
+        SELECT DISTINCT v_id, public.wan2gp_uuid(d.id) FROM jsonb_array_elements_text(p_depends_on) AS d(id)
         ON CONFLICT DO NOTHING;
     INSERT INTO public.task_leases (task_id, wait_until, wait_s)
         SELECT t.id, t.run_after, p_run_after_s FROM public.tasks t WHERE t.id = v_id AND t.run_after IS NOT NULL;
@@ -31,7 +31,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_spawn(p_task_id text, p_token text, p_children jsonb) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := wan2gp_uuid(p_task_id);
+    v_id uuid := public.wan2gp_uuid(p_task_id);
     v_parent public.tasks;
     v_lease public.task_leases;
     v_ids uuid[] := '{}';
@@ -79,17 +79,17 @@ BEGIN
       FROM jsonb_array_elements(p_children) WITH ORDINALITY AS c(value, n),
            jsonb_array_elements_text(c.value -> 'depends_on') AS d(earlier)
         ON CONFLICT DO NOTHING;
-    PERFORM wan2gp_note(v_id, 'spawned', jsonb_build_object('children', to_jsonb(v_ids)), v_lease.worker_id, v_lease.attempt);
+    PERFORM public.wan2gp_note(v_id, 'spawned', jsonb_build_object('children', to_jsonb(v_ids)), v_lease.worker_id, v_lease.attempt);
     RETURN to_jsonb(v_ids);
 END
 $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_cancel(p_task_id text) RETURNS text LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := wan2gp_uuid(p_task_id);
+    v_id uuid := public.wan2gp_uuid(p_task_id);
     v_was text;
 BEGIN
-    PERFORM wan2gp_lock_family(ARRAY[v_id]);
+    PERFORM public.wan2gp_lock_family(ARRAY[v_id]);
     SELECT t.status::text INTO v_was FROM public.tasks t WHERE t.id = v_id FOR NO KEY UPDATE;
     IF v_was IN ('Queued', 'In Progress') THEN
         UPDATE public.tasks t SET status = 'Cancelled', generation_processed_at = now(), updated_at = now()
@@ -101,7 +101,7 @@ $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_retry(p_task_id text) RETURNS text LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := wan2gp_uuid(p_task_id);
+    v_id uuid := public.wan2gp_uuid(p_task_id);
     v_was text;
 BEGIN
     SELECT t.status::text INTO v_was FROM public.tasks t WHERE t.id = v_id FOR NO KEY UPDATE;
@@ -131,7 +131,7 @@ CREATE OR REPLACE FUNCTION public.wan2gp_task(p_task_id text) RETURNS jsonb LANG
                               FROM (SELECT * FROM public.task_events v WHERE v.task_id = t.id
                                      ORDER BY v.id DESC LIMIT 200) AS e), '[]'))
       FROM public.tasks t LEFT JOIN public.task_leases l ON l.task_id = t.id
-     WHERE t.id = wan2gp_uuid(p_task_id)
+     WHERE t.id = public.wan2gp_uuid(p_task_id)
 $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_tasks(p_status text DEFAULT NULL, p_task_type text DEFAULT NULL, p_limit int DEFAULT 50)
@@ -139,7 +139,7 @@ RETURNS jsonb LANGUAGE sql STABLE AS $fn$
     SELECT coalesce(jsonb_agg(to_jsonb(r) - 'params' || jsonb_build_object(
                'progress', l.progress, 'phase', l.phase, 'detail', l.detail) ORDER BY r.created_at DESC, r.id), '[]')
       FROM (SELECT * FROM public.tasks t
-             WHERE (p_status IS NULL OR t.status::text = wan2gp_fold(p_status))
+             WHERE (p_status IS NULL OR t.status::text = public.wan2gp_fold(p_status))
                AND (p_task_type IS NULL OR t.task_type = p_task_type)
              ORDER BY t.created_at DESC, t.id LIMIT greatest(p_limit, 0)) AS r
       LEFT JOIN public.task_leases l ON l.task_id = r.id
@@ -151,7 +151,8 @@ CREATE OR REPLACE FUNCTION public.wan2gp_stats() RETURNS jsonb LANGUAGE sql STAB
                               FROM (SELECT t.task_type, t.status::text AS status, count(*) AS count
                                       FROM public.tasks t GROUP BY 1, 2) AS c), '[]'),
         'oldest_queued_s', coalesce((SELECT jsonb_object_agg(o.task_type, o.age_s)
-                              FROM (SELECT t.task_type, greatest(extract(epoch FROM now() - min(t.created_at)), 0) AS age_s
+                              FROM (SELECT t.task_type, coalesce(greatest(extract(
+                                           epoch FROM now() - min(t.created_at) FILTER (WHERE isfinite(t.created_at))), 0), 0) AS age_s
                                       FROM public.tasks t WHERE t.status = 'Queued' GROUP BY 1) AS o), '{}'),
         'waiting', coalesce((SELECT jsonb_agg(to_jsonb(b) ORDER BY b.task_type)
                               FROM (SELECT t.task_type, count(*) FILTER (WHERE t.open_dependencies > 0) AS for_tasks,
@@ -168,8 +169,8 @@ $fn$;
 
 CREATE OR REPLACE FUNCTION public.wan2gp_event(p_task_id text, p_name text, p_detail jsonb DEFAULT '{}') RETURNS void
 LANGUAGE sql VOLATILE AS $fn$
-    SELECT wan2gp_note(t.id, p_name, p_detail, t.worker_id, t.attempts)
-      FROM public.tasks t WHERE t.id = wan2gp_uuid(p_task_id)
+    SELECT public.wan2gp_note(t.id, p_name, p_detail, t.worker_id, t.attempts)
+      FROM public.tasks t WHERE t.id = public.wan2gp_uuid(p_task_id)
 $fn$;
 
 -- Raised whenever a function's parameters or answers change.

@@ -68,20 +68,20 @@ $fn$;
 CREATE OR REPLACE FUNCTION public.wan2gp_completing(p_task_id text, p_token text, p_lease_s float8) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
-    v_id uuid := wan2gp_uuid(p_task_id);
+    v_id uuid := public.wan2gp_uuid(p_task_id);
     v_status text;
     v_project uuid;
     v_lease public.task_leases;
     v_made boolean := true;
 BEGIN
-    PERFORM wan2gp_lock_family(ARRAY[v_id]);
+    PERFORM public.wan2gp_lock_family(ARRAY[v_id]);
     SELECT t.status::text, t.project_id INTO v_status, v_project FROM public.tasks t WHERE t.id = v_id FOR NO KEY UPDATE;
     SELECT * INTO v_lease FROM public.task_leases l WHERE l.task_id = v_id;
     IF v_lease.token IS NULL AND v_lease.last_token = p_token THEN
         IF v_lease.last_verb = 'completing' AND v_status = 'Complete' THEN  -- the lease ran out after the row was done
             RETURN jsonb_build_object('held', true, 'status', v_status, 'made', true);
         ELSIF v_lease.last_verb = 'withhold' AND v_status = 'Failed' THEN
-            PERFORM wan2gp_resume(v_id);
+            PERFORM public.wan2gp_resume(v_id);
             v_lease.token := p_token;
             v_status := 'In Progress';
         END IF;
@@ -91,14 +91,14 @@ BEGIN
         RETURN jsonb_build_object('held', false, 'status', v_status, 'made', false);
     END IF;
     IF NOT v_lease.completing THEN
-        PERFORM wan2gp_note(v_id, 'completing', '{}', v_lease.worker_id, v_lease.attempt);
+        PERFORM public.wan2gp_note(v_id, 'completing', '{}', v_lease.worker_id, v_lease.attempt);
     END IF;
     UPDATE public.task_leases l
        SET token = p_token, completing = true, lease_s = greatest(l.lease_s, p_lease_s),
            expires_at = greatest(l.expires_at, now() + make_interval(secs => p_lease_s))
      WHERE l.task_id = v_id;
     IF v_status = 'In Progress' THEN
-        v_made := wan2gp_generated(v_id, v_project, v_lease.claimed_at, left(v_lease.lease_id, 8), true);
+        v_made := public.wan2gp_generated(v_id, v_project, v_lease.claimed_at, left(v_lease.lease_id, 8), true);
     END IF;
     RETURN jsonb_build_object('held', true, 'status', v_status, 'made', v_made);
 END
@@ -196,19 +196,19 @@ DECLARE
     v_insert text;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    IF jsonb_typeof(p_lines) IS DISTINCT FROM 'array' OR NOT (wan2gp_facts() ->> 'system_logs')::boolean THEN
+    IF jsonb_typeof(p_lines) IS DISTINCT FROM 'array' OR NOT (public.wan2gp_facts() ->> 'system_logs')::boolean THEN
         RETURN 0;
     END IF;
     SELECT coalesce(jsonb_agg(l.value ORDER BY l.n), '[]') INTO v_lines
       FROM jsonb_array_elements(p_lines) WITH ORDINALITY AS l(value, n) WHERE jsonb_typeof(l.value) = 'object';
     SELECT string_agg(quote_ident(w.col), ', '), string_agg(w.expr, ', ') INTO v_columns, v_values
-      FROM (VALUES ('id', 'coalesce(wan2gp_uuid(l.value ->> ''id''), gen_random_uuid())'),
-                   ('timestamp', 'coalesce(wan2gp_instant(l.value ->> ''at''), now())'),
+      FROM (VALUES ('id', 'coalesce(public.wan2gp_uuid(l.value ->> ''id''), gen_random_uuid())'),
+                   ('timestamp', 'coalesce(public.wan2gp_instant(l.value ->> ''at''), now())'),
                    ('source_type', '''worker'''),
                    ('source_id', '$1'),
-                   ('log_level', 'wan2gp_level(l.value ->> ''level'')'),
+                   ('log_level', 'public.wan2gp_level(l.value ->> ''level'')'),
                    ('message', 'left(coalesce(l.value ->> ''message'', ''''), 4000)'),
-                   ('task_id', 'wan2gp_uuid(l.value ->> ''task_id'')'),
+                   ('task_id', 'public.wan2gp_uuid(l.value ->> ''task_id'')'),
                    ('worker_id', '$1'),
                    ('metadata', 'CASE WHEN jsonb_typeof(l.value -> ''metadata'') = ''object'''
                                 ' THEN l.value -> ''metadata'' ELSE ''{}'' END')
@@ -225,6 +225,6 @@ BEGIN
             RAISE;
         END IF;
     END;
-    RETURN wan2gp_log_singly(v_insert, p_worker, v_lines);
+    RETURN public.wan2gp_log_singly(v_insert, p_worker, v_lines);
 END
 $fn$;
