@@ -132,7 +132,9 @@ class Sandbox:
     def _try(self, refused: Callable[[str], None], apply: Callable[[], None]) -> None:
         try:
             apply()
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            refused(error.strerror or str(error))
+        except (ValueError, OverflowError) as error:  # a number that the kernel has no place for
             refused(str(error))
 
     def _without_group(self, missing: dict[str, str]) -> None:

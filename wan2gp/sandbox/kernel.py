@@ -14,6 +14,7 @@ MACHINE = platform.machine() if sys.maxsize > 2**32 else f"a 32-bit interpreter 
 LANDLOCK_CREATE_RULESET = 444
 LANDLOCK_ADD_RULE = 445
 LANDLOCK_RESTRICT_SELF = 446
+SECCOMP = {"x86_64": 317, "aarch64": 277}
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

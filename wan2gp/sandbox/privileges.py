@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
+from collections.abc import Callable
 
 from wan2gp.profile import Profile
 from wan2gp.sandbox.kernel import failure, libc, prctl
@@ -16,7 +18,6 @@ from wan2gp.sandbox.kernel import failure, libc, prctl
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 5, 6, 7
 _CAPABILITY_VERSION_3 = 0x20080522
 _OOM_SCORE_ADJ = 500
 """When memory runs out the kernel ends a handler before the supervisor and the database."""
@@ -57,10 +58,19 @@ def die_first() -> None:
 
 
 def become(uid: int, gid: int, groups: tuple[int, ...]) -> None:
-    """Take another user's id, for good. Raises :class:`OSError`."""
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    """Take another user's id, for good. Raises :class:`OSError`, also when the kernel said yes and did not do it."""
+    steps: tuple[tuple[Callable[..., None], tuple[object, ...]], ...] = (
+        (os.setgroups, (groups,)),
+        (os.setresgid, (gid, gid, gid)),
+        (os.setresuid, (uid, uid, uid)),
+    )
+    for call, arguments in steps:
+        try:
+            call(*arguments)
+        except OSError as error:
+            raise OSError(error.errno, f"{call.__name__} to {uid}: {error.strerror}") from None
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
+        raise OSError(errno.EINVAL, f"the kernel did not take the user id {uid}")
 
 
 def no_new_privileges() -> None:
@@ -85,11 +95,3 @@ def drop_capabilities() -> None:
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     if libc.capset(ctypes.byref(header), _Words()) != 0:
         raise failure("capset")
-
-
-def capabilities() -> int:
-    """The effective ones of this process, one bit each. Raises :class:`OSError`."""
-    header, words = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), _Words()
-    if libc.capget(ctypes.byref(header), words) != 0:
-        raise failure("capget")
-    return words[0] | words[3] << 32

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from wan2gp.sandbox import bpf
 from wan2gp.sandbox.bpf import ALLOW, Block, refuse, when, when_any_bit
-from wan2gp.sandbox.kernel import MACHINE, syscall
+from wan2gp.sandbox.kernel import MACHINE, SECCOMP, syscall
 from wan2gp.sandbox.syscalls import NUMBERS
 
 FORBIDDEN = (
@@ -54,8 +54,6 @@ _TRUNCATE = 0o1000
 _WRITES = (1, 2)
 """``O_WRONLY`` and ``O_RDWR``."""
 
-_SECCOMP = {"x86_64": 317, "aarch64": 277}
-"""The call that takes a filter."""
 _SET_MODE_FILTER, _SPECULATION_ALLOWED = 1, 4
 
 
@@ -155,8 +153,8 @@ def enforce(filter_program: bytes) -> None:
     given = _Program(len(filter_program) // bpf.INSTRUCTION_BYTES, filter_program)
     try:
         # As newer kernels do of themselves: without it every process under a filter pays for mitigations.
-        syscall(_SECCOMP[MACHINE], _SET_MODE_FILTER, _SPECULATION_ALLOWED, ctypes.byref(given))
+        syscall(SECCOMP[MACHINE], _SET_MODE_FILTER, _SPECULATION_ALLOWED, ctypes.byref(given))
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        syscall(_SECCOMP[MACHINE], _SET_MODE_FILTER, 0, ctypes.byref(given))  # before Linux 4.17
+        syscall(SECCOMP[MACHINE], _SET_MODE_FILTER, 0, ctypes.byref(given))  # before Linux 4.17
