@@ -13,6 +13,7 @@ import requests
 from tests.bench.bulk import bulk
 from tests.bench.bulk_output import bulk_output
 from tests.bench.rest import rest_claim, rest_idle
+from tests.bench.sandbox import sandbox
 from tests.bench.stage import all_ended, connect, cpu_s, machine, percentile, rss_mib, say, settle, working
 from tests.bench.survivors import survivors
 from tests.conftest_worker import Worker
@@ -168,6 +169,7 @@ ALL: dict[str, Callable[[], bool]] = {
     "rest_claim": rest_claim,
     "rest_idle": rest_idle,
     "survivors": survivors,
+    "sandbox": sandbox,
 }
 
 

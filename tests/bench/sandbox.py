@@ -1,0 +1,65 @@
+"""What the sandbox costs: two workers side by side, one without it, take turns, so that a busy moment meets both."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import psycopg
+
+from tests.bench.stage import all_ended, connect, percentile, say, working
+from tests.conftest_worker import Worker, eventually
+
+STARTS = 25
+TASKS = 500
+START_MS, TASK_MS = 30.0, 0.5
+"""How much more a start and a task may take, milliseconds."""
+READY = re.compile(r"Handler noop is ready \(pid \d+, ([\d.]+)s\)")
+INSERT = "INSERT INTO tasks (task_type, params, status) VALUES ('noop', '{}', 'queued') RETURNING id"
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+def sandbox() -> bool:
+    """Starts of a handler, then single no-op tasks: the medians with, minus those without."""
+    with working(WAN2GP_SANDBOX="best") as with_it, working(WAN2GP_SANDBOX="off") as without:
+        workers = (with_it, without)
+        starts: tuple[list[float], list[float]] = ([], [])
+        tasks: tuple[list[float], list[float]] = ([], [])
+        with connect(with_it) as one, connect(without) as other:
+            for connection in (one, other):
+                connection.execute(INSERT)
+                all_ended(connection, "noop")
+            for _ in range(STARTS):
+                for worker, took in zip(workers, starts, strict=True):
+                    took.append(_start_ms(worker))
+            for _ in range(TASKS):
+                for connection, took in zip((one, other), tasks, strict=True):
+                    took.append(_task_ms(connection))
+    good = _compare("a handler's start", starts, START_MS)
+    return _compare(f"{TASKS} no-op tasks, one by one", tasks, TASK_MS) and good
+
+
+def _compare(what: str, took: tuple[list[float], list[float]], most_ms: float) -> bool:
+    with_it, without = (percentile(one, 0.5) for one in took)
+    extra = with_it - without
+    shown = f"{extra:+.2f} ms ({with_it:.2f} - {without:.2f})"
+    return say(f"{what}: sandboxed minus not, p50", shown, f"<= {most_ms:g} ms", extra <= most_ms)
+
+
+def _start_ms(worker: Worker) -> float:
+    """From the decision to start until the handler's hello, as the worker's log has it, to 10 ms."""
+    before = len(READY.findall(worker.log))
+    worker.ctl("restart", "noop")
+    eventually("the handler is ready again", lambda: len(READY.findall(worker.log)) > before)
+    return float(READY.findall(worker.log)[-1]) * 1000
+
+
+def _task_ms(connection: Connection) -> float:
+    """From the insert to the end, as seen from outside."""
+    started = time.perf_counter()
+    row = connection.execute(INSERT).fetchone()
+    while True:
+        found = connection.execute("SELECT status FROM tasks WHERE id = %s", row).fetchone()
+        if found is not None and found[0] == "Complete":
+            return (time.perf_counter() - started) * 1000
+        time.sleep(0.0002)
