@@ -181,6 +181,13 @@ class _Vices(BaseHTTPRequestHandler):
     def vice_gzip_bomb(self) -> None:
         self.send(gzip.compress(CLIP + bytes(50_000_000)), Content_Encoding="gzip")
 
+    def vice_gzip_of_nothing(self) -> None:
+        """Files without content one behind the other: whoever counts what they hold counts nothing, for ever."""
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.last(gzip.compress(b"") * 3000, pause_s=0)
+
     def vice_huge_headers(self) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
         self.last(b"X-Many: " + b"x" * 60000 + b"\r\n", pause_s=0)

@@ -80,6 +80,7 @@ def test_good_answers_arrive_byte_for_byte(bad_web: BadWebServer, tmp_path: Path
         ("endless", "input.too_large", "more than that, the limit is 1000000 bytes"),
         ("endless-chunks", "input.too_large", "more than that"),
         ("gzip-bomb", "input.too_large", "more than that"),
+        ("gzip-of-nothing", "input.too_large", "more than that"),
         ("loop", "input.redirects", "in a circle"),
         ("circle-a", "input.redirects", "in a circle"),
         ("for-ever", "input.redirects", "more than 8 times"),
@@ -234,6 +235,21 @@ def test_disk_without_room_is_said_before_the_first_byte(
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5000))  # type: ignore[attr-defined]
     found = failure(bad_web.url("/clip.mp4"), tmp_path)
     assert found.code == "worker.disk_full" and "0 MiB are free" in found.message
+
+
+def test_disk_that_fills_up_under_a_body_of_unknown_length(
+    bad_web: BadWebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else on the disk is left without a byte."""
+    import shutil
+
+    def free(path: Path) -> Any:
+        taken = sum(file.stat().st_size for file in tmp_path.iterdir())
+        return shutil._ntuple_diskusage(10**9, 10**9, 100 * 1024**2 - taken)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("shutil.disk_usage", free)
+    found = failure(bad_web.url("/endless"), tmp_path, max_bytes=10**9)
+    assert found.code == "worker.disk_full" and re.search(r": \d+ MiB are free", found.message)
 
 
 def until(happened: Callable[[], bool], what: str) -> None:

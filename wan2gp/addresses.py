@@ -10,7 +10,8 @@ import ipaddress
 import queue
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Union
 
 from wan2gp.brake import Brake
@@ -49,16 +50,60 @@ _PRIVATE_V6 = tuple(
         "2001::/23",  # Teredo among them, which carries an IPv4 address
         "2001:db8::/32",
         "2002::/16",  # 6to4, the same
+        "2620:4f:8000::/48",
         "3fff::/20",
     )
 )
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""The 32 bits before the IPv4 address that such an IPv6 address ends with, whatever network it is in (RFC 5214)."""
+_LOCAL_V4, _LOCAL_V6 = Path("/proc/net/fib_trie"), Path("/proc/net/if_inet6")
 
 
 def is_public(address: Address) -> bool:
-    """True for an address of the open internet."""
+    """True for an address of the open internet.
+
+    A network may translate IPv4 addresses under a prefix of its own choice (RFC 6052), and no address shows it.
+    """
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _PRIVATE_V4)
+    if int(address) >> 32 & 0xFFFFFFFF in _ISATAP and not is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)):
+        return False
     return address in _PUBLIC_V6 and not any(address in network for network in _PRIVATE_V6)
+
+
+def own_addresses(v4: Path = _LOCAL_V4, v6: Path = _LOCAL_V6) -> frozenset[Address]:
+    """The addresses of this machine's interfaces, or of its container's, public ones included.
+
+    By its own public address a machine reaches what listens on all of its interfaces, behind its firewall. What the
+    kernel does not tell (``proc(5)``) is left out.
+    """
+    return frozenset((*_own_v4(_lines(v4)), *_own_v6(_lines(v6))))
+
+
+def _lines(path: Path) -> Sequence[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return ()
+
+
+def _own_v4(trie: Sequence[str]) -> Iterator[Address]:
+    """``|-- 10.0.0.7``, and below it ``/32 host LOCAL``."""
+    leaf = ""
+    for line in trie:
+        head, mark, rest = line.partition("|-- ")
+        if mark:
+            leaf = rest.strip()
+        elif leaf and line.split() == ["/32", "host", "LOCAL"]:
+            yield ipaddress.IPv4Address(leaf)
+
+
+def _own_v6(table: Sequence[str]) -> Iterator[Address]:
+    """Each line begins with the address, as 32 digits."""
+    for line in table:
+        digits = line.partition(" ")[0]
+        if len(digits) == 32:
+            yield ipaddress.IPv6Address(int(digits, 16))
 
 
 def resolve(host: str, port: int) -> Sequence[Address]:

@@ -11,11 +11,11 @@ import contextlib
 import http.client
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import certifi
 
-from wan2gp.addresses import Address, Resolve, is_public, resolve_within
+from wan2gp.addresses import Address, Resolve, is_public, own_addresses, resolve_within
 from wan2gp.brake import Brake
 
 _ADDRESSES_TRIED = 4
@@ -25,8 +25,17 @@ class PrivateAddress(Exception):
     """The host has no public address. Which it has stays unsaid: a row's author must not learn this network's names."""
 
 
-def find(host: str, port: int, *, private: bool, timeout_s: float, brake: Brake, lookup: Resolve) -> Sequence[Address]:
-    """The addresses of ``host`` that may be connected to; ``private``: all may.
+def find(
+    host: str,
+    port: int,
+    *,
+    private: bool,
+    timeout_s: float,
+    brake: Brake,
+    lookup: Resolve,
+    own: Callable[[], Collection[Address]] = own_addresses,
+) -> Sequence[Address]:
+    """The addresses of ``host`` that may be connected to; ``private``: all may, this machine's ``own`` included.
 
     Raises :class:`PrivateAddress`, OSError, or what the brake was pulled with.
     """
@@ -35,7 +44,10 @@ def find(host: str, port: int, *, private: bool, timeout_s: float, brake: Brake,
     except OSError:
         brake.check()
         raise
-    allowed = found if private else [address for address in found if is_public(address)]
+    if private:
+        return found
+    ours = own()
+    allowed = [address for address in found if is_public(address) and address not in ours]
     if not allowed:
         raise PrivateAddress(f"the host {host} has a private address")
     return allowed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
@@ -11,6 +12,8 @@ MAX_URL = 8192
 SHOWN = 300
 """Longest URL in logs and rows, characters."""
 _PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_-])?")
+_IPV6 = re.compile(r"[0-9a-f:.]+(%[0-9a-z._~-]+)?")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 _QUERY_SAFE = _PATH_SAFE + "?"
 
@@ -78,12 +81,15 @@ def parse_url(url: str) -> WebUrl:
 
 
 def _ascii_host(host: str) -> str:
-    if host.isascii():
-        return host.lower().rstrip(".") or host
+    """Only what a name or an address is written with: of anything else, two readers make two hosts."""
     try:
-        return host.encode("idna").decode("ascii").lower()
+        plain = host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError as error:
         raise BadUrl("its host is not a valid name") from error
+    plain = plain.lower().rstrip(".")
+    if not (_IPV6 if ":" in plain else _NAME).fullmatch(plain):
+        raise BadUrl("its host is not a valid name")
+    return plain
 
 
 def _basic(user: str | None, password: str | None) -> str | None:

@@ -33,6 +33,7 @@ NOT_MODIFIED = 304
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOTHING_THERE = (401, 403, 404, 410)
 _SPARE_DISK = 64 * 1024**2  # bytes that a download leaves to everybody else on the disk
+_LOOK_BYTES = 16 * 1024**2  # between two looks at the disk
 
 
 class Digest(Protocol):
@@ -180,13 +181,21 @@ class Download:
         if shutil.disk_usage(self._directory).free < wanted:
             raise self._disk_full()
 
+    def _leave_room(self) -> None:
+        """Of a body whose length nobody announced, before it has taken the disk to the last byte."""
+        if shutil.disk_usage(self._directory).free < _SPARE_DISK:
+            raise self._disk_full()
+
     def _pour(self, location: Location, reply: Reply, file: BinaryIO, digest: Digest) -> tuple[int, Sniffed]:
         total = reply.length if reply.plain else None
-        head, got, found = b"", 0, None
+        head, got, found, looked = b"", 0, None, 0
         for piece in reply.pieces():
             got += len(piece)
-            if got > self._limits.max_bytes:
+            if max(got, reply.received) > self._limits.max_bytes:
                 raise self._too_large(location, "more than that")
+            if got - looked >= _LOOK_BYTES:
+                looked = got
+                self._leave_room()
             if found is None:
                 head += piece
                 found = self._identify(location, head) if len(head) >= HEAD_BYTES else None

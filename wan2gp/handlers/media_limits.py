@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import av
@@ -132,7 +132,7 @@ def check_sound(container: InputContainer, limits: MediaLimits) -> None:
         return
 
 
-def _measured(container: InputContainer, limits: MediaLimits) -> Iterator[av.Packet]:
+def _measured(container: InputContainer, limits: MediaLimits) -> Iterator[av.Packet[Any]]:
     """Every packet, until one stream has too many pictures or the time gets too long."""
     counts: dict[int, int] = {}
     first_s: float | None = None
@@ -150,7 +150,7 @@ def _measured(container: InputContainer, limits: MediaLimits) -> Iterator[av.Pac
         yield packet
 
 
-def _check_key_frame(packet: av.Packet, limits: MediaLimits) -> None:
+def _check_key_frame(packet: av.Packet[Any], limits: MediaLimits) -> None:
     """Decoded alone: the decoder is emptied and begins anew behind it.
 
     FFmpeg's own ``max_pixels`` is left alone: what it refuses looks like any other frame that is spoilt. Without it

@@ -22,6 +22,9 @@ from wan2gp.handlers.locations import Location
 from wan2gp.pinned import PrivateAddress, dial, find, reason, speak
 
 _PIECE = 256 * 1024
+_ZLIB_HEAD = 2  # bytes
+_SLICE = 16 * 1024
+"""Compressed bytes at a time: what a member leaves over is copied, and a file may be nothing but tiny members."""
 _ANY_ZLIB, _BARE_DEFLATE = 47, -15  # window bits: gzip or zlib by its header; no header at all
 
 
@@ -52,6 +55,8 @@ class Reply:
         self.reason = response.reason
         self.length = response.length
         """Bytes of the body as sent, None when the server does not say."""
+        self.received = 0
+        """Bytes of the body that have come so far, as sent."""
         self._chunked = bool(response.chunked)
         self._encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
 
@@ -69,7 +74,7 @@ class Reply:
         return self._response.headers.get(name)
 
     def pieces(self) -> Iterator[bytes]:
-        """The decoded body in pieces of bounded size; it may be endless.
+        """The decoded body in pieces of bounded size; it may be endless, and pieces may be empty without end.
 
         Raises :class:`TaskFailure`: ``input.http_error`` for a body that breaks off or cannot be decoded,
         ``input.timeout`` for one that falls silent.
@@ -90,14 +95,18 @@ class Reply:
             if not piece:
                 break
             got += len(piece)
+            self.received = got
             yield piece
         if self.length is not None and got < self.length:
             raise self._broken(got, f"{self.length} were announced")
 
     def _inflated(self) -> Iterator[bytes]:
-        inflater, got, begun = zlib.decompressobj(_ANY_ZLIB), 0, False
-        for piece in self._raw():
-            got += len(piece)
+        inflater, begun, held = zlib.decompressobj(_ANY_ZLIB), False, b""
+        for piece in self._slices():
+            yield b""  # so that whoever reads can count what comes and gives nothing
+            piece, held = held + piece, b""
+            if not begun and len(piece) < _ZLIB_HEAD:  # one byte does not show which kind it is
+                piece, held = b"", piece
             while piece:
                 if inflater.eof:
                     inflater = zlib.decompressobj(_ANY_ZLIB)  # gzip files may stand one behind the other
@@ -105,15 +114,23 @@ class Reply:
                     plain = inflater.decompress(piece, _PIECE)
                 except zlib.error as error:
                     if begun or self._encoding != "deflate":
-                        raise self._broken(got, f"it is no {self._encoding} data") from error
+                        raise self._broken(self.received, f"it is no {self._encoding} data") from error
                     inflater, begun = zlib.decompressobj(_BARE_DEFLATE), True  # as many servers misread the standard
                     continue
                 begun = True
                 piece = inflater.unused_data or inflater.unconsumed_tail
                 if plain:
                     yield plain
-        if not inflater.eof:
-            raise self._broken(got, f"its {self._encoding} data are incomplete")
+        while not inflater.eof:  # a last piece as long as the bound may have left something behind
+            plain = inflater.decompress(b"", _PIECE)
+            if not plain:
+                raise self._broken(self.received, f"its {self._encoding} data are incomplete")
+            yield plain
+
+    def _slices(self) -> Iterator[bytes]:
+        for piece in self._raw():
+            for start in range(0, len(piece), _SLICE):
+                yield piece[start : start + _SLICE]
 
     def _read(self, wanted: int, got: int) -> bytes:
         try:
