@@ -56,7 +56,8 @@ class Stage:
 
         monkeypatch.setattr(module, "_spawn", SimpleNamespace(Pipe=pipe, Process=PaperProcess))
         self.child = Child("engine", 1)
-        self.child.spawn(target="x", endpoint="x", home=folder / "home", log=folder / "log", settings={}, warm=False)
+        log = folder / "log"
+        self.child.spawn(target="x", endpoint="x", home=folder / "home", log=log, settings={}, secrets={}, warm=False)
         self.channel = made[0]
         self.process: PaperProcess = self.child._process
 

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
+from subprocess import SubprocessError
 from typing import Any, NoReturn, Protocol
 
 from wan2gp.processes import adopt_orphans, descendants, die_with_parent, kill, kill_below, start_time, undumpable
@@ -58,7 +59,8 @@ def main(
     :func:`~wan2gp.profile.encode_profile`), until it or the supervisor ends.
 
     Sends two JSON messages over ``channel``: ``{"started": pid, "at": ticks, "sandbox": {layer that it lacks: why}}``
-    and ``{"exited": wait status, "tail": [lines], "survivors": [pids]}``.
+    and ``{"exited": wait status, "tail": [lines], "survivors": [pids], "met": {limit: how often}}``, the last from
+    :meth:`~wan2gp.cgroups.Group.hits`.
     """
     with contextlib.suppress(PermissionError):  # already a leader
         os.setsid()
@@ -69,20 +71,23 @@ def main(
     _to_log(log)
     try:
         started = start(command, boot, decode_profile(profile))
-    except OSError as error:
+    except (OSError, SubprocessError) as error:
         log.write(f"the handler's program cannot be started: {error}\n".encode())
-        _leave(channel, log, EXIT_NO_PROGRAM << 8)
+        _leave(channel, log, EXIT_NO_PROGRAM << 8, {})
     undumpable()  # the boot document is in this memory, and what runs below may have the same user id
     handler = started.process
     _tell(channel, {"started": handler.pid, "at": start_time(handler.pid), "sandbox": started.refused})
     status = _Watch(channel, started, log, wake).until_the_end()
+    met: dict[str, int] = {}
     if started.group is not None:
+        met = started.group.hits()
         started.group.remove()
-    _leave(channel, log, status)
+    _leave(channel, log, status, met)
 
 
-def _leave(channel: Channel, log: CappedLog, status: int | None) -> NoReturn:
-    _tell(channel, {"exited": status, "tail": log.tail(), "survivors": descendants(os.getpid())[:SURVIVORS]})
+def _leave(channel: Channel, log: CappedLog, status: int | None, met: dict[str, int]) -> NoReturn:
+    survivors = descendants(os.getpid())[:SURVIVORS]
+    _tell(channel, {"exited": status, "tail": log.tail(), "survivors": survivors, "met": met})
     log.close()
     sys.stdout.flush()
     os._exit(0)

@@ -14,8 +14,6 @@ from wan2gp.processes import die_with_parent
 from wan2gp.profile import Layer, Profile
 from wan2gp.sandbox.enter import EXIT_NO_SANDBOX, Sandbox, Unsafe
 
-REPORT_BYTES = 16_384
-
 
 @dataclass(frozen=True)
 class Started:
@@ -32,7 +30,8 @@ def start(command: list[str], boot: bytes, profile: Profile) -> Started:
     """Start ``command`` with ``boot`` on its standard input and both outputs in one pipe; it dies with its parent.
 
     Where the profile requires a layer that is refused, the process ends with :data:`~wan2gp.sandbox.enter.
-    EXIT_NO_SANDBOX` and says so instead. Raises :class:`OSError` when there is no process or no such program.
+    EXIT_NO_SANDBOX` and says so instead. Raises :class:`OSError` when there is no process or no such program, and
+    :class:`subprocess.SubprocessError` for what nobody foresaw before the program.
     """
     sandbox, me = Sandbox(profile), os.getpid()
     ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -52,6 +51,10 @@ def start(command: list[str], boot: bytes, profile: Profile) -> Started:
             env={**os.environ, **profile.environ},
             preexec_fn=in_child,
         )
+    except (OSError, subprocess.SubprocessError):
+        if sandbox.group is not None:
+            sandbox.group.remove()
+        raise
     finally:
         os.close(theirs)
         sandbox.close()
@@ -68,10 +71,10 @@ def _enter(sandbox: Sandbox, report: int) -> None:
     try:
         sandbox.enter()
     except Unsafe as error:
-        os.write(report, json.dumps(sandbox.refused).encode()[:REPORT_BYTES])
+        os.write(report, json.dumps(sandbox.refused).encode())
         _say_on_stdout(f"{error}\n")
         os._exit(EXIT_NO_SANDBOX)
-    os.write(report, json.dumps(sandbox.refused).encode()[:REPORT_BYTES])
+    os.write(report, json.dumps(sandbox.refused).encode())
 
 
 def _say_on_stdout(line: str) -> None:
