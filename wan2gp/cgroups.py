@@ -89,7 +89,8 @@ class Group:
                 return False
             time.sleep(PAUSE_S)
         for path in self._paths():
-            _removed(path.parent)
+            if path.parent.name.startswith(PREFIX):
+                _removed(path.parent)
         return True
 
     def _paths(self) -> list[Path]:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import zmq
 
-from wan2gp import __version__
+from wan2gp import __version__, cgroups
 from wan2gp.config import Config
 from wan2gp.logs import Facts, Log
 from wan2gp.processes import adopt_orphans, start_time
@@ -111,6 +111,9 @@ class App:
                 self._facts("worker.warning", text=warning)
             self._ledger = Ledger(config.data_dir / "children.json")
             self._sweep()
+            if config.sandbox != "off":
+                cgroups.prepare()  # where it cannot, each handler's sandbox tells why
+                opened.callback(cgroups.release)
             profiles = Profiles(config, registry)
             with _undisturbed():  # a signal in between would leave it behind
                 run_dir = RunDir.prepare(config, profiles.socket_group)

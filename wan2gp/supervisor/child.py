@@ -47,6 +47,13 @@ class Death:
     survivors: tuple[int, ...] = ()
     by_us: bool = False
     """True when we killed it."""
+    met: tuple[str, ...] = ()
+    """Limits of its control group that its processes met: ``memory``, ``processes``."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel ended it for what its processes held together."""
+        return self.code == -signal.SIGKILL and "memory" in self.met and not self.by_us
 
     @property
     def code(self) -> int | None:
@@ -60,6 +67,11 @@ class Death:
             return "its guardian process was killed"
         if code >= 0:
             return f"exit status {code}"
+        if self.out_of_memory:
+            return (
+                "ended by the kernel, since its processes held as much memory as memory.hard_mib allows: give smaller "
+                "inputs, or raise the limit on a machine that has the memory"
+            )
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         if -code == signal.SIGKILL:
             return "killed by the supervisor" if self.by_us else f"killed by {name}: out of memory, or by hand"
@@ -151,7 +163,11 @@ class Child:
         if self._report is not None:
             report = self._report
             return Death(
-                report["exited"], tuple(report["tail"]), tuple(report["survivors"]), self._killed_at is not None
+                report["exited"],
+                tuple(report["tail"]),
+                tuple(report["survivors"]),
+                self._killed_at is not None,
+                tuple(report.get("met", ())),
             )
         return None if self._process.is_alive() else Death(None, by_us=self._killed_at is not None)
 

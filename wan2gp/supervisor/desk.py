@@ -359,7 +359,10 @@ class Desk(abc.ABC):
             self.facts("handler.emptied", handler=self.name, path=str(place))
 
     def _code(self) -> str:
-        return self._hung_code if self._hung else "handler.died"
+        if self._hung:
+            return self._hung_code
+        short = self.last_death is not None and self.last_death.out_of_memory
+        return "engine.memory_limit" if short else "handler.died"
 
     # -- for people ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ It is set aside at once, by a rename, and removed by and by: it may be millions 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -34,44 +35,62 @@ def remove_set_aside(parent: Path, breathe: Callable[[], None]) -> None:
 def remove(directory: Path, breathe: Callable[[], None]) -> None:
     """Remove a directory that nobody uses any more, with all that is in it. Follows no link. Raises :class:`OSError`.
 
-    What is below is brought up before it is removed, so no depth needs a long path or many descriptors.
+    It goes down and up again by one open directory at a time, so no depth needs a long path or many descriptors.
     """
-    root = os.open(directory, _FOLDER)
+    here = _opened(directory, None)
+    way: list[tuple[str, os.stat_result]] = []
+    """How it came here: each name, and the directory that it is in."""
+    left = [_emptied(here, breathe)]
+    """Of each directory on the way and of this one, the directories in it that are still to be removed."""
     try:
-        os.fchmod(root, 0o700)
-        brought = 0
-        while names := os.listdir(root):
-            for number, name in enumerate(names):
-                if number % BREATH == 0:
-                    breathe()
-                if not _unlinked(name, root):
-                    brought = _bring_up(name, root, brought)
+        while left[-1] or way:
+            if left[-1]:
+                name, inner = left[-1][-1], _opened(left[-1][-1], here)
+                way.append((name, os.fstat(here)))
+                os.close(here)
+                here = inner
+                left.append(_emptied(here, breathe))
+            else:
+                above = _above(here, way[-1][1])
+                os.close(here)
+                here = above
+                left.pop()
+                os.rmdir(way.pop()[0], dir_fd=here)
+                left[-1].pop()
     finally:
-        os.close(root)
+        os.close(here)
     directory.rmdir()
 
 
-def _bring_up(name: str, root: int, brought: int) -> int:
-    """Empty one directory into the root, and remove it. Returns how many were brought up so far."""
-    inner = os.open(name, _FOLDER, dir_fd=root)
+def _opened(name: str | Path, folder: int | None) -> int:
+    """Its owner may have closed it, which keeps root from nothing."""
     try:
-        os.fchmod(inner, 0o700)
-        for below in os.listdir(inner):
-            if not _unlinked(below, inner):
-                brought += 1
-                if os.geteuid() != 0:  # who is root needs no leave to change its ".."; and this follows links
-                    os.chmod(below, 0o700, dir_fd=inner)
-                os.rename(below, f"{GONE}{secrets.token_hex(4)}-{brought}", src_dir_fd=inner, dst_dir_fd=root)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=root)
-    return brought
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except PermissionError:
+        if os.geteuid() == 0:  # something else is wrong; and this follows links
+            raise
+        os.chmod(name, 0o700, dir_fd=folder)
+        return os.open(name, _FOLDER, dir_fd=folder)
 
 
-def _unlinked(name: str, folder: int) -> bool:
-    """False for a directory."""
-    try:
-        os.unlink(name, dir_fd=folder)
-    except IsADirectoryError:
-        return False
-    return True
+def _above(here: int, known: os.stat_result) -> int:
+    """Where we came from, unless somebody has moved this directory meanwhile."""
+    above = os.open("..", _FOLDER, dir_fd=here)
+    if not os.path.samestat(os.fstat(above), known):
+        os.close(above)
+        raise OSError(errno.ESTALE, "a directory was moved while it was removed")
+    return above
+
+
+def _emptied(folder: int, breathe: Callable[[], None]) -> list[str]:
+    """Remove all but directories, whose names are returned."""
+    os.fchmod(folder, 0o700)
+    found = []
+    for number, name in enumerate(os.listdir(folder)):
+        if number % BREATH == 0:
+            breathe()
+        try:
+            os.unlink(name, dir_fd=folder)
+        except IsADirectoryError:
+            found.append(name)
+    return found
