@@ -25,6 +25,8 @@ FORBIDDEN = (
     *("quotactl", "quotactl_fd", "acct", "sysfs", "lookup_dcookie", "nfsservctl", "uselib"),
     # Other processes' memory, descriptors and pages.
     *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "move_pages", "migrate_pages"),
+    # Memory, queues and semaphores that outlive their maker, belong to no process and have no path.
+    *("shmget", "shmat", "shmctl", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semtimedop", "semctl"),
     # Parts of the kernel with a history of holes.
     *("keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "modify_ldt", "vhangup"),
     # The machine itself.
@@ -99,6 +101,8 @@ def _verdicts(wishes: Wishes) -> list[tuple[tuple[str, ...], Block]]:
         (("clone",), _without_bits(0, _NEW_NAMESPACES, errno.EPERM)),
         (("unshare",), _without_bits(0, _NEW_NAMESPACES | _NEW_TIME, errno.EPERM)),
         (("ioctl",), [*bpf.load_argument(1), *when(_TERMINAL_INPUT, refuse(errno.EPERM), ALLOW)]),
+        # Of another process of the same user too: a limit of no open files, say, would end the supervisor.
+        (("prlimit64",), [*bpf.load_argument(0), *when((0,), ALLOW, refuse(errno.EPERM))]),
         (("socket",), _socket(wishes)),
         (("socketpair",), [*bpf.load_argument(0), *when((socket.AF_UNIX,), ALLOW, refuse(errno.EPERM))]),
     ]

@@ -40,6 +40,10 @@ mount 165 40
 mount_setattr 442 442
 move_mount 429 429
 move_pages 279 239
+msgctl 71 187
+msgget 68 186
+msgrcv 70 188
+msgsnd 69 189
 nfsservctl 180 42
 open 2 -
 open_by_handle_at 304 265
@@ -50,6 +54,7 @@ openat2 437 437
 perf_event_open 298 241
 pidfd_getfd 438 438
 pivot_root 155 41
+prlimit64 302 261
 process_vm_readv 310 270
 process_vm_writev 311 271
 ptrace 101 117
@@ -57,6 +62,10 @@ quotactl 179 60
 quotactl_fd 443 443
 reboot 169 142
 request_key 249 218
+semctl 66 191
+semget 64 190
+semop 65 193
+semtimedop 220 192
 sendmmsg 307 269
 sendmsg 46 211
 sendto 44 206
@@ -64,6 +73,9 @@ setdomainname 171 162
 sethostname 170 161
 setns 308 268
 settimeofday 164 170
+shmat 30 196
+shmctl 31 195
+shmget 29 194
 socket 41 198
 socketpair 53 199
 swapoff 168 225
