@@ -45,6 +45,7 @@ NAMES = (
     "frozen",
     "breeder",
     "gusher",
+    "intruder",
 )
 HASTY = Patience(backoff_first_s=0.02, half_open_s=1.0)
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {

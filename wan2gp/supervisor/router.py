@@ -33,6 +33,8 @@ CONNECTIONS_MAX = 3
 REFUSALS_MAX = 32
 """So many connections of one peer may be turned away before it counts as flooding."""
 HANDSHAKE_S = 10.0
+PAUSE_S = 0.1
+"""Shortest pause of one that has said too much: the loop is not to be woken for each message more, seconds."""
 MESSAGES = Rate(per_s=2000, burst=4000, flood=40_000)
 BYTES = Rate(per_s=8 << 20, burst=32 << 20, flood=256 << 20)
 """A task's outcome, with all its texts, may be 8 MiB."""
@@ -98,8 +100,8 @@ class Router:
         """By descriptor: every connection, and whose it is."""
         self._unread: dict[int, None] = {}
         """Descriptors of those that may have whole messages in memory yet."""
-        self._paused: dict[int, None] = {}
-        """Descriptors of those that have said too much, and are not waited for."""
+        self._paused: dict[int, float] = {}
+        """Of those that have said too much, and are not waited for: until when, by descriptor."""
         self.turned_away: Counter[str] = Counter()
         """Connections that were closed, by reason."""
 
@@ -107,11 +109,6 @@ class Router:
     def descriptor(self) -> int:
         """Readable when there is something to do here; for a poller."""
         return self._epoll.fileno()
-
-    def open_to(self, group: int) -> None:
-        """Let processes of a group connect too. Raises :class:`OSError`."""
-        os.chown(self._path, -1, group)
-        self._path.chmod(0o660)
 
     def admit(self, identity: bytes, owns: Callable[[int], bool]) -> None:
         """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own."""
@@ -149,14 +146,14 @@ class Router:
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether something has come within the time."""
-        return bool(self._unread) or bool(self._epoll.poll(timeout_ms / 1000, 1))
+        return self.due_s() == 0.0 or bool(self._epoll.poll(timeout_ms / 1000, 1))
 
     def due_s(self) -> float | None:
         """After how many seconds :meth:`receive` has something to do, whatever the descriptor says; None: not known."""
         if self._unread:
             return 0.0
         now = self._clock()
-        pauses = [self._owners[each][0].pause_s(now) for each in self._paused]
+        pauses = [until - now for until in self._paused.values()]
         shaking = [each.opened_at + HANDSHAKE_S - now for each in self._unknown()]
         return max(0.0, min([*pauses, *shaking])) if pauses or shaking else None
 
@@ -287,7 +284,7 @@ class Router:
         self._unread.pop(descriptor, None)
         for _ in range(BURST):
             if peer.pause_s(now) > 0:
-                self._pause(connection)
+                self._pause(connection, now + max(PAUSE_S, peer.pause_s(now)))
                 return
             payload = connection.session.take()
             if payload is None:
@@ -301,14 +298,14 @@ class Router:
                 return
         self._unread[descriptor] = None
 
-    def _pause(self, connection: Connection) -> None:
+    def _pause(self, connection: Connection, until: float) -> None:
         self._epoll.unregister(connection)
-        self._paused[connection.fileno()] = None
+        self._paused[connection.fileno()] = until
 
     def _resume(self, now: float) -> None:
-        for descriptor in list(self._paused):
-            peer, connection = self._owners[descriptor]
-            if peer.pause_s(now) <= 0:
+        for descriptor, until in list(self._paused.items()):
+            _, connection = self._owners[descriptor]
+            if until <= now:
                 del self._paused[descriptor]
                 self._epoll.register(connection, connection.wishes)
                 self._unread[descriptor] = None

@@ -1,0 +1,357 @@
+"""What a hostile child can do to the supervisor's socket: nothing that another child, or the supervisor, would feel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from tests.conftest_db import PgServer
+from tests.conftest_worker import Worker, eventually
+from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
+from tests.shared_worker import shared_worker
+from wan2gp.protocol import Beat, Event, ProtocolError, Run, Unload, Up, encode
+from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, HANDSHAKE_S, MESSAGES, REFUSALS_MAX, Router, Unreachable
+
+A, B = b"a#1#secret-of-a", b"b#1#secret-of-b"
+Heard = list[tuple[bytes, Up | ProtocolError]]
+
+
+class Wire:
+    """A router with a clock of its own, and two children admitted: this process is below both."""
+
+    def __init__(self, path: Path) -> None:
+        self.now = 0.0
+        self.router = Router(f"ipc://{path}/s", lambda: self.now)
+        self.endpoint = self.router.endpoint
+        self.ours = True
+        self.router.admit(A, lambda pid: self.ours and pid == os.getpid())
+        self.router.admit(B, lambda pid: False)
+        self._open: list[socket.socket] = []
+
+    def join(self, identity: bytes = A) -> socket.socket:
+        self._open.append(join(self.endpoint, identity))
+        return self._open[-1]
+
+    def connect(self) -> socket.socket:
+        self._open.append(connect(self.endpoint))
+        return self._open[-1]
+
+    def hear(self) -> Heard:
+        """All that has come: what a local socket was given is there at once."""
+        heard: Heard = []
+        while self.router.wait(1):
+            heard += self.router.receive()
+        return heard
+
+    def errors(self) -> list[str]:
+        return [str(said) for _, said in self.hear() if isinstance(said, ProtocolError)]
+
+    def close(self) -> None:
+        for own in self._open:
+            own.close()
+        self.router.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    path = Path(tempfile.mkdtemp(prefix="w2g-"))
+    made = Wire(path)
+    yield made
+    made.close()
+    shutil.rmtree(path)
+
+
+def closed(own: socket.socket) -> bool:
+    """Whether the other end has closed it, after whatever it had sent."""
+    with contextlib.suppress(ConnectionError):
+        while own.recv(65536):
+            pass
+    return True
+
+
+def test_a_socket_of_zeromq_and_the_supervisor_understand_each_other(wire: Wire) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    try:
+        dealer.setsockopt(zmq.IDENTITY, A)
+        dealer.connect(wire.endpoint)
+        large = Event("x", {"text": "y" * 3_000_000})
+        for message in (Beat(), large, Beat()):
+            dealer.send(encode(message))
+        heard: Heard = []
+        eventually("all has come", lambda: heard.extend(wire.hear()) or len(heard) == 3)
+        assert [said for _, said in heard] == [Beat(), large, Beat()]
+        wire.router.send(A, Run("t", "x", 1, "l", "z" * 3_000_000, "/w"))
+        wire.router.send(A, Unload())
+        eventually("it has arrived", lambda: wire.hear() or dealer.poll(10))
+        assert len(dealer.recv()) > 3_000_000
+        eventually("the next too", lambda: wire.hear() or dealer.poll(10))
+        assert b"unload" in dealer.recv()
+    finally:
+        dealer.close(linger=0)
+        context.term()
+
+
+def test_a_stranger_is_closed_before_it_can_say_anything(wire: Wire) -> None:
+    wire.ours = False
+    own = wire.join()
+    assert wire.hear() == [] and closed(own)
+    assert wire.router.turned_away == {"stranger": 1}
+
+
+def test_a_name_that_is_another_childs_ends_whoever_took_it(wire: Wire) -> None:
+    own = wire.join(B)
+    own.sendall(frame(encode(Beat())))
+    assert [(who, str(said)) for who, said in wire.hear()] == [(A, "a connection under another's name")]
+    assert closed(own)
+
+
+def test_a_second_connection_is_turned_away_and_the_first_goes_on(wire: Wire) -> None:
+    first = wire.join()
+    assert wire.hear() == []
+    second = wire.join()
+    assert wire.hear() == [] and closed(second)
+    first.sendall(frame(encode(Beat())))
+    assert wire.hear() == [(A, Beat())]
+
+
+def test_a_connection_that_is_replaced_after_its_end_is_heard(wire: Wire) -> None:
+    first = wire.join()
+    first.sendall(frame(encode(Beat())))
+    first.close()
+    assert wire.hear() == [(A, Beat())]
+    again = wire.join()
+    again.sendall(frame(encode(Beat())))
+    assert wire.hear() == [(A, Beat())]
+
+
+def test_last_words_before_a_death_are_all_heard(wire: Wire) -> None:
+    own = wire.join()
+    own.sendall(frame(encode(Beat())) * 1000)
+    own.close()
+    assert wire.hear() == [(A, Beat())] * 1000
+
+
+def test_connection_after_connection_ends_the_child_and_costs_no_descriptor(wire: Wire) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    errors: list[str] = []
+    for _ in range(2 * (CONNECTIONS_MAX + REFUSALS_MAX)):
+        own = connect(wire.endpoint)
+        errors += wire.errors()
+        own.close()
+        errors += wire.errors()
+    held = [wire.connect() for _ in range(CONNECTIONS_MAX + REFUSALS_MAX + 10)]
+    errors += wire.errors()
+    assert errors == ["it opens connection after connection"]
+    assert len(os.listdir("/proc/self/fd")) - before - len(held) <= CONNECTIONS_MAX
+
+
+def test_a_supervisor_without_descriptors_turns_connections_away_and_goes_on(wire: Wire) -> None:
+    own = wire.join()
+    wire.hear()
+    waiting = wire.connect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        own.sendall(frame(encode(Beat())))
+        assert wire.hear() == [(A, Beat())]
+        assert wire.router.turned_away["no descriptor"] == 1
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert closed(waiting)
+
+
+def test_a_handshake_that_never_ends_is_not_waited_for(wire: Wire) -> None:
+    own = wire.connect()
+    own.sendall(GREETING[:30])
+    assert wire.hear() == []
+    due = wire.router.due_s()
+    assert due is not None and due <= HANDSHAKE_S
+    wire.now += HANDSHAKE_S + 1
+    assert list(wire.router.receive()) == [] and closed(own)
+    assert wire.router.turned_away == {"no handshake": 1}
+
+
+WRONG = {
+    "not zmtp": b"GET / HTTP/1.1\r\n\r\n",
+    "another mechanism": GREETING.replace(b"NULL", b"PLAIN"),
+    "an old version": GREETING[:10] + b"\x01" + GREETING[11:],
+    "no ready": GREETING + frame(b"hello"),
+    "another socket": GREETING + ready(A, b"PUB"),
+    "a cut property": GREETING + frame(b"\x05READY\x08Identity\xff\xff\xff\xff", COMMAND),
+    "a long handshake": GREETING + frame(b"\x05READY" + bytes(5000), COMMAND),
+    "parts": GREETING + ready(A) + frame(b"xx", MORE),
+    "a command": GREETING + ready(A) + frame(b"\x04PING", COMMAND),
+    "reserved bits": GREETING + ready(A) + b"\x80\x01x",
+    "a frame without end": GREETING + ready(A) + b"\x02" + b"\xff" * 8,
+    "a frame too long": GREETING + ready(A) + b"\x02" + (9 << 20).to_bytes(8, "big"),
+    "no message": GREETING + ready(A) + frame(b'{"type":"nothing"}'),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_message_ends_whoever_sent_it_and_raises_nothing(wire: Wire, what: str) -> None:
+    own = wire.connect()
+    own.sendall(WRONG[what])
+    ((who, said),) = wire.hear()
+    assert who == A and isinstance(said, ProtocolError)
+    own.close()
+    assert wire.hear() == []
+
+
+def test_a_flood_is_taken_at_its_rate_and_the_rest_stays_with_its_sender(wire: Wire) -> None:
+    own = wire.join()
+    own.setblocking(False)
+    beats = frame(encode(Beat())) * 1000
+
+    def flood() -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                own.send(beats)
+
+    heard = 0
+    for _ in range(10):
+        flood()
+        heard += len(wire.hear())
+    assert MESSAGES.burst <= heard <= MESSAGES.burst + 1
+    due = wire.router.due_s()
+    assert due is not None and due > 0
+    wire.now += 1
+    assert MESSAGES.per_s - 1 <= len([*wire.router.receive(), *wire.hear()]) <= MESSAGES.per_s + 1
+
+
+def test_a_pause_gives_the_burst_back(wire: Wire) -> None:
+    own = wire.join()
+    for _ in range(20):
+        wire.now += MESSAGES.burst / MESSAGES.per_s + 1
+        for _ in range(4):
+            own.sendall(frame(encode(Beat())) * (int(MESSAGES.burst) // 4 - 1))
+            assert wire.errors() == []
+
+
+def test_a_flood_without_a_pause_ends_the_child(wire: Wire) -> None:
+    own = wire.join()
+    own.setblocking(False)
+    beats = pending = frame(encode(Beat())) * 1000
+    errors: list[str] = []
+    while not errors and wire.now < 60:
+        try:
+            pending = pending[own.send(pending) :] or beats
+        except BlockingIOError:
+            errors += wire.errors()
+            wire.now += wire.router.due_s() or 0.0
+    assert errors == ["it floods the supervisor with messages"]
+    assert wire.now >= (MESSAGES.flood - MESSAGES.burst) / MESSAGES.per_s - 1
+    assert closed(own) and wire.errors() == []
+
+
+def test_few_large_messages_are_a_flood_too(wire: Wire) -> None:
+    own = wire.join()
+    own.setblocking(False)
+    large = pending = frame(encode(Event("x", {"text": "y" * 4_000_000})))
+    heard = 0
+    while not wire.router.due_s():
+        try:
+            pending = pending[own.send(pending) :] or large
+        except BlockingIOError:
+            heard += len(wire.hear())
+    assert BYTES.burst / len(large) - 1 <= heard <= BYTES.burst / len(large) + 1
+
+
+def test_a_child_that_never_reads_is_found_out_before_it_costs_much(wire: Wire) -> None:
+    wire.join()
+    wire.hear()
+    run = Run("t", "x", 1, "l", "z" * 4_000_000, "/w")
+    with pytest.raises(Unreachable, match="cannot reach a#1: it does not read"):
+        for _ in range(20):
+            wire.router.send(A, run)
+
+
+def test_one_that_is_not_there_or_over_cannot_be_reached(wire: Wire) -> None:
+    with pytest.raises(Unreachable, match="not connected"):
+        wire.router.send(B, Unload())
+    own = wire.join()
+    wire.hear()
+    wire.router.expel(A)
+    assert closed(own)
+    with pytest.raises(Unreachable, match="not connected"):
+        wire.router.send(A, Unload())
+    again = wire.join()
+    assert wire.hear() == [] and closed(again)
+
+
+# -- in a real worker ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
+    with shared_worker(tmp_path_factory.mktemp("wire"), _pg_session) as worker:
+        yield worker
+
+
+def test_a_child_with_more_connections_than_the_supervisor_has_descriptors(lasting: Worker) -> None:
+    """An assertion of libzmq ended the whole worker here."""
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (supervisor.num_fds() + 40, before[1]))
+    try:
+        row = lasting.ended(lasting.insert("intruder", {"how": "connections", "count": 200}))
+    finally:
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: it opens connection after connection"
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+def test_a_message_without_an_end_costs_the_supervisor_no_memory(lasting: Worker) -> None:
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.memory_info().rss
+    row = lasting.ended(lasting.insert("intruder", {"how": "endless", "times": 400}))
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a message of several frames"
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert supervisor.memory_info().rss - before < 64 << 20
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+@pytest.mark.long
+def test_an_end_told_under_anothers_name_ends_nobody_elses_task(lasting: Worker) -> None:
+    sleeper = lasting.insert("sleeper", {"seconds": 60})
+    lasting.running(sleeper)
+    lease = lasting.sql("SELECT lease_id FROM task_leases WHERE task_id = %s", sleeper)[0]["lease_id"]
+    forged = {"how": "forged", "identity": "sleeper#1#" + "0" * 32, "task": sleeper, "lease": str(lease)}
+    row = lasting.ended(lasting.insert("intruder", forged))
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a connection under another's name"
+    assert lasting.row(sleeper)["status"] == "In Progress"
+    lasting.ctl("cancel", sleeper)
+    assert lasting.ended(sleeper)["status"] == "Cancelled"
+
+
+@pytest.mark.parametrize("how", ["chatter", pytest.param("second", marks=pytest.mark.long)])
+def test_what_is_only_too_much_costs_its_sender_time_alone(lasting: Worker, how: str) -> None:
+    task = lasting.insert("intruder", {"how": how, "count": 6000})
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+    row = lasting.ended(task)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+
+
+@pytest.mark.long
+def test_garbage_on_the_socket_is_told_as_what_it_is(lasting: Worker) -> None:
+    row = lasting.ended(lasting.insert("intruder", {"how": "garbage"}))
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert "a greeting that is not ZMTP's" in row["result_data"]["attempts"][0]["message"]
