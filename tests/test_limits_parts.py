@@ -21,7 +21,7 @@ from wan2gp import cgroups
 from wan2gp.cgroup_places import LEAF, Place, Unplaced, mounts
 from wan2gp.processes import alive, all_tasks, families, held, held_by, share_of, trees
 from wan2gp.supervisor.crowd import Crowd, Refusals
-from wan2gp.supervisor.emptying import remove, remove_set_aside, set_aside
+from wan2gp.supervisor.emptying import free_shared_memory, remove, remove_set_aside, set_aside, set_tmp_aside
 from wan2gp.supervisor.memory_watch import Limits, MemoryWatch
 from wan2gp.supervisor.size_watch import Allowances, SizeWatch
 from wan2gp.supervisor.tree_size import measure, nameless
@@ -514,14 +514,38 @@ def test_a_directory_that_somebody_moves_while_it_is_removed_leads_nowhere_else(
 
 def test_what_is_set_aside_is_out_of_the_way_at_once_and_goes_by_and_by(tmp_path: Path) -> None:
     place = tmp_path / "one"
-    set_aside(place)
+    set_aside(place, tmp_path)
     (place / "cache").mkdir(parents=True)
     (place / "cache" / "file").touch()
-    set_aside(place)
+    set_aside(place, tmp_path)
     assert not place.exists()
     (aside,) = tmp_path.iterdir()
     assert (aside / "cache" / "file").exists()
     remove_set_aside(tmp_path, breathe)
     assert list(tmp_path.iterdir()) == []
-    shutil.rmtree(tmp_path)
+    remove_set_aside(tmp_path / "none", breathe)
+
+
+def test_temporary_files_go_with_their_process_and_nothing_else_does(tmp_path: Path) -> None:
+    home = tmp_path / "one"
+    (home / "tmp").mkdir(parents=True)
+    set_tmp_aside(home)
+    assert (home / "tmp").is_dir(), "there was nothing in it"
+    (home / "tmp" / "file").touch()
+    (home / "kept").touch()
+    set_tmp_aside(home)
+    assert [path.name for path in home.iterdir()] == ["kept"]
     remove_set_aside(tmp_path, breathe)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    set_tmp_aside(tmp_path / "none")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_shared_memory_that_a_dead_handler_left_is_given_back_and_that_of_others_is_not(tmp_path: Path) -> None:
+    for name, uid in (("psm_dead", 65099), ("sem.dead", 65099), ("psm_others", 65098)):
+        (tmp_path / name).write_bytes(bytes(4096))
+        os.chown(tmp_path / name, uid, uid)
+    (tmp_path / "link").symlink_to("psm_others")
+    assert free_shared_memory(65099, tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "psm_others"]
+    assert free_shared_memory(65099, tmp_path / "none") == 0

@@ -18,7 +18,7 @@ from wan2gp.logs import Facts
 from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
 from wan2gp.supervisor.child import UNCONFINED, Child, Death
-from wan2gp.supervisor.emptying import set_aside
+from wan2gp.supervisor.emptying import free_shared_memory, set_aside, set_tmp_aside
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
 from wan2gp.supervisor.profiles import Profiles, Sandbox
 from wan2gp.supervisor.registry import SILENCE_S
@@ -338,8 +338,7 @@ class Desk(abc.ABC):
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
         if death.survivors:
             self.facts("handler.survivors", handler=self.name, pids=", ".join(map(str, death.survivors)))
-        if self._hung is not None and self._hung_code == DISK_LIMIT:
-            self._empty()
+        self._clear_up()
         if death.status is None:  # its shim was killed: what was below has fallen to us
             self.around.strays()
         if not (asked and self.life.blamed):  # else the engine's own words, heard before, say more
@@ -348,11 +347,23 @@ class Desk(abc.ABC):
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)
 
-    def _empty(self) -> None:
-        """Before the next process starts, or it would be over the limit at once."""
-        place = self.around.data_dir / "handlers" / self.name
+    def _clear_up(self) -> None:
+        """Before the next process starts: what a dead one leaves would be the next one's, or nobody's."""
+        profile = self.sandbox.profile
+        if profile.mode == "off":
+            return
+        home = self.around.profiles.places.home(self.name)
+        if self._hung is not None and self._hung_code == DISK_LIMIT:
+            self._empty(home)
+        else:
+            set_tmp_aside(home)
+        if profile.uid is not None:
+            free_shared_memory(profile.uid)
+
+    def _empty(self, place: Path) -> None:
+        """Or the next process would be over the limit at once."""
         try:
-            set_aside(place)
+            set_aside(place, place.parent)
         except OSError as error:
             self.facts("handler.not_emptied", handler=self.name, path=str(place), error=error)
         else:

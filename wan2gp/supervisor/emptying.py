@@ -1,6 +1,8 @@
-"""What a handler wrote beyond its limit goes, or its next process would be over the limit from the start.
+"""What a dead handler leaves: its temporary files, shared memory that nobody holds, and all that it wrote beyond its
+limit, or its next process would be over the limit from the start.
 
-It is set aside at once, by a rename, and removed by and by: it may be millions of files, nested as deep as they could.
+Directories are set aside at once, by a rename, and removed by and by: millions of files may be in them, nested as deep
+as they could.
 """
 
 from __future__ import annotations
@@ -14,15 +16,39 @@ from pathlib import Path
 
 GONE = ".gone-"
 """What was set aside is beside the handlers' directories, under names that no handler has."""
+SHARED_MEMORY = Path("/dev/shm")
+MOST_AT_ONCE = 10_000
+"""Files of shared memory that are removed after one death, lest the loop hang over millions."""
 BREATH = 256
 """After so many entries others get their turn."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def set_aside(directory: Path) -> None:
-    """Put it out of the way; that it is not there is as good. Raises :class:`OSError`."""
+def set_aside(directory: Path, parent: Path) -> None:
+    """Put it out of the way, into ``parent``; that it is not there is as good. Raises :class:`OSError`."""
     with contextlib.suppress(FileNotFoundError):
-        directory.rename(directory.with_name(f"{GONE}{secrets.token_hex(8)}"))
+        directory.rename(parent / f"{GONE}{secrets.token_hex(8)}")
+
+
+def set_tmp_aside(home: Path) -> None:
+    """The temporary files in a handler's directory, if there are any; a disk that refuses it costs nothing else."""
+    with contextlib.suppress(OSError):
+        if os.listdir(home / "tmp"):
+            set_aside(home / "tmp", home.parent)
+
+
+def free_shared_memory(uid: int, place: Path = SHARED_MEMORY) -> int:
+    """Remove the files of a user that no process has any more; they are memory. Returns how many."""
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_uid == uid and not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    count += 1
+            if count >= MOST_AT_ONCE:
+                break
+    return count
 
 
 def remove_set_aside(parent: Path, breathe: Callable[[], None]) -> None:
