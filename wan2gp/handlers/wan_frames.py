@@ -22,15 +22,15 @@ class FrameRule:
 
     def nearest(self, asked: int) -> int:
         """The length that is made for ``asked`` frames."""
-        step = max(1, self.step)
-        below = (asked - self.offset) // step * step + self.offset
-        found = below if asked - below <= below + step - asked else below + step
+        if self.step <= 1:
+            return max(asked, self.least)
+        below = (asked - self.offset) // self.step * self.step + self.offset
+        found = below if asked - below <= below + self.step - asked else below + self.step
         return max(found, self._first)
 
     @property
     def _first(self) -> int:
-        step = max(1, self.step)
-        return self.offset + math.ceil(max(0, self.least - self.offset) / step) * step
+        return self.offset + math.ceil(max(0, self.least - self.offset) / self.step) * self.step
 
 
 def frames_of(asked: int | Seconds, fps: float) -> int:
