@@ -185,10 +185,17 @@ def worker_environment(tmp_path: Path, run_dir: Path, **more: str) -> dict[str, 
     }
 
 
-def launch(data_dir: Path, url: str, environ: dict[str, str], *options: str, wait: bool = True) -> Worker:
-    """Start a supervisor; with `wait`, return once it claims."""
+def launch(
+    data_dir: Path,
+    url: str,
+    environ: dict[str, str],
+    *options: str,
+    wait: bool = True,
+    within: Sequence[str] = (),
+) -> Worker:
+    """Start a supervisor; with `wait`, return once it claims. `within`: a command that becomes the one behind it."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "wan2gp.entry", "--data-dir", str(data_dir), *options]
+    command = [*within, sys.executable, "-m", "wan2gp.entry", "--data-dir", str(data_dir), *options]
     before = (
         (data_dir / "logs" / "worker.log").read_text().count("started. Polling")
         if wait and (data_dir / "logs" / "worker.log").exists()

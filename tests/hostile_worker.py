@@ -17,17 +17,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import wan2gp
+from tests.comfy_jobs import picture
+from tests.conftest_comfy import free_port
 from tests.conftest_db import PgServer
-from tests.conftest_worker import ROOT, Worker, eventually
+from tests.conftest_worker import PATIENCE_S, ROOT, Row, Worker, eventually
 from tests.hostile.victim import SECRET
 from tests.shared_worker import shared_worker
 
 NODES = Path(__file__).parent / "hostile" / "node.py"
 PLUGIN = "hostile = tests.hostile.specs:hostile\nvictim = tests.hostile.specs:victim\nnoop = tests.vices.specs:noop\n"
 STRANGER = "import signal, time\nsignal.signal(signal.SIGUSR1, lambda *_: print('hit', flush=True))\ntime.sleep(600)"
+PACK = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.hostile.node import NODE_CLASS_MAPPINGS\n"
+COMFY = os.environ.get("COMFY_PATH", "")
+START_S = 200.0
+"""A real ComfyUI imports torch at its start."""
+REAL = pytest.param(
+    "real",
+    marks=[
+        pytest.mark.long,
+        pytest.mark.real_comfy,
+        pytest.mark.timeout(300),
+        pytest.mark.skipif(not (Path(COMFY) / "main.py").is_file(), reason="COMFY_PATH names no ComfyUI"),
+    ],
+)
+IN_HANDLER = ("handler", "user")
+USER = pytest.param(
+    "user",
+    marks=[pytest.mark.long, pytest.mark.skipif(os.geteuid() != 0, reason="only root can give user ids away")],
+)
+BUILTIN = pytest.param("builtin", marks=pytest.mark.long)
 Saw = Mapping[str, str]
 
 
@@ -84,8 +107,11 @@ class Ears:
 
 @dataclass
 class Scene:
-    """`home` is the worker's user's; `stranger` a process that has nothing to do with it."""
+    """`kind` is where the vices run: in a ``handler`` of their own, in one that surely has its own ``user``, or in a
+    ComfyUI that is ``builtin`` or ``real``.
+    `home` is that of the worker's user; `stranger` is a process that has nothing to do with it."""
 
+    kind: str
     worker: Worker
     home: Path
     ears: Ears
@@ -98,39 +124,54 @@ class Scene:
     def data_dir(self) -> Path:
         return self.worker.data_dir
 
-    def insert(self, vice: str, **prey: Any) -> str:
-        """A task for the handler."""
-        return self.worker.insert(vice, prey, max_attempts=1)
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.worker.environ["WAN2GP_RUN_DIR"])
 
-    def insert_node(self, vice: str, **prey: Any) -> str:
-        """The same in ComfyUI."""
+    @property
+    def handler(self) -> str:
+        return "hostile" if self.kind in IN_HANDLER else "comfy"
+
+    def insert(self, vice: str, **prey: Any) -> str:
+        """A task in which it may do its worst."""
+        if self.kind in IN_HANDLER:
+            return self.worker.insert(vice, prey, max_attempts=1)
         inputs = {"vice": vice, "prey": json.dumps(prey), "nonce": next(self.nonces)}
         graph = {"1": {"class_type": "TestHostile", "inputs": inputs}}
         return self.worker.insert("comfy", {"workflow": graph}, max_attempts=1)
 
     def saw(self, vice: str, **prey: Any) -> Saw:
         """What became of its tries. The worker then serves the next task."""
-        row = self.worker.ended(self.insert(vice, **prey))
+        row = self.ended(self.insert(vice, **prey))
         assert row["status"] == "Complete", row["error_message"]
         self.serves()
-        found: dict[str, str] = row["result_data"]["saw"]
+        result = row["result_data"]
+        found: dict[str, str] = result["saw"] if self.kind in IN_HANDLER else json.loads(result["text"]["1"][0])
+        assert found
         return found
 
-    def saw_in_comfy(self, vice: str, patience_s: float = 60.0, **prey: Any) -> Saw:
-        row = self.worker.ended(self.insert_node(vice, **prey), patience_s)
-        assert row["status"] == "Complete", row["error_message"]
-        found: dict[str, str] = json.loads(row["result_data"]["text"]["1"][0])
-        return found
+    def ended(self, task: str) -> Row:
+        return self.worker.ended(task, START_S if self.kind == "real" else PATIENCE_S)
 
     def serves(self) -> None:
         """The same handler and another one take the next tasks, and do them well."""
-        tasks = [self.insert("inherits", data_dir=str(self.data_dir), words=[]), self.worker.insert("noop")]
-        assert [self.worker.ended(task)["status"] for task in tasks] == ["Complete", "Complete"]
+        nonce = next(self.nonces)
+        harmless = self.insert("nothing") if self.kind in IN_HANDLER else None
+        task = harmless or self.worker.insert("comfy", {"workflow": picture(color=nonce)}, max_attempts=1)
+        tasks = [task, self.worker.insert("noop")]
+        rows = [self.ended(task) for task in tasks]
+        assert [row["status"] for row in rows] == ["Complete", "Complete"], [row["error_message"] for row in rows]
 
     def pids(self) -> dict[str, int]:
         """Processes that are none of a handler's business."""
-        victim = self.worker.handler_pid("victim")
-        return {"supervisor": self.worker.process.pid, "victim": victim, "stranger": self.stranger.pid}
+        victims_task(self)
+        victim, shim = self.worker.handler_pid("victim"), psutil.Process(self.worker.handler_pid(self.handler)).ppid()
+        supervisor = self.worker.process.pid
+        return {"supervisor": supervisor, "shim": shim, "victim": victim, "stranger": self.stranger.pid}
+
+    def has_own_user(self) -> bool:
+        """What a kernel's mode bits protect is closed to it."""
+        return psutil.Process(self.worker.handler_pid(self.handler)).uids().real != os.geteuid()
 
     def work_of(self, task: str) -> Path:
         """The directory of a task's only attempt."""
@@ -177,21 +218,60 @@ def open_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scene(server: PgServer, *options: str, **environ: str) -> Iterator[Scene]:
-    """A worker with the vices' plug-in among things worth a theft."""
+def scene(kind: str, server: PgServer, *options: str, **environ: str) -> Iterator[Scene]:
+    """A worker with the vices' plug-in, among things worth a theft; ready to serve."""
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(open_folder())
         (home := place / "home" / ".ssh").mkdir(parents=True)
         (home / "id_ed25519").write_text(SECRET)
         path = f"{plugin(place / 'hostile-plugin')}:{ROOT}"
-        variables = {"HOME": str(home.parent), "PYTHONPATH": path, **environ}
-        variables.setdefault("COMFY_ARGS", f"--extra-nodes {NODES}")
-        worker = stack.enter_context(shared_worker(place, server, *options, **variables))
+        variables = {"HOME": str(home.parent), "PYTHONPATH": path, **engine(kind, place), **environ}
+        within = opened_interpreter(place) if kind == "user" else ()
+        worker = stack.enter_context(shared_worker(place, server, *options, within=within, **variables))
         plant(worker)
         ears = Ears()
         stack.callback(ears.close)
         stranger, terminal = stack.enter_context(_stranger()), stack.enter_context(_terminal())
-        yield Scene(worker, home.parent, ears, stranger, terminal, postgres(worker.url))
+        one = Scene(kind, worker, home.parent, ears, stranger, terminal, postgres(worker.url))
+        one.serves()
+        yield one
+
+
+def opened_interpreter(place: Path) -> tuple[str, ...]:
+    """What to start a worker within where other users do not reach the interpreter, as below /root: there, for the
+    worker alone, the closed directory is one that holds nothing but the interpreter and is open."""
+    base = Path(sys.base_prefix).resolve()
+    closed = next((path for path in reversed(base.parents) if not path.stat().st_mode & 0o001), None)
+    if closed is None:
+        return ()
+    (held := place / "python").mkdir()
+    script = 'mount --bind "$1" "$2"; mount -t tmpfs -o mode=755 none "$3"; mkdir -p "$1"; mount --bind "$2" "$1"'
+    script = f'set -e; {script}; shift 3; exec "$@"'
+    return (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(base),
+        str(held),
+        str(closed),
+    )
+
+
+def engine(kind: str, place: Path) -> dict[str, str]:
+    """Settings of the ComfyUI that has the vices' node."""
+    if kind != "real":
+        return {"COMFY_ARGS": f"--extra-nodes {NODES}", "COMFY_PORT": str(free_port())}
+    (pack := place / "nodes" / "hostile").mkdir(parents=True)
+    (pack / "__init__.py").write_text(PACK)
+    (listed := place / "paths.yaml").write_text(json.dumps({"tests": {"custom_nodes": str(pack.parent)}}))
+    args = f"{os.environ.get('COMFY_ARGS', '--cpu')} --extra-model-paths-config {listed}"
+    python = os.environ.get("COMFY_PYTHON", "")
+    return {"COMFY_PATH": COMFY, "COMFY_PYTHON": python, "COMFY_ARGS": args, "COMFY_PORT": str(free_port())}
 
 
 def plant(worker: Worker) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest_db import PgServer
@@ -13,15 +13,17 @@ from tests.conftest_worker import Worker, launch, surely_end, worker_environment
 
 
 @contextlib.contextmanager
-def shared_worker(path: Path, server: PgServer, *options: str, **environ: str) -> Iterator[Worker]:
-    """A running worker on a database of its own; `environ` adds variables."""
+def shared_worker(
+    path: Path, server: PgServer, *options: str, within: Sequence[str] = (), **environ: str
+) -> Iterator[Worker]:
+    """A running worker on a database of its own; `environ` adds variables, `within` is that of `launch`."""
     server.start_server()
     url = server.new_database(server.contract_template())
     run_dir = Path(tempfile.mkdtemp(prefix="w2g-"))
     variables = worker_environment(path, run_dir, **{"DATABASE_URL": url, "WORKER_ID": "shared", **environ})
     started: list[Worker] = []
     try:
-        started.append(launch(path / "shared", url, variables, *options))
+        started.append(launch(path / "shared", url, variables, *options, within=within))
         yield started[0]
     finally:
         surely_end(started)

@@ -14,6 +14,7 @@ HOME = Path("/sys/fs/cgroup")
 
 
 def attempt(tries: Tries, prey: Mapping[str, Any], place: Path) -> None:
+    tries.saw["groups"] = "none here"
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
         for root in (HOME / controllers, HOME / "unified", HOME):

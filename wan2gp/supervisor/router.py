@@ -110,6 +110,11 @@ class Router:
         """Readable when there is something to do here; for a poller."""
         return self._epoll.fileno()
 
+    def open_to(self, group: int) -> None:
+        """Let this group's members connect too: handlers that have a user of their own. Raises :class:`OSError`."""
+        os.chown(self._path, -1, group)
+        self._path.chmod(0o660)
+
     def admit(self, identity: bytes, owns: Callable[[int], bool]) -> None:
         """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own."""
         now = self._clock()
