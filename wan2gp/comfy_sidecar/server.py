@@ -23,6 +23,7 @@ from wan2gp.comfy_sidecar.about import (
 )
 from wan2gp.comfy_sidecar.client import ComfyClient
 from wan2gp.comfy_sidecar.errors import ApiError, NotInstalled, NotReady, StartAbandoned, StartFailed, Unreachable
+from wan2gp.comfy_sidecar.manager_config import disarm_manager
 from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
 from wan2gp.comfy_sidecar.watchdog import describe_exit
 
@@ -179,6 +180,8 @@ class ComfyServer:
         command = installation.command(folders, port)
         try:
             folders.make()
+            if not installation.builtin:
+                disarm_manager(folders.user, installation.folder)
             where = folders.home if installation.builtin else installation.folder
             environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
             process = DrainedProcess(command, cwd=where, environ=environ, notable=NOTABLE)
