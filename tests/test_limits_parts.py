@@ -19,10 +19,12 @@ import pytest
 from tests.conftest_worker import ROOT, eventually
 from wan2gp import cgroups
 from wan2gp.cgroup_places import LEAF, Place, Unplaced, mounts
+from wan2gp.config import load_config
+from wan2gp.machine_memory import machine_memory
 from wan2gp.processes import alive, all_tasks, families, held, held_by, share_of, trees
 from wan2gp.supervisor.crowd import Crowd, Refusals
 from wan2gp.supervisor.emptying import free_shared_memory, remove, remove_set_aside, set_aside, set_tmp_aside
-from wan2gp.supervisor.memory_watch import Limits, MemoryWatch
+from wan2gp.supervisor.memory_watch import Limits, MemoryWatch, group_memory
 from wan2gp.supervisor.size_watch import Allowances, SizeWatch
 from wan2gp.supervisor.tree_size import measure, nameless
 from wan2gp.supervisor.weight import Excess, Root
@@ -203,6 +205,16 @@ def test_version_2_ends_a_whole_group_in_one_call() -> None:
             eventually("all of them ended", lambda: group.members() == [])
     finally:
         eventually("it can be removed", group.remove)
+
+
+def test_the_kernel_steps_in_above_the_limit_of_the_watch_and_below_all_that_there_is() -> None:
+    def limit(**given: str) -> int:
+        return group_memory(load_config(flags={"data_dir": "/x"}, environ=given))
+
+    assert limit(WAN2GP_MEMORY_HARD_MIB="1000") == 1356 * MIB
+    assert machine_memory() * 0.95 < limit() < machine_memory()
+    more = machine_memory() // MIB + 1
+    assert limit(WAN2GP_MEMORY_HARD_MIB=str(more)) == more * MIB, "what the operator says holds"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ GPU_EVERY_S = 10.0
 """Time between two looks at the GPUs where their memory has no limit and is only shown, seconds."""
 SOFT_SHARE, HARD_SHARE = 0.85, 0.95
 """Of the memory that this machine or container has, unless limits are given."""
+GROUP_SHARE = 0.98
+"""Of the same: where the kernel steps in at the latest, so that the rest of the worker has room."""
 MIB = 1024 * 1024
+GROUP_SLACK = 256 * MIB
 JOIN_S = 1.0
 
 
@@ -54,6 +57,13 @@ def memory_limits(config: Config) -> Limits:
     hard = config.memory_hard_mib * MIB or int(machine * HARD_SHARE)
     soft = config.memory_soft_mib * MIB or int(machine * SOFT_SHARE)
     return Limits(min(soft, hard), hard, config.memory_gpu_soft_mib * MIB)
+
+
+def group_memory(config: Config) -> int:
+    """Where the kernel is to end what fills the memory between two looks, bytes: a tenth and some more above the
+    limit at which the watch does it, whose words are better than a kill."""
+    hard = memory_limits(config).hard
+    return max(hard, min(hard + hard // 10 + GROUP_SLACK, int(machine_memory() * GROUP_SHARE)))
 
 
 @dataclass

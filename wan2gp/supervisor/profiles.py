@@ -12,15 +12,13 @@ from typing import Any
 from wan2gp.config import Config
 from wan2gp.profile import Layer, Profile
 from wan2gp.supervisor.grants import common_reads, device_groups, devices
-from wan2gp.supervisor.memory_watch import memory_limits
+from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
 from wan2gp.supervisor.registry import COURIER, Registry, courier_needs
 from wan2gp.supervisor.users import NOT_ROOT, User, closed_to, common_places, number_of, why_none
 
 MIB = 1024 * 1024
-MEMORY_SLACK = 256 * MIB
-"""The kernel's limit lies so far, and a tenth, above that of the watchdog, whose words are better than a kill."""
 SHARED_MEMORY = "/dev/shm"
 LOOPBACK = "127.0.0.1"
 OURS: Mapping[str, str] = {
@@ -136,7 +134,7 @@ class Profiles:
         return courier_needs(self._config) if name == COURIER else self._registry.specs[name].needs(self._config)
 
     def _profile(self, name: str, needs: Needs, user: User | None, tcp: tuple[int, ...] | None) -> Profile:
-        config, hard = self._config, memory_limits(self._config).hard
+        config = self._config
         environ = dict(self._directories(name))
         return Profile(
             mode=config.sandbox,
@@ -153,7 +151,7 @@ class Profiles:
             open_files=config.sandbox_open_files,
             file_bytes=config.sandbox_file_mib * MIB,
             processes=config.sandbox_processes,
-            memory_bytes=hard + hard // 10 + MEMORY_SLACK,
+            memory_bytes=group_memory(config),
             group=name,
             environ=environ,
         )
