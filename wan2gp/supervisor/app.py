@@ -33,7 +33,7 @@ from wan2gp.supervisor.log_shipper import STOP_S, LogShipper
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.nvml import Nvml
 from wan2gp.supervisor.operations import LoopOperations
-from wan2gp.supervisor.places import WORK, clear_but
+from wan2gp.supervisor.places import HANDLERS, WORK, clear_but
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.readiness import obstacles
@@ -153,7 +153,7 @@ class App:
         self._loop = loop
         opened.callback(self._end_children)
         self._ship_logs(loop, opened)
-        spool = Spool(config.data_dir / "spool")
+        spool = Spool(config.data_dir / "spool", config.data_dir / HANDLERS)
         opened.callback(spool.close)
         self._clear_work(spool)
         (config.data_dir / "logs" / "handlers").mkdir(parents=True, exist_ok=True)
@@ -167,6 +167,7 @@ class App:
             uploads=config.uploads,
             progressed=loop.publishing,
             retried=loop.publishing_again,
+            aside=config.data_dir / HANDLERS,
         )
         leases = LeaseKeeper(
             queue,
@@ -422,7 +423,8 @@ class App:
 
     def _clear_work(self, spool: Spool) -> None:
         """Directories of runs that are over; what the spool still needs stays."""
-        clear_but(self._config.data_dir / WORK, frozenset(Path(ending.work_dir) for ending in spool.leftovers()))
+        needed = frozenset(Path(ending.work_dir) for ending in spool.leftovers())
+        clear_but(self._config.data_dir / WORK, needed, self._config.data_dir / HANDLERS)
 
 
 def instance_of(data_dir: Path) -> str:

@@ -19,6 +19,8 @@ GONE = ".gone-"
 SHARED_MEMORY = Path("/dev/shm")
 MOST_AT_ONCE = 10_000
 """Files of shared memory that are removed after one death, lest the loop hang over millions."""
+MUCH = 64
+"""So many times :data:`BREATH` entries are removed in passing, or so many directories: a fraction of a second."""
 BREATH = 256
 """After so many entries others get their turn."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,6 +51,31 @@ def free_shared_memory(uid: int, place: Path = SHARED_MEMORY) -> int:
             if count >= MOST_AT_ONCE:
                 break
     return count
+
+
+class _Much(Exception):
+    """It is more than is removed in passing."""
+
+
+def discard(directory: Path, aside: Path) -> None:
+    """Remove it, for somebody who has other things to do: what is large, or resists, goes into ``aside`` to be removed
+    later. That it is not there is as good; what cannot even be moved stays."""
+    turns = iter(range(MUCH))
+
+    def breathe() -> None:
+        if next(turns, None) is None:
+            raise _Much
+
+    try:
+        remove(directory, breathe)
+    except FileNotFoundError:
+        return
+    except (OSError, _Much):
+        with contextlib.suppress(OSError):
+            if directory.is_symlink() or not directory.is_dir():
+                directory.unlink()
+            else:
+                directory.rename(aside / f"{GONE}{secrets.token_hex(8)}")
 
 
 def remove_set_aside(parent: Path, breathe: Callable[[], None]) -> None:

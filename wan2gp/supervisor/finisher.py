@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import msgspec
 
 from wan2gp.errors import error_message
 from wan2gp.logs import Facts
+from wan2gp.supervisor.emptying import discard
 from wan2gp.supervisor.publish import Staged, Store, outcome_of
 from wan2gp.supervisor.queue import (
     AccessDenied,
@@ -88,13 +88,16 @@ class Finisher:
         facts: Facts,
         settled: Callable[[Ending], None],
         stopping: threading.Event,
+        aside: Path | None = None,
     ) -> None:
+        """``aside``: where directories go that are too large to be removed in passing."""
         self._queue = queue
         self._spool = spool
         self._store = store
         self._facts = facts
         self._settled = settled
         self._stopping = stopping
+        self._aside = aside
 
     def tell(self, batch: Sequence[Work]) -> tuple[FinishReply, ...]:
         """Tell the database of several. Fewer replies when the worker stops first."""
@@ -157,7 +160,7 @@ class Finisher:
             work.ending = refused
         else:
             self._spool.remove(ending)
-        clear(Path(ending.work_dir))
+        clear(Path(ending.work_dir), self._aside)
         self._settled(ending)
 
     def sweep(self, work: Work) -> None:
@@ -189,7 +192,7 @@ class Finisher:
             return False
         work.ending = msgspec.structs.replace(ending, withheld=message)
         self._spool.add([work.ending])
-        clear(Path(ending.work_dir))
+        clear(Path(ending.work_dir), self._aside)
         self._facts.bind(task=ending.task_id)("publish.withheld", task_id=ending.task_id, error=message)
         self._settled(told.ending)
         return True
@@ -217,11 +220,12 @@ _SAID = {
 }
 
 
-def clear(work_dir: Path) -> None:
-    """Remove the attempt's directory, and the task's when it was the last."""
+def clear(work_dir: Path, aside: Path | None = None) -> None:
+    """Remove the attempt's directory, and the task's when it was the last. See :func:`~wan2gp.supervisor.emptying.
+    discard`; ``aside`` None: beside the task's directory."""
     if not work_dir.parent.exists():  # many tasks need none
         return
-    shutil.rmtree(work_dir, ignore_errors=True)
+    discard(work_dir, aside or work_dir.parent.parent)
     with contextlib.suppress(OSError):
         work_dir.parent.rmdir()
 

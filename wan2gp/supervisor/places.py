@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from wan2gp.supervisor.emptying import discard
 from wan2gp.supervisor.users import RESERVED, User
 
 WORK, HANDLERS = "work", "handlers"
@@ -145,18 +145,19 @@ class Places:
             raise NotHanded("it names a file that is not there") from error
 
 
-def clear_but(folder: Path, needed: frozenset[Path]) -> None:
-    """Remove what is in ``folder`` but what is needed, and the directories that are left empty."""
+def clear_but(folder: Path, needed: frozenset[Path], aside: Path) -> None:
+    """Remove what is in ``folder`` but what is needed, and the directories that are left empty. What is large goes into
+    ``aside``, to be removed later."""
     with contextlib.suppress(OSError):
         for part in list(folder.iterdir()):
             if part in needed:
                 continue
             if any(part in place.parents for place in needed) and not part.is_symlink():
-                clear_but(part, needed)
+                clear_but(part, needed, aside)
             elif part.is_symlink() or not part.is_dir():
                 part.unlink()
             else:
-                shutil.rmtree(part, ignore_errors=True)
+                discard(part, aside)
 
 
 def _hand(name: str, folder: int, courier: User | None, user: User | None) -> None:

@@ -45,8 +45,10 @@ class Settler:
         uploads: int = 3,
         progressed: Callable[[Ending, str], None] = lambda ending, detail: None,
         retried: Callable[[Ending], None] = lambda ending: None,
+        aside: Path | None = None,
     ) -> None:
-        """``uploads``: endings published at once."""
+        """``uploads``: endings published at once. ``aside``: where directories go that are too large to be removed in
+        passing."""
         self._spool = spool
         self._facts = facts
         self._failed = failed
@@ -58,7 +60,8 @@ class Settler:
         self._pending = 0
         self._pending_lock = threading.Lock()
         self._idle = threading.Condition(self._pending_lock)
-        self._finisher = Finisher(queue_, spool, store, facts, settled, self._stopping)
+        self._finisher = Finisher(queue_, spool, store, facts, settled, self._stopping, aside)
+        self._aside = aside
         self._publisher = Publisher(
             spool,
             store,
@@ -165,7 +168,7 @@ class Settler:
             plain: list[Work] = []
             for found in batch:
                 if isinstance(found, Path):
-                    clear(found)
+                    clear(found, self._aside)
                 elif (
                     found.artifacts or found.refused
                 ):  # hashing and sending a file must not hold up the end of another task

@@ -6,7 +6,6 @@ outage is settled at the next chance.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from wan2gp.protocol import Artifact
+from wan2gp.supervisor.emptying import discard
 from wan2gp.supervisor.journal import Journal
 from wan2gp.supervisor.queue import Settlement, Verb
 
@@ -78,16 +78,18 @@ class Ending(msgspec.Struct, frozen=True):
 class Spool:
     """The folder ``spool/`` of the data directory. An ending is written by one thread at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises :class:`OSError` when the folder cannot be used."""
+    def __init__(self, directory: Path, aside: Path | None = None) -> None:
+        """``aside``: see :func:`~wan2gp.supervisor.emptying.discard`; None: beside the folder. Raises :class:`OSError`
+        when the folder cannot be used."""
         self._directory = directory
+        self._aside = aside or directory.parent
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._journal = Journal(directory / "journal")
         self.damaged = self._journal.damaged
         """Something of it could not be read: the file is kept as ``journal.bad``, and no artifact is removed."""
         for folder in () if self.damaged else directory.iterdir():
             if folder.is_dir() and folder.name not in self._journal.live:
-                shutil.rmtree(folder, ignore_errors=True)  # settled; its removal was cut short
+                discard(folder, self._aside)  # settled; its removal was cut short
 
     def add(self, endings: Iterable[Ending]) -> None:
         """Write them; on return they survive a power cut. Raises :class:`OSError` when the disk is full or broken."""
@@ -102,7 +104,7 @@ class Spool:
     def remove(self, ending: Ending) -> None:
         """It is settled. Not flushed: settling it again after a crash is harmless."""
         self._journal.forget(ending.key)
-        shutil.rmtree(self._directory / ending.key, ignore_errors=True)  # also of a result that was refused
+        discard(self._directory / ending.key, self._aside)  # also of a result that was refused
 
     def leftovers(self) -> list[Ending]:
         """What an earlier life or an outage left, oldest first."""

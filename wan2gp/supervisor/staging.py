@@ -1,16 +1,20 @@
 """From a handler's work directory into the spool: every file is distrusted and checked.
 
 A handler may be hostile: its artifact may be a link, a device, a name with ``..``, a file that is not what it said.
-Files are first taken into the spool (no component is followed as a link), then checked there by size and sha256.
+Files are first taken into the spool (no component is followed as a link), then checked there by size and sha256. Its
+maker may be alive and have one open yet: then the spool gets a copy, so that what was checked is what is shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -21,6 +25,9 @@ from wan2gp.supervisor.spool import Ending
 CHUNK_BYTES = 1024 * 1024
 NAME_MAX_BYTES = 180
 SUFFIX_MAX_BYTES = 20
+HOLLOW_BYTES, HOLLOW_TIMES = 16 * 1024 * 1024, 16
+"""A larger file that has so many times its blocks is holes: terabytes of zeros, which cost nobody but their reader."""
+_ACCESS_LIST = "system.posix_acl_access"
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLERS_FAULT = frozenset(
@@ -59,12 +66,69 @@ def check(path: Path, artifact: Artifact, mode: int) -> None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise Refused(f"{artifact.name} is not a plain file of its own")
-        if found.st_size != artifact.bytes or _digest(descriptor) != artifact.sha256:
+        if found.st_size != artifact.bytes:
             raise Refused(f"{artifact.name} is not the file that its handler checked")
-        os.fchmod(descriptor, mode)
+        if _is_hollow(descriptor, found):
+            raise Refused(f"{artifact.name} is mostly holes: {found.st_size} bytes with little in them")
+        _make_ours(descriptor, found, mode)
+        if not _is_ours_alone(descriptor):
+            own = _copied(descriptor, path, artifact.bytes, mode)
+            os.close(descriptor)
+            descriptor = own
+        if os.fstat(descriptor).st_size != artifact.bytes or _digest(descriptor) != artifact.sha256:
+            raise Refused(f"{artifact.name} is not the file that its handler checked")
         os.fsync(descriptor)  # the row may say Complete only of what survives a power cut
     finally:
         os.close(descriptor)
+
+
+def _is_hollow(descriptor: int, found: os.stat_result) -> bool:
+    """Compressing file systems have fewer blocks too, of what can be compressed; some tell of none at all."""
+    if found.st_size <= HOLLOW_BYTES or found.st_blocks * 512 * HOLLOW_TIMES >= found.st_size:
+        return False
+    if found.st_blocks:
+        return True
+    try:
+        os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    return False
+
+
+def _make_ours(descriptor: int, found: os.stat_result, mode: int) -> None:
+    """No other user may open it for writing any more, by its owner, its mode or its access list."""
+    if found.st_uid != os.geteuid():
+        os.fchown(descriptor, os.geteuid(), os.getegid())
+    with contextlib.suppress(OSError):  # mostly there is none
+        os.removexattr(descriptor, _ACCESS_LIST)
+    os.fchmod(descriptor, mode)
+
+
+def _is_ours_alone(descriptor: int) -> bool:
+    """Whether nobody has it open, or mapped, for writing: only then is there a read lease on it to be had. Where the
+    file system has no leases nobody knows. Source: "Leases" in fcntl(2)."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # what is ignored, should somebody open it just now
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _copied(descriptor: int, path: Path, size: int, mode: int) -> int:
+    """A file of our own in its place, open: at most ``size`` bytes of it, and one more that shows that it has more."""
+    fresh = path.with_name(f".{path.name}.part")
+    fresh.unlink(missing_ok=True)
+    with open(descriptor, "rb", closefd=False) as source, fresh.open("xb") as sink:
+        left = size + 1
+        while left and (chunk := source.read(min(CHUNK_BYTES, left))):
+            left -= sink.write(chunk)
+        os.fchmod(sink.fileno(), mode)
+    fresh.rename(path)
+    return os.open(path, _FILE)
 
 
 def safe_name(name: str) -> str:
@@ -95,8 +159,9 @@ def _take(root: Path, relative: str, target: Path) -> None:
     parts = PurePosixPath(relative).parts
     if not parts or ".." in parts or PurePosixPath(relative).is_absolute() or not _speakable(relative):
         raise Refused(f"{relative!r} is not a place inside the task's directory")
+    above, places_ = _anchored(root)
     try:
-        folder = _open_folder(root, parts[:-1])
+        folder = _open_folder(above, (*places_, *parts[:-1]))
     except OSError as error:
         raise _judged(relative, error) from error
     try:
@@ -109,6 +174,7 @@ def _take(root: Path, relative: str, target: Path) -> None:
 
 def _carry(folder: int, name: str, target: Path) -> None:
     """Rename out of an open folder; where that leads to another file system, copy and delete."""
+    _check_kind(name, os.stat(name, dir_fd=folder, follow_symlinks=False))
     try:
         os.rename(name, target, src_dir_fd=folder)
         return
@@ -116,14 +182,30 @@ def _carry(folder: int, name: str, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
     descriptor = os.open(name, _FILE, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        found = os.fstat(descriptor)
+        _check_kind(name, found)
+        if _is_hollow(descriptor, found):
+            raise Refused(f"{name} is mostly holes: {found.st_size} bytes with little in them")
+        os.close(_copied(descriptor, target, found.st_size, 0o600))
+    finally:
         os.close(descriptor)
-        raise Refused(f"{name} is not a plain file")
-    fresh = target.with_name(f".{target.name}.part")
-    with open(descriptor, "rb") as source, fresh.open("wb") as sink:
-        shutil.copyfileobj(source, sink, CHUNK_BYTES)
-    fresh.rename(target)
     os.unlink(name, dir_fd=folder)
+
+
+def _check_kind(name: str, found: os.stat_result) -> None:
+    """Before anything is done with it: a folder would bring what is in it along, a file with another name is somebody
+    else's too."""
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(f"{name} is not a plain file")
+    if found.st_nlink != 1:
+        raise Refused(f"{name} is not a plain file of its own")
+
+
+def _anchored(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """The last folder on the way that no handler may exchange, and what is below it: a handler's, a task's, a run's."""
+    known = root.parents[min(2, len(root.parents) - 1)]
+    return known, root.relative_to(known).parts
 
 
 def _open_folder(root: Path, parts: Sequence[str]) -> int:
