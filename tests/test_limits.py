@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest_db import PgServer
-from tests.conftest_worker import Row, Worker, eventually
+from tests.conftest_worker import ROOT, Row, Worker, eventually, plugin
 from tests.shared_worker import shared_worker
 
 Start = Callable[..., Worker]
@@ -73,3 +75,30 @@ def test_memory_that_is_taken_faster_than_anybody_looks_ends_with_its_handler(sc
 def test_the_tasks_of_others_go_on_beside_both(scene: SimpleNamespace) -> None:
     row = scene.worker.ended(scene.bystander)
     assert (row["status"], row["attempts"]) == ("Complete", 1)
+
+
+WITHOUT_GROUPS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if os.path.exists("/sys/fs/cgroup/pids") and libc.unshare(0x00020000) == 0:  # CLONE_NEWNS
+    libc.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+    libc.mount(b"tmpfs", b"/sys/fs/cgroup", b"tmpfs", 1, None)  # MS_RDONLY
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/sys/fs/cgroup/pids"), reason="needs root")
+def test_where_there_are_no_control_groups_the_watches_keep_the_limits(start_worker: Start, tmp_path: Path) -> None:
+    (tmp_path / "customs").mkdir()
+    (tmp_path / "customs" / "sitecustomize.py").write_text(WITHOUT_GROUPS)
+    plugin(tmp_path / "plugin")
+    limits = {"WAN2GP_SANDBOX_PROCESSES": str(PROCESSES), "WAN2GP_MEMORY_HARD_MIB": str(MEMORY_MIB)}
+    path = f"{tmp_path / 'customs'}:{tmp_path / 'plugin'}:{ROOT}"
+    worker = start_worker(*OFTEN, environ={**limits, "PYTHONPATH": path})
+    assert not list(Path(f"/proc/{worker.process.pid}/root/sys/fs/cgroup").iterdir())
+    bomb = worker.insert("breeder", {"processes": 10_000, "fork": True})
+    hog = worker.insert("hog", {"mib": 2 * MEMORY_MIB, "hold_s": 60})
+    assert codes(worker.ended(bomb, 60)) == [("handler.process_limit", "loss")] * 2
+    assert codes(worker.ended(hog, 60)) == [("engine.memory_limit", "loss")] * 2
+    assert "it had " in worker.log and "the kernel refused" not in worker.log
+    assert worker.ended(worker.insert("noop"))["status"] == "Complete"

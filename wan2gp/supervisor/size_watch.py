@@ -1,4 +1,4 @@
-"""What handlers write: who has more on the disk than its limit ends, under its task.
+"""What handlers write: who has more on the disk than its limit ends, under its task; and what was set aside is removed.
 
 A thread looks, since a walk over many files takes seconds. It hurries when the disk's free space falls so fast that a
 child may be over its limit by now.
@@ -65,7 +65,8 @@ class Allowances:
 
 
 class SizeWatch:
-    """``roots`` and ``exceeded`` are called from its thread. ``places``: the directories of a child, by its name."""
+    """``roots`` and ``exceeded`` are called from its thread. ``places``: the directories of a child, by its name.
+    ``confined``: False where nobody has limits, and there is only something to remove."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class SizeWatch:
         places: Callable[[str], Sequence[Path]],
         exceeded: Callable[[Mapping[bytes, Excess]], None],
         failed: Callable[[BaseException], None],
+        confined: bool = True,
         deepest: int = DEEPEST,
         most_files: int = MOST_FILES,
     ) -> None:
@@ -84,6 +86,7 @@ class SizeWatch:
         self._places = places
         self._exceeded = exceeded
         self._failed = failed
+        self._confined = confined
         self._bounds = deepest, most_files
         self._room: int | None = None
         self._most_free = 0
@@ -122,7 +125,7 @@ class SizeWatch:
 
     def hurries(self) -> bool:
         """Whether a child is new, or may be over its limit by now, as the free space tells."""
-        if not self._known.issuperset(root.identity for root in self._roots()):
+        if self._confined and not self._known.issuperset(root.identity for root in self._roots()):
             return True
         if self._room is None:
             return False
@@ -132,7 +135,7 @@ class SizeWatch:
 
     def look(self) -> None:
         """Look at all children once."""
-        roots = list(self._roots())
+        roots = list(self._roots()) if self._confined else []
         self._known = frozenset(root.identity for root in roots)
         free = self._free() if roots else 0
         families = trees(root.pid for root in roots) if roots else {}

@@ -48,15 +48,14 @@ class Watches:
             lambda name: (config.data_dir / "handlers" / name, config.data_dir / "work" / name),
             self._exceeded,
             loop.crash,
+            confined=confined,
         )
-        self._confined = confined
 
     def start(self) -> None:
         """To be called before the loop runs: what the first look finds holds before anything is claimed."""
         self._memory.start()
         self._disk.start()
-        if self._confined:
-            self._sizes.start()
+        self._sizes.start()
         self._inbox.drain()
 
     def stop(self) -> None:
