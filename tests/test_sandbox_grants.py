@@ -51,7 +51,7 @@ def profile(disk: Path, **fields: object) -> Profile:
 
 def granted(disk: Path, **fields: object) -> set[str]:
     """Relative to the disk, without the system's."""
-    found = grants.readable(profile(disk, **fields))
+    found = grants.readable(profile(disk, **fields)).paths
     return {path.removeprefix(f"{disk}/") for path in found if path.startswith(str(disk))}
 
 
@@ -79,8 +79,9 @@ say("write", lambda: open(disk + "/models/base.safetensors", "a"))
 @pytest.mark.parametrize("target", ["/", ".", "data", "data/spool", "data/spool/secret", "data/pg"])
 def test_a_link_that_would_open_a_closed_place_opens_nothing(disk: Path, target: str) -> None:
     (disk / "models/link").symlink_to(disk / target)
-    assert granted(disk) == {"models"}
-    assert "/" not in set(grants.readable(profile(disk)))
+    found = grants.readable(profile(disk))
+    assert granted(disk) == {"models"} and "/" not in found.paths
+    assert len(found.notes) == 1 and found.notes[0].startswith(f"{disk}/models/link is not followed: ")
 
 
 def test_a_link_that_the_handler_can_have_made_opens_nothing(disk: Path) -> None:
@@ -89,6 +90,8 @@ def test_a_link_that_the_handler_can_have_made_opens_nothing(disk: Path) -> None
     (disk / "models/planned").symlink_to(disk / "large")
     write = (str(disk / "own"), str(disk / "models/loras"))
     assert granted(disk, write=write) == {"models", "large"}
+    notes = grants.readable(profile(disk, write=write)).notes
+    assert notes == [f"{disk}/models/loras/planted is not followed: this handler may have made it itself"]
 
 
 def test_a_list_of_paths_is_read_as_comfyui_reads_it(disk: Path) -> None:
@@ -122,4 +125,5 @@ def test_a_model_directory_of_endless_links_ends(disk: Path, monkeypatch: pytest
         (disk / f"models/{number}").symlink_to(disk / f"large/deep/{number}")
         (disk / f"large/deep/{number}").mkdir()
         (disk / f"large/deep/{number}/up").symlink_to(disk / "large")
-    assert len(granted(disk)) <= 102
+    assert len(granted(disk)) <= 202
+    assert "sandbox.read_paths" in grants.readable(profile(disk)).notes[-1]

@@ -80,6 +80,15 @@ def test_a_program_that_there_is_not_is_an_end_with_a_reason(tmp_path: Path, pro
     assert heard["tail"][-1].startswith("the handler's program cannot be started: ") and program in heard["tail"][-1]
 
 
+def test_a_link_that_is_not_followed_is_named_in_the_handlers_log(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "a\nforged line").symlink_to("/")
+    told(tmp_path, profile_of(tmp_path / "own", models=(str(models),)), "/bin/true")
+    line = (tmp_path / "log").read_text()
+    assert line == f"sandbox: {models}/a?forged line is not followed: / would open everything\n"
+
+
 SWARM = """
 import os, time
 for _ in range(30):

@@ -35,6 +35,8 @@ READS_AT_ONCE = 16
 
 UNCONFINED = encode_profile(Profile(mode="off"))
 
+NOTES = 20
+"""How many sentences about what the sandbox does not open go into the handler's log."""
 EXIT_NO_PROGRAM = 127
 """Exit status that is told of a handler whose program there is not, as shells do."""
 GROUP_KILL_S = 1.0
@@ -76,6 +78,9 @@ def main(
         _leave(channel, log, EXIT_NO_PROGRAM << 8, {})
     undumpable()  # the boot document is in this memory, and what runs below may have the same user id
     handler = started.process
+    for note in started.notes[:NOTES]:
+        line = "".join(char if char.isprintable() else "?" for char in note)  # names of files are anybody's
+        log.write(f"sandbox: {line}\n".encode(errors="replace"))
     _tell(channel, {"started": handler.pid, "at": start_time(handler.pid), "sandbox": started.refused})
     status = _Watch(channel, started, log, wake).until_the_end()
     met: dict[str, int] = {}

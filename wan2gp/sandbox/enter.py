@@ -38,6 +38,8 @@ class Sandbox:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.refused: dict[Layer, str] = {}
+        self.notes: list[str] = []
+        """What was not granted, in a sentence each."""
         self.group: cgroups.Group | None = None
         """The control group that the child enters; the caller's to remove when all is over."""
         self._landlock = 0
@@ -71,7 +73,9 @@ class Sandbox:
         profile, version = self.profile, landlock.abi()
         ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None)
         self._ruleset, self._landlock = ruleset, version
-        ruleset.allow(grants.readable(profile), landlock.READ)
+        found = grants.readable(profile)
+        self.notes = found.notes
+        ruleset.allow(found.paths, landlock.READ)
         ruleset.allow(profile.write, landlock.WRITE)
         ruleset.allow(profile.devices, landlock.DEVICE)
         if version < landlock.SCOPE_SINCE:

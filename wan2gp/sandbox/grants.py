@@ -7,7 +7,9 @@ write is passed over. So is what would open a place that the profile closes, or 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from wan2gp.profile import Profile
 
@@ -18,49 +20,76 @@ ENTRIES_MAX = 50_000
 LIST_BYTES_MAX = 1024 * 1024
 
 
-def readable(profile: Profile) -> Iterator[str]:
+@dataclass
+class Readable:
+    """Paths to grant, and in a sentence each what was passed over."""
+
+    paths: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def readable(profile: Profile) -> Readable:
     """All that may be read: the profile's own, and what its model directories and lists lead to."""
-    yield from profile.read
-    search = _Search([os.path.realpath(path) for path in profile.write], [*map(os.path.realpath, profile.never)])
+    search = _Search(profile)
     roots = [*profile.models]
     for path in profile.path_lists:
-        if not search.writable(os.path.realpath(path)):
+        if search.writable(os.path.realpath(path)):
+            search.found.notes.append(f"{path} names no directories: this handler may write it itself")
+        else:
             roots += directories_of(path)
-    yield from search.from_roots(roots)
+    search.from_roots(roots)
+    return search.found
 
 
 class _Search:
-    """Where directories and the links below them lead, each place once."""
+    """Where directories and the links below them lead, each place once, those near the top first."""
 
-    def __init__(self, write: list[str], never: list[str]) -> None:
-        self._write = write
-        self._never = never
+    def __init__(self, profile: Profile) -> None:
+        self.found = Readable(list(profile.read))
+        self._write = [os.path.realpath(path) for path in profile.write]
+        self._never = [os.path.realpath(path) for path in profile.never]
         self._seen: set[str] = set()
-        self._waiting: list[tuple[str, int]] = []
+        self._waiting: deque[tuple[str, int]] = deque()
 
-    def from_roots(self, roots: Iterable[str]) -> Iterator[str]:
+    def from_roots(self, roots: Iterable[str]) -> None:
         for root in roots:
-            yield from self._reach(os.path.realpath(root))
+            self._reach(root)
         looked_at = 0
-        while self._waiting and looked_at < ENTRIES_MAX:
-            directory, depth = self._waiting.pop(0)
+        while self._waiting:
+            directory, depth = self._waiting.popleft()
             for entry in _entries(directory):
+                self._look(entry, depth, self.writable(directory))
                 looked_at += 1
-                if entry.is_symlink():
-                    if not self.writable(directory):
-                        yield from self._reach(os.path.realpath(entry.path))
-                elif depth < LINKS_DEEP and entry.is_dir(follow_symlinks=False):
-                    self._waiting.append((entry.path, depth + 1))
+            if looked_at > ENTRIES_MAX:
+                self.found.notes.append(
+                    f"after {looked_at} entries of model directories no more links are looked for: grant what the "
+                    "others lead to with sandbox.read_paths"
+                )
+                return
 
     def writable(self, path: str) -> bool:
         return any(_below(path, place) for place in self._write)
 
-    def _reach(self, target: str) -> Iterator[str]:
-        opens = target == "/" or any(_below(place, target) or _below(target, place) for place in self._never)
-        if target not in self._seen and not opens:
-            self._seen.add(target)
+    def _look(self, entry: os.DirEntry[str], depth: int, writable: bool) -> None:
+        if not entry.is_symlink():
+            if depth < LINKS_DEEP and entry.is_dir(follow_symlinks=False):
+                self._waiting.append((entry.path, depth + 1))
+        elif not writable:
+            self._reach(entry.path)
+        elif not _below(os.path.realpath(entry.path), os.path.dirname(entry.path)):
+            self.found.notes.append(f"{entry.path} is not followed: this handler may have made it itself")
+
+    def _reach(self, path: str) -> None:
+        target = os.path.realpath(path)
+        if target in self._seen:
+            return
+        self._seen.add(target)
+        shut = next((place for place in self._never if _below(place, target) or _below(target, place)), None)
+        if target == "/" or shut is not None:
+            self.found.notes.append(f"{path} is not followed: {target} would open {shut or 'everything'}")
+        else:
+            self.found.paths.append(target)
             self._waiting.append((target, 0))
-            yield target
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+from wan2gp.environment import SAFE_PATH
 from wan2gp.profile import Layer, Profile, decode_profile, encode_profile
 from wan2gp.sandbox.enter import Sandbox, Unsafe
 
@@ -16,12 +18,12 @@ PROBE_S = 30.0
 def missing(profile: Profile) -> dict[Layer, str]:
     """By layer that the kernel or the container refuses, why. Takes some 50 ms.
 
-    Raises :class:`OSError` or :class:`subprocess.SubprocessError` when not even a process can be had.
+    No control group is made for it: of processes and memory :func:`wan2gp.cgroups.prepare` tells. Raises
+    :class:`OSError` or :class:`subprocess.SubprocessError` when not even a process can be had.
     """
-    command = [sys.executable, "-m", "wan2gp.sandbox.probe"]
-    done = subprocess.run(
-        command, input=encode_profile(profile), capture_output=True, text=True, timeout=PROBE_S, check=True
-    )
+    command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.sandbox.probe"]
+    given = encode_profile(replace(profile, group=""))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=PROBE_S, check=True)
     return {Layer(name): reason for name, reason in json.loads(done.stdout).items()}
 
 

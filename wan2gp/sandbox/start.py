@@ -22,6 +22,8 @@ class Started:
     process: subprocess.Popen[bytes]
     refused: dict[Layer, str]
     """By layer that its sandbox lacks, why."""
+    notes: list[str]
+    """What its sandbox does not open although a link or a list leads there, in a sentence each."""
     group: Group | None
     """Its control group, the caller's to end and remove."""
 
@@ -63,7 +65,7 @@ def start(command: list[str], boot: bytes, profile: Profile) -> Started:
     with contextlib.suppress(BrokenPipeError):  # it died at once: its exit says more
         process.stdin.write(boot)
         process.stdin.close()
-    return Started(process, report, sandbox.group)
+    return Started(process, report, sandbox.notes, sandbox.group)
 
 
 def _enter(sandbox: Sandbox, report: int) -> None:
