@@ -54,8 +54,9 @@ def slice_of(promise: Promise, strategy: SearchStrategy[Any], examples: int) -> 
     _round(promise, strategy, settings(max_examples=examples, derandomize=True), None)
 
 
-def search(kind: str, promise: Promise, strategy: SearchStrategy[Any], seconds: float = SHARE_S) -> int:
-    """Other examples each time, for ``seconds``. Returns how many rounds there were; raises the first finding."""
+def search(kind: str | None, promise: Promise, strategy: SearchStrategy[Any], seconds: float = SHARE_S) -> int:
+    """Other examples each time, for ``seconds``. Returns how many rounds there were; raises the first finding, which
+    is put into the corpus of that ``kind``, if there is one."""
     last: list[Any] = []
 
     def watched(example: Any) -> None:
@@ -71,9 +72,9 @@ def search(kind: str, promise: Promise, strategy: SearchStrategy[Any], seconds: 
             _round(watched, strategy, settings(max_examples=ROUND), time.time_ns())
             rounds += 1
     except BaseException as error:
-        if last:
-            error.add_note(f"kept as {keep(kind, last[0])}") if hasattr(error, "add_note") else keep(kind, last[0])
-        raise
+        if last and kind is not None:
+            keep(kind, last[0])
+        raise error
     return rounds
 
 

@@ -241,3 +241,10 @@ def test_a_title_forges_no_second_line() -> None:
     node = {"1": {"class_type": "A", "inputs": {}, "_meta": {"title": "x\n2025-01-01 ERROR forged " + "y" * 1000}}}
     said = describe_node(node, "1")
     assert "\n" not in said and len(said) < 150
+
+
+def test_a_web_address_is_no_name_of_a_file() -> None:
+    """ComfyUI would look for it in a folder `http:` of its input folder, and `..` behind that leads out of it."""
+    for url in ("http://x/a.png", "http:/../../etc/passwd", "http://x/a [output]"):
+        assert "web address" in refusal("LoadImage", "image", url)
+    refuse_outside_names(graph("LoadImageFromUrl", "image", "https://x/a.png"))  # another pack's: the sandbox is for it

@@ -163,8 +163,8 @@ def _fault_of_name(text: str, wants_path: bool | None, allowed: Allowed) -> str 
     if any(character < " " for character in name):
         return f"holds a control character: {GIVE}"
     if _URL.match(name):
-        # Fetched by the node itself, it would pass by what guards downloads.
-        return f"is a web address, which a path must not be here: {GIVE}" if wants_path else None
+        # Fetched by the node itself, it would pass by what guards downloads; as a name it is a folder `http:`.
+        return None if wants_path is None else f"is a web address, which no name may be here: {GIVE}"
     if allowed.path(name) and not name.endswith(_ANNOTATIONS):
         return None
     if leads_out(name):
@@ -192,10 +192,8 @@ def bare(text: str) -> str:
 
 
 def leads_out(text: str) -> bool:
-    """True for an absolute name, one that climbs, and one that means a protocol. Web addresses are none of them."""
+    """True for an absolute name, one that climbs, and one that means a protocol."""
     name = bare(text)
-    if _URL.match(name):
-        return False
     if _ELSEWHERE.match(name):
         return True
     # ComfyUI cuts an annotation off by its length, with the character before it, whichever that is.
