@@ -268,7 +268,7 @@ def engine(kind: str, place: Path) -> dict[str, str]:
         return {"COMFY_ARGS": f"--extra-nodes {NODES}", "COMFY_PORT": str(free_port())}
     (pack := place / "nodes" / "hostile").mkdir(parents=True)
     (pack / "__init__.py").write_text(PACK)
-    (listed := place / "paths.yaml").write_text(json.dumps({"tests": {"custom_nodes": str(pack.parent)}}))
+    (listed := place / "paths.yaml").write_text(f"tests:\n  custom_nodes: {pack.parent}\n")
     args = f"{os.environ.get('COMFY_ARGS', '--cpu')} --extra-model-paths-config {listed}"
     python = os.environ.get("COMFY_PYTHON", "")
     return {"COMFY_PATH": COMFY, "COMFY_PYTHON": python, "COMFY_ARGS": args, "COMFY_PORT": str(free_port())}

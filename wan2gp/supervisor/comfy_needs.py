@@ -18,7 +18,10 @@ SPARE_PORTS = 4
 """Ports besides COMFY_PORT: for one that is taken, and for one that is taken between the look and the bind."""
 PATH_LIST = "extra_model_paths.yaml"
 LIST_FLAG = "--extra-model-paths-config"
-PLACE_FLAGS = ("--base-directory", "--models-directory", "--front-end-root", "--tls-keyfile", "--tls-certfile")
+PLACE_FLAGS = (
+    *("--base-directory", "--models-directory", "--front-end-root", "--tls-keyfile", "--tls-certfile"),
+    *(LIST_FLAG, "--extra-nodes"),
+)
 """Flags of ComfyUI that name what it reads."""
 WEB_PORTS = {"http": 80, "https": 443}
 
