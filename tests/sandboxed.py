@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.conftest_worker import ROOT
 from wan2gp.profile import Profile, encode_profile
 
+CAP_SETGID, CAP_SETUID = 6, 7
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys")
 PYTHON = (sys.prefix, sys.base_prefix)
 LAUNCHER = """
@@ -50,6 +51,13 @@ def say(name, what):
     print(name, attempt(what), flush=True)
 """
 """What the program inside begins with: `say(name, call)` prints `name ok`, or the name of the error."""
+
+
+def can_change_user() -> bool:
+    """Whether this process may give user ids away; root in a container may not always."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    held = int(line.split()[1], 16)
+    return all(held >> capability & 1 for capability in (CAP_SETGID, CAP_SETUID))
 
 
 @dataclass(frozen=True)

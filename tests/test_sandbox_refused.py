@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest_worker import ROOT
-from tests.sandboxed import confined, confined_command, profile_of
+from tests.sandboxed import can_change_user, confined, confined_command, profile_of
 from wan2gp.profile import Layer, Profile, decode_profile, encode_profile
 from wan2gp.sandbox import enter, probe
 from wan2gp.sandbox.kernel import MACHINE, SECCOMP
@@ -45,7 +44,7 @@ def test_a_container_that_forbids_filters(tmp_path: Path) -> None:
 def test_a_container_that_forbids_to_change_users(tmp_path: Path) -> None:
     call = {"x86_64": 117, "aarch64": 147}[MACHINE]
     seen = confined(profile_of(tmp_path, uid=65_321, gid=65_321), OK, without=[call])
-    said = "setresuid" if os.geteuid() == 0 else "setgroups"
+    said = "setresuid" if can_change_user() else "setgroups"
     assert set(seen.refused) == {"user"} and seen.refused["user"].startswith(said)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest_worker import ROOT, eventually
-from tests.sandboxed import SYSTEM, confined, confined_command, profile_of
+from tests.sandboxed import SYSTEM, can_change_user, confined, confined_command, profile_of
 from wan2gp import cgroups
 from wan2gp.processes import alive
 from wan2gp.profile import Profile
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give user ids away")
+root = pytest.mark.skipif(not can_change_user(), reason="only root can give user ids away")
 UID, GROUP = 65_321, 65_000
 """Of nobody: no handler of a worker beside this test runs under it."""
 
@@ -35,7 +35,7 @@ def test_nothing_of_the_supervisors_power_is_left(tmp_path: Path) -> None:
     status = status_of(seen.said)
     assert seen.refused == {}
     # Who is not root cannot empty the bounding set, and gets nothing out of it for no_new_privs.
-    names = ("CapInh", "CapPrm", "CapEff", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else []))
+    names = ("CapInh", "CapPrm", "CapEff", "CapAmb", *(["CapBnd"] if can_change_user() else []))
     assert {int(status[name][0], 16) for name in names} == {0}
     assert (status["NoNewPrivs"], status["Seccomp"], status["Umask"]) == (["1"], ["2"], ["0077"])
 

@@ -12,7 +12,8 @@ from wan2gp.environment import SAFE_PATH
 from wan2gp.profile import Layer, Profile, decode_profile, encode_profile
 from wan2gp.sandbox.enter import Sandbox, Unsafe
 
-PROBE_S = 30.0
+PROBE_S = 60.0
+"""Longest wait for it, seconds: a machine that is short of processor time makes it slow, nothing else does."""
 
 
 def missing(profile: Profile) -> dict[Layer, str]:
