@@ -170,6 +170,16 @@ def is_below(pid: int, root: int) -> bool:
     return False
 
 
+def running_as(uid: int) -> list[int]:
+    """The processes of a user, by the id that they act under; zombies hold nothing and are left out."""
+    found = []
+    for pid in parents():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as lines:
+            if any(line.startswith("Uid:") and int(line.split()[2]) == uid for line in lines) and alive(pid):
+                found.append(pid)
+    return found
+
+
 def held(pids: Iterable[int], limit: int = 0) -> int:
     """Bytes of memory that only the end of these processes gives back: without mapped files, which the kernel takes
     back when it needs memory. Those that are gone hold nothing.

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from wan2gp.processes import running_as
 
 GONE = ".gone-"
 """What was set aside is beside the handlers' directories, under names that no handler has."""
@@ -40,17 +43,25 @@ def set_tmp_aside(home: Path) -> None:
 
 
 def free_shared_memory(uid: int, place: Path = SHARED_MEMORY) -> int:
-    """Remove the files of a user that no process has any more; they are memory. Returns how many."""
-    count = 0
+    """Remove the files of a user who has no process any more; they are memory. Returns how many.
+
+    While one runs, of another worker on this machine say, nobody knows whose they are, and they stay.
+    """
+    found = list(itertools.islice(_files_of(uid, place), MOST_AT_ONCE))
+    if not found or running_as(uid):
+        return 0
+    for path in found:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    return len(found)
+
+
+def _files_of(uid: int, place: Path) -> Iterator[str]:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 if entry.stat(follow_symlinks=False).st_uid == uid and not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    count += 1
-            if count >= MOST_AT_ONCE:
-                break
-    return count
+                    yield entry.path
 
 
 class _Much(Exception):
