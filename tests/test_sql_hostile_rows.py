@@ -19,6 +19,7 @@ from tests.database_roles import (
     as_login,
     do,
     hosted_database,
+    one,
 )
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.queue import Verb
@@ -144,3 +145,38 @@ class TestAnothersTask:
                 found = row(queue, task)
             assert found["status"] == "Failed" and found["error_message"].startswith("task.dependency_failed: ")
             assert ("diary" in str(found)) == told
+
+
+CHAIN = """
+    WITH link AS MATERIALIZED (SELECT n, gen_random_uuid() AS id FROM generate_series(1, {length}) AS n)
+    INSERT INTO tasks (id, task_type, params, dependant_on)
+    SELECT link.id, 'comfy', '{{}}', coalesce(before.id, '{first}')
+      FROM link LEFT JOIN link AS before ON before.n = link.n - 1 ORDER BY link.n"""
+CROWD = """
+    INSERT INTO tasks (task_type, params, dependant_on)
+    SELECT 'comfy', '{{}}', '{first}' FROM generate_series(1, {length})"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"), [(CHAIN, 500), pytest.param(CROWD, 10_000, marks=pytest.mark.long)], ids=["chain", "crowd"]
+)
+def test_what_waits_for_one_task_is_never_more_than_its_end_can_carry(
+    hosted: str, admin: Admin, shape: str, most: int
+) -> None:
+    """A worker whose task ended could not store that within its deadline any more, nor whatever else it had done."""
+    with closing(PostgresQueue(hosted, call_timeout_s=120)) as queue:
+        queue.enqueue("comfy", {})
+        task = take(queue)
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+            do(admin, shape.format(length=most + 1, first=task.id))
+        do(admin, shape.format(length=most, first=task.id))
+        last = str(
+            one(
+                admin,
+                "SELECT max(id::text) FROM tasks t WHERE NOT EXISTS (SELECT FROM tasks d WHERE d.dependant_on = t.id)",
+            )
+        )
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+            do(admin, shape.format(length=1, first=last if shape is CHAIN else task.id))
+        assert end(queue, task, Verb.FAIL, error_message="x.y: z").accepted
+    assert one(admin, "SELECT count(*) FROM tasks WHERE status = 'Failed'") == most + 1

@@ -191,6 +191,8 @@ def test_no_user_reads_leases_events_workers_or_calls_a_function(
     take(queue)
     functions = admin.execute("SELECT DISTINCT proname FROM pg_proc WHERE proname LIKE 'wan2gp%'").fetchall()
     assert len(functions) > 40
+    for (name,) in functions:
+        assert ann.asks("POST", f"rpc/{name}", {}).status_code in (403, 404), name
     for user in (ann, nobody):
         for table in PRIVATE:
             for answer in (
@@ -201,9 +203,6 @@ def test_no_user_reads_leases_events_workers_or_calls_a_function(
                 assert answer.status_code in (400, 401, 403, 404), (table, answer.text)
                 assert answer.json()["code"] in ("42501", "42703"), (table, answer.text)
             assert user.asks("GET", f"tasks?select=*,{table}(*)").status_code in (400, 401, 403)
-        for (name,) in functions:
-            for answer in (user.asks("POST", f"rpc/{name}", {}), user.asks("GET", f"rpc/{name}")):
-                assert answer.status_code in (401, 403, 404, 405), (name, answer.text)
     for call, body in {
         "claim": {"p_claim_id": "c", "p_worker": "w", "p_types": ["comfy"], "p_limit": 9, "p_lease_s": 90},
         "cancel": {"p_task_id": somebody()},

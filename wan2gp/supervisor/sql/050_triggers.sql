@@ -64,6 +64,34 @@ BEGIN
 END
 $fn$;
 
+-- What waits for one task ends with it, in the transaction of its worker, which has seconds for that: else nothing that
+-- this worker has done could be stored any more. So the chain above each of p_ids, and the crowd beside it, are bounded.
+CREATE OR REPLACE FUNCTION public.wan2gp_bound_waits(p_ids uuid[]) RETURNS void LANGUAGE plpgsql STABLE AS $fn$
+DECLARE
+    v_id uuid;
+BEGIN
+    SELECT u.id INTO v_id FROM unnest(p_ids) AS u(id) CROSS JOIN LATERAL (
+        WITH RECURSIVE up(id, n) AS (
+            SELECT u.id, 0
+            UNION ALL
+            SELECT t.dependant_on, up.n + 1 FROM up JOIN public.tasks t ON t.id = up.id
+             WHERE t.dependant_on IS NOT NULL AND t.status = 'Queued' AND up.n <= 500)
+        SELECT max(up.n) AS height FROM up) AS chain
+     WHERE chain.height > 500 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot make the task % wait: more than 500 tasks would wait, one for the other', v_id
+            USING ERRCODE = 'program_limit_exceeded';
+    END IF;
+    SELECT d.depends_on INTO v_id FROM public.task_dependencies d
+     WHERE d.open AND d.depends_on IN (SELECT t.dependant_on FROM public.tasks t WHERE t.id = ANY (p_ids))
+     GROUP BY d.depends_on HAVING count(*) > 10000 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot make more than 10000 tasks wait for the task %', v_id
+            USING ERRCODE = 'program_limit_exceeded';
+    END IF;
+END
+$fn$;
+
 CREATE OR REPLACE FUNCTION public.wan2gp_after_insert() RETURNS trigger LANGUAGE plpgsql AS $fn$
 DECLARE
     v_waiting uuid[] := ARRAY(SELECT n.id FROM new_rows n WHERE n.dependant_on IS NOT NULL);
@@ -75,6 +103,9 @@ BEGIN
     INSERT INTO public.task_dependencies (task_id, depends_on)
         SELECT n.id, n.dependant_on FROM new_rows n WHERE n.dependant_on IS NOT NULL AND n.status = 'Queued'
         ON CONFLICT DO NOTHING;
+    IF cardinality(v_waiting) > 0 THEN
+        PERFORM public.wan2gp_bound_waits(v_waiting);
+    END IF;
     IF EXISTS (SELECT FROM new_rows n JOIN public.tasks t ON t.id = n.id
                 WHERE t.status = 'Queued' AND t.open_dependencies = 0) THEN
         PERFORM pg_notify('wan2gp_tasks', '');
@@ -182,6 +213,7 @@ BEGIN
     IF NEW.dependant_on IS NOT NULL THEN
         INSERT INTO public.task_dependencies (task_id, depends_on) VALUES (NEW.id, NEW.dependant_on)
             ON CONFLICT DO NOTHING;
+        PERFORM public.wan2gp_bound_waits(ARRAY[NEW.id]);
     END IF;
     PERFORM public.wan2gp_recount(ARRAY[NEW.id]);
     IF NEW.status = 'Failed' THEN  -- it may have been on hold for want of the other
