@@ -194,6 +194,9 @@ def test_references_guides_and_sound_that_a_model_has_no_use_for_are_refused() -
     assert "`audio_guide`: the model t2v takes no sound" in refusal("t2v", audio_guide="https://example.org/a.wav")
     sound = made("i2v", model="multitalk", image_start=IMAGE, audio_guide="https://example.org/a.wav")
     assert sound.settings["audio_prompt_type"] == "A"
+    two = {"audio_guide": "https://example.org/a.wav", "audio_guide2": "https://example.org/b.wav"}
+    assert made("i2v", model="multitalk", image_start=IMAGE, **two).settings["audio_prompt_type"] == "CAB"
+    assert made("t2v", audio_prompt_type="R").settings["audio_prompt_type"] == "R"  # the guide's own sound is kept
 
 
 def test_a_guide_without_letters_is_used_as_its_model_uses_guides() -> None:
@@ -258,8 +261,9 @@ def test_a_style_without_a_picture_asks_for_no_reference() -> None:
 
 def test_no_line_of_a_prompt_is_taken_for_a_comment_or_a_command() -> None:
     task = made("t2v", prompt="#1 fan\r\n\r\n! {a}=b\n[/duration 5s] runs\nof 5 # 6")
-    assert task.settings["prompt"] == "1 fan\n\n{a}=b\n(/duration 5s] runs\nof 5 # 6"
+    assert task.settings["prompt"] == "1 fan\n\n(a)=b\n(/duration 5s] runs\nof 5 # 6"
     assert len(task.warnings) == 1 and "`prompt`" in task.warnings[0]
+    assert made("t2v", prompt="\xa0# ! #\n# two # {").settings["prompt"] == "two # ("
     assert made("t2v", prompt=" two\n\nparagraphs ").settings["prompt"] == "two\n\nparagraphs"
 
 

@@ -33,13 +33,24 @@ VACE = {
     **WAN,
     "frames_minimum": 17,
     "image_prompt_types_allowed": "TVL",
+    "v2i_switch_supported": True,
     "guide_preprocessing": {"selection": ["", "UV", "PV", "DV", "SV", "LV", "CV", "MV", "V"]},
     "image_ref_choices": {"choices": [("none", ""), ("people", "I"), ("landscape", "KI"), ("frames", "FI")]},
 }
+ACCELERATORS = "https://huggingface.co/DeepBeepMeep/Wan2.1/resolve/main/loras_accelerators/"
 PICTURES = {"image_outputs": True}
 INPAINTING = {"inpaint_support": True}
 QWEN = {**PICTURES, "guidance_max_phases": 1, "sample_solvers": [("Default", "default"), ("Lightning", "lightning")]}
 REFERENCES = {"choices": [("None", ""), ("subject", "KI"), ("people", "I")]}
+
+LTXV = {
+    "fps": 30,
+    "frames_minimum": 17,
+    "frames_steps": 8,
+    "vae_block_size": 32,
+    "image_prompt_types_allowed": "TSEV",
+    "guide_preprocessing": {"selection": ["", "PV", "DV", "EV", "V"]},
+}
 
 MODEL_DEFS: dict[str, dict[str, Any]] = {
     "t2v": {"architecture": "t2v", **T2V},
@@ -51,28 +62,20 @@ MODEL_DEFS: dict[str, dict[str, Any]] = {
         "architecture": "vace_14B_2_2",
         "URLs2": "t2v_2_2",
         "loras": [
-            "https://huggingface.co/DeepBeepMeep/Wan2.1/resolve/main/loras_accelerators/DetailEnhancerV1.safetensors"
+            ACCELERATORS + "Wan21_CausVid_14B_T2V_lora_rank32_v2.safetensors",
+            ACCELERATORS + "DetailEnhancerV1.safetensors",
+            ACCELERATORS + "Wan21_AccVid_T2V_14B_lora_rank32_fp16.safetensors",
+            ACCELERATORS + "Wan21_T2V_14B_MoviiGen_lora_rank32_fp16.safetensors",
         ],
         **VACE,
     },
     "hunyuan": {"architecture": "hunyuan", "fps": 24, "frames_minimum": 5, "frames_steps": 4},
-    "ltxv_13B": {
-        "architecture": "ltxv_13B",
-        "fps": 30,
-        "frames_minimum": 17,
-        "frames_steps": 8,
-        "vae_block_size": 32,
-        "image_prompt_types_allowed": "TSEV",
-        "guide_preprocessing": {"selection": ["", "PV", "DV", "EV", "V"]},
-    },
+    "ltxv_13B": {"architecture": "ltxv_13B", **LTXV},
     "ltxv_distilled": {
         "architecture": "ltxv_13B",
         "lock_inference_steps": True,
         "no_negative_prompt": True,
-        "fps": 30,
-        "frames_minimum": 17,
-        "frames_steps": 8,
-        "vae_block_size": 32,
+        **LTXV,
     },
     "flux": {"architecture": "flux", **PICTURES, **INPAINTING},
     "qwen_image_edit_20B": {
@@ -81,7 +84,7 @@ MODEL_DEFS: dict[str, dict[str, Any]] = {
         **QWEN,
         **INPAINTING,
     },
-    "qwen_image_2512_20B": {"architecture": "qwen_image_20B", **QWEN},
+    "qwen_image_2512_20B": {"architecture": "qwen_image_20B", **QWEN, **INPAINTING},
     "z_image": {"architecture": "z_image", "guidance_max_phases": 0, **PICTURES},
     "z_image_img2img": {
         "architecture": "z_image",
@@ -94,10 +97,15 @@ MODEL_DEFS: dict[str, dict[str, Any]] = {
         **WAN,
         "fps": 25,
         "image_prompt_types_allowed": "SVL",
-        "audio_prompt_type_sources": {"selection": ["A", "XA", "CAB", "PAB"]},
+        "any_audio_prompt": True,
     },
     "ace_step_v1": {"architecture": "ace_step_v1", "audio_only": True},
-    "recam_1.3B": {"architecture": "recam_1.3B", **WAN, "video_length_locked": 81},
+    "recam_1.3B": {
+        "architecture": "recam_1.3B",
+        **WAN,
+        "video_length_locked": 81,
+        "guide_preprocessing": {"selection": ["UV"]},
+    },
 }
 
 

@@ -79,7 +79,7 @@ def _of_guide(request: WanRequest, facts: ModelFacts) -> str:
 
 def _sounds(request: WanRequest, facts: ModelFacts) -> str | None:
     given = _given(request, "audio_prompt_type")
-    if not facts.sounds and (request.has_files("audio_guide") or given):
+    if not facts.sounds and (request.has_files("audio_guide") or set("ABX") & set(given or "")):
         raise bad(f"`{_named(request, ('audio_guide', 'audio_prompt_type'))}`: the model {facts.name} takes no sound")
     if given is not None or not request.has_files("audio_guide"):
         return given

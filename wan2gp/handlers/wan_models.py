@@ -83,7 +83,7 @@ def facts_of(name: str, model_def: Mapping[str, Any]) -> ModelFacts:
         guides=values("guide_custom_choices"),
         guided=bool(model_def.get("guide_preprocessing")),
         inpaints=str(model_def.get("inpaint_video_prompt_type", "VA")) if model_def.get("inpaint_support") else "",
-        sounds=values("audio_prompt_type_sources"),
+        sounds=values("audio_prompt_type_sources") or _voices(model_def),
         solvers=tuple(str(one[1]) for one in model_def.get("sample_solvers") or ()),
         phases=int(model_def.get("guidance_max_phases", 0)),
         locked_steps=bool(model_def.get("lock_inference_steps")),
@@ -91,6 +91,14 @@ def facts_of(name: str, model_def: Mapping[str, Any]) -> ModelFacts:
         negative_prompt=not model_def.get("no_negative_prompt", False),
         loras=tuple(str(one) for one in _list(model_def.get("loras"))),
     )
+
+
+def _voices(model_def: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where a model takes sound and lists no choices, the engine's own form has these."""
+    if not model_def.get("any_audio_prompt"):
+        return ()
+    one = () if model_def.get("multi_speakers_only") else ("A",)
+    return one if model_def.get("one_speaker_only") else (*one, "XA", "CAB", "PAB")
 
 
 def _list(given: Any) -> list[Any]:
