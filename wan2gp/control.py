@@ -180,6 +180,10 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     """How long it has been in this state."""
     rss_mib: int | None = None
     """Memory that its processes hold together, MiB, without mapped files, which the kernel takes back by itself."""
+    user_id: int | None = None
+    """The user that its process runs under; null: the worker's."""
+    unprotected: dict[str, str] = {}
+    """Layers of the sandbox that its process lacks, and why."""
     gpu_mib: int | None = None
     """GPU memory that they hold, MiB; null where the driver does not tell: in a container it often names no process."""
 
@@ -290,6 +294,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """Whether it would take a task now."""
     obstacles: dict[str, str] = {}
     """Why not: sentences by code."""
+    sandbox: str = "best"
+    """How handlers are confined: best, require or off."""
+    unprotected: dict[str, str] = {}
+    """Layers of the sandbox that this machine does not give every handler, and why."""
 
 
 class TaskEvent(msgspec.Struct, frozen=True):

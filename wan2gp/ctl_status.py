@@ -79,9 +79,19 @@ def _head(console: Console, reply: StatusReply) -> Table:
         shape.add_row("database", Text(f"DOWN: {reply.queue.error or 'it does not answer'}", style="bold red"))
     else:
         shape.add_row("database", plain("answers"))
+    shape.add_row("sandbox", _sandbox(worker))
     if worker.spool_depth:
         shape.add_row("spool", plain(f"{worker.spool_depth} outcome(s) on disk that the database has not confirmed"))
     return shape
+
+
+def _sandbox(worker: WorkerStatus) -> Text:
+    if worker.sandbox == "off":
+        return Text("OFF: handlers may do what the worker may", style="bold red")
+    if not worker.unprotected:
+        return plain("all layers")
+    names = ", ".join(worker.unprotected)
+    return Text(harmless(f"without {names}: `wan2gp-ctl doctor` says why"), style="yellow")
 
 
 def _handlers(console: Console, handlers: tuple[HandlerStatus, ...]) -> Table:

@@ -35,6 +35,7 @@ from wan2gp.supervisor.nvml import Nvml
 from wan2gp.supervisor.operations import LoopOperations
 from wan2gp.supervisor.places import HANDLERS, WORK, clear_but
 from wan2gp.supervisor.profiles import Profiles
+from wan2gp.supervisor.protection import OFF, Protection, protection
 from wan2gp.supervisor.queue import QueueUnavailable
 from wan2gp.supervisor.readiness import obstacles
 from wan2gp.supervisor.registry import Registry, load_registry
@@ -111,10 +112,7 @@ class App:
                 self._facts("worker.warning", text=warning)
             self._ledger = Ledger(config.data_dir / "children.json")
             self._sweep()
-            if config.sandbox != "off":
-                cgroups.prepare()  # where it cannot, each handler's sandbox tells why
-                opened.callback(cgroups.release)
-            profiles = Profiles(config, registry)
+            profiles, found = self._confine(registry, opened)
             with _undisturbed():  # a signal in between would leave it behind
                 run_dir = RunDir.prepare(config, profiles.socket_group)
                 opened.callback(run_dir.remove)
@@ -125,7 +123,7 @@ class App:
             self._instance = instance_of(config.data_dir)
             self._take_worker_id()
             try:
-                self._serve(registry, profiles, run_dir, opened)
+                self._serve(registry, profiles, found, run_dir, opened)
             except Superseded:
                 self._facts("worker.superseded", worker=config.worker_id)
                 raise
@@ -139,7 +137,26 @@ class App:
         if count:
             self._facts("worker.swept", count=count)
 
-    def _serve(self, registry: Registry, profiles: Profiles, run_dir: RunDir, opened: contextlib.ExitStack) -> None:
+    def _confine(self, registry: Registry, opened: contextlib.ExitStack) -> tuple[Profiles, Protection]:
+        """What handlers may do. Before there is a second thread, since the kernel is asked by a fork."""
+        limits: Mapping[str, str] = {}
+        if self._config.sandbox != OFF:
+            limits = cgroups.prepare()
+            opened.callback(cgroups.release)
+        profiles = Profiles(self._config, registry)
+        found = protection(self._config, profiles, limits)
+        found.require()
+        found.tell(self._facts)
+        return profiles, found
+
+    def _serve(
+        self,
+        registry: Registry,
+        profiles: Profiles,
+        found: Protection,
+        run_dir: RunDir,
+        opened: contextlib.ExitStack,
+    ) -> None:
         config, facts, queue = self._config, self._facts, self._backend.queue
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         opened.callback(context.term)
@@ -149,7 +166,8 @@ class App:
         opened.callback(router.close)
         inbox = Inbox()
         opened.callback(inbox.close)
-        loop = Loop(config, registry, router, profiles, facts, inbox, once=self._order.once, every_tick=self._tick)
+        once = self._order.once
+        loop = Loop(config, registry, router, profiles, found, facts, inbox, once=once, every_tick=self._tick)
         self._loop = loop
         opened.callback(self._end_children)
         self._ship_logs(loop, opened)
@@ -357,6 +375,7 @@ class App:
             "state": STOPPED if self._stopped else self._loop.stage.value,
             "ready": not (self._stopped or obstacles(self._loop)),
             "handlers": {name: desk.life.state.value for name, desk in self._loop.handlers.items()},
+            "sandbox": {"mode": self._loop.protection.mode, "missing": [*self._loop.protection.missing]},
             **self._gpus.vram(),
         }
 

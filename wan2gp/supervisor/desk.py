@@ -79,6 +79,8 @@ class Desk(abc.ABC):
     child: Child | None = None
     sandbox: Sandbox = NO_SANDBOX
     """Of the process that is, or was last, started."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Layers of it that a start lacked, with the reason; those that the worker lacks as a whole from the beginning."""
     engine: dict[str, Any] = field(default_factory=dict)
     """What the child last said of its engine; for `status`."""
     last_cause: str | None = None
@@ -323,9 +325,17 @@ class Desk(abc.ABC):
         if self.child is None:
             return
         death = self.child.news()
+        self._tell_of_refusals(self.child)
         if death is not None:
             self.around.hear_out()  # its last message may be on the way yet
             self._died(self.child, death)
+
+    def _tell_of_refusals(self, child: Child) -> None:
+        """Each once in a life of the worker: the next process will lack the same."""
+        for layer, reason in child.refused.items():
+            if layer not in self.refused:
+                self.facts("sandbox.refused", handler=self.name, layer=layer, reason=reason)
+        self.refused = self.refused | child.refused
 
     def _died(self, child: Child, death: Death) -> None:
         self.around.unwatch(child)
@@ -388,8 +398,17 @@ class Desk(abc.ABC):
             "deaths": self.life.deaths,
             "last_cause": self.last_cause,
             "engine": dict(self.engine),
+            "user_id": self.sandbox.profile.uid,
+            "unprotected": self._unprotected(),
             "since_s": self.around.clock() - self._since,
         }
+
+    def _unprotected(self) -> dict[str, str]:
+        """Layers that its process lacks, with the reason."""
+        if self.child is None:
+            return {}
+        decided = {layer.value: reason for layer, reason in self.sandbox.missing.items()}
+        return {**decided, **self.child.refused}
 
     @property
     def at_rest(self) -> bool:

@@ -27,6 +27,7 @@ from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import Life, On, State, jitter
 from wan2gp.supervisor.profiles import Profiles
+from wan2gp.supervisor.protection import Protection
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
 from wan2gp.supervisor.router import Router
@@ -65,6 +66,7 @@ class Loop:
         registry: Registry,
         router: Router,
         profiles: Profiles,
+        protection: Protection,
         facts: Facts,
         inbox: Inbox,
         *,
@@ -76,6 +78,7 @@ class Loop:
         self.registry = registry
         self.facts = facts
         self.inbox = inbox
+        self.protection = protection
         self.stage = Stage.RUNNING
         self.started = clock()
         self._router = router
@@ -117,6 +120,8 @@ class Loop:
         """A shim was killed: what was below it has fallen to us."""
         self.courier = self._courier_desk()
         self.handlers = {name: self._handler_desk(spec) for name, spec in registry.specs.items()}
+        for desk in self.desks:
+            desk.refused = {layer.value: reason for layer, reason in protection.missing.items()}
 
     def attach(self, claimer: Claimer, leases: LeaseKeeper, settler: Settler, signer: Signer) -> None:
         """The threads that the loop works with; they must not be started before this."""
@@ -494,6 +499,8 @@ class Loop:
             "spool_depth": self._settler.depth,
             "publishing": self._settler.publishing(),
             "unable": dict(self.unable),
+            "sandbox": self.protection.mode,
+            "unprotected": {layer.value: reason for layer, reason in self.protection.missing.items()},
         }
 
 

@@ -100,17 +100,34 @@ class Profiles:
         """The group that must reach the ROUTER's socket; None when all handlers run under our own id."""
         return self._config.sandbox_uid_base if any(self._users.values()) else None
 
+    def lacks(self, name: str) -> dict[Layer, str]:
+        """Layers that this handler does not get, whatever the kernel says, with the reason."""
+        reason = self.user(name)[1]
+        return {} if reason in (None, NOT_ROOT) else {Layer.USER: str(reason)}
+
+    def example(self) -> Profile:
+        """A small one that asks the kernel for every layer that any handler gets."""
+        user = next((user for user in self._users.values() if user is not None), None)
+        return Profile(
+            mode=self._config.sandbox,
+            uid=user.uid if user else None,
+            gid=user.gid if user else None,
+            groups=user.groups if user else (),
+            tcp=(self._config.comfy_port,),
+            open_files=self._config.sandbox_open_files,
+            file_bytes=self._config.sandbox_file_mib * MIB,
+            processes=self._config.sandbox_processes,
+        )
+
     def of(self, name: str) -> Sandbox:
         """For the next start of a handler: paths, ports and devices as they are now."""
         needs = self._needs(name)
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
             return Sandbox(Profile(mode="off"), ports)
-        user, reason = self.user(name)
-        self._users[name] = user
+        self._users[name] = user = self.user(name)[0]
         profile = self._profile(name, needs, user, None if needs.tcp is None else (*needs.tcp, *ports))
-        lack = {Layer.USER: reason} if reason is not None and reason != NOT_ROOT else {}
-        return Sandbox(profile, ports, lack)
+        return Sandbox(profile, ports, self.lacks(name))
 
     def prepare(self, name: str) -> None:
         """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
