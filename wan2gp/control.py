@@ -380,6 +380,64 @@ class ReadyReply(Reply, frozen=True, tag="ready"):
     """Why the worker would take no task now: sentences by code."""
 
 
+class LayerReport(msgspec.Struct, frozen=True):
+    """One layer of the sandbox on this machine."""
+
+    name: str
+    about: str
+    """What it does."""
+    state: str
+    """``kept``, ``partly`` (some handlers lack it), ``watched`` (a watch ends what goes beyond), ``missing``,
+    ``unneeded`` or ``off``."""
+    reason: str | None = None
+    """Why it is not kept as it should be."""
+    remedy: str | None = None
+
+
+class HandlerReport(msgspec.Struct, frozen=True):
+    """What one handler may do, at its next start."""
+
+    name: str
+    user_id: int | None = None
+    """The user that it runs under; null: the worker's."""
+    missing: dict[str, str] = {}
+    """Layers that it lacks, and why."""
+    write: tuple[str, ...] = ()
+    """Where it may write."""
+    read: tuple[str, ...] = ()
+    """What it may read besides what every handler may."""
+    tcp: tuple[int, ...] | None = ()
+    """TCP ports that it may use besides the spare ones of each start; null: all."""
+    udp: bool = False
+    """Whether it may look names up."""
+
+
+class DeniedPath(msgspec.Struct, frozen=True):
+    """Something that a handler was denied, by what is in its log."""
+
+    handler: str
+    path: str
+    count: int
+    setting: str | None = None
+    """The setting that would allow it; null where none does."""
+
+
+class DoctorReply(Reply, frozen=True, tag="doctor"):
+    """The answer of ``doctor``, which needs no supervisor."""
+
+    mode: str
+    """``sandbox.mode``: best, require or off."""
+    sound: bool
+    """Whether every layer is kept, or watched over."""
+    running: bool
+    """Whether a supervisor runs, and its processes were asked too."""
+    layers: tuple[LayerReport, ...] = ()
+    handlers: tuple[HandlerReport, ...] = ()
+    common_read: tuple[str, ...] = ()
+    """What every handler may read."""
+    denied: tuple[DeniedPath, ...] = ()
+
+
 class StatsReply(Reply, frozen=True, tag="stats"):
     """The answer to a question about the queue alone."""
 
@@ -463,6 +521,7 @@ AnyReply = Union[
     ChangeReply,
     DoneReply,
     LogsReply,
+    DoctorReply,
     Refused,
 ]
 

@@ -13,6 +13,7 @@ from wan2gp import control
 COMMANDS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("status", control.StatusReply),
     ("ready", control.ReadyReply),
+    ("doctor", control.DoctorReply),
     ("task ID", control.TaskReply),
     ("tasks", control.TasksReply),
     ("submit TYPE --params FILE", control.SubmitReply),

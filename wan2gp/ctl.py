@@ -96,6 +96,10 @@ def _add_worker_commands(commands: _Commands) -> None:
     _command(commands, "status", "wan2gp.ctl_status:status", "show the worker, its handlers and its queue", json=True)
     about = "say whether the worker would take a task now: exit status 0, or 1 and the reasons"
     _command(commands, "ready", "wan2gp.ctl_status:ready", about, json=True)
+    about = (
+        "show the sandbox: what this machine allows, what handlers may do, and what they were denied; 1: a layer lacks"
+    )
+    _command(commands, "doctor", "wan2gp.ctl_doctor:doctor", about, json=True)
     restart = _command(
         commands, "restart", "wan2gp.ctl_worker:restart", "replace a handler's process and let it try again"
     )

@@ -41,6 +41,8 @@ OWN = (
     *("supervisor.lock", "children.json", "instance"),
 )
 """Below the data directory: what no handler may read."""
+PRIVATE = (".ssh", ".gnupg", ".aws", ".azure", ".config", ".docker", ".kube", ".netrc", ".pgpass", ".bash_history")
+"""Below home directories."""
 ETC = Path("/etc")
 PUBLIC = 0o004
 MANY = 4000
@@ -52,6 +54,12 @@ def own_places(config: Config) -> frozenset[Path]:
     run_dir = config.run_directory()
     found = [config.data_dir / name for name in OWN]
     return frozenset(Path(os.path.realpath(place)) for place in (*found, run_dir))
+
+
+def private_places(config: Config) -> tuple[Path, ...]:
+    """What no list of directories and no link among the models may open either."""
+    homes = [Path(home) for home in sorted(_homes() - {"/", "/home"})]
+    return (*sorted(own_places(config)), *(home / name for home in homes for name in PRIVATE), Path("/etc/shadow"))
 
 
 def around(place: str | Path, closed: Iterable[Path]) -> list[str]:
@@ -92,12 +100,18 @@ def _found_places(environ: Mapping[str, str]) -> Iterator[str]:
     named += [part for name in LISTS for part in environ.get(name, "").replace(" ", ":").split(":")]
     named += [environ.get(name, "") for name in PLACES]
     yield from (place for place in named if place.startswith("/") and _modest(place, homes))
-    yield from (f"{home}/{fonts}" for home in homes for fonts in FONTS)
+    yield from (f"{home}/{fonts}" for home in homes - {"/", "/home"} for fonts in FONTS)
 
 
 def _python_path() -> list[str]:
-    """Where modules come from; the working directory, which Python before 3.11 puts first, is no such place."""
-    return [place for place in sys.path if place and not (sys.version_info < (3, 11) and place == os.getcwd())]
+    """Where modules come from. The working directory, which Python puts first unless told otherwise, is no such place,
+    unless it is named."""
+    strange = "" if getattr(sys.flags, "safe_path", False) or os.getcwd() in _named_path() else os.getcwd()
+    return [place for place in sys.path if place and place != strange]
+
+
+def _named_path() -> list[str]:
+    return os.environ.get("PYTHONPATH", "").split(":")
 
 
 def _homes() -> frozenset[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from wan2gp.config import Config
 from wan2gp.profile import Layer, Profile
-from wan2gp.supervisor.grants import common_reads, device_groups, devices
+from wan2gp.supervisor.grants import common_reads, device_groups, devices, private_places
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
@@ -75,7 +75,7 @@ class Profiles:
         self._why_no_users = why_none(config)
         self._device_groups = device_groups()
         self._users = {name: self.user(name)[0] for name in self.names}
-        self._reads = () if config.sandbox == "off" else common_reads(config, self._environ)
+        self.common_read = () if config.sandbox == "off" else common_reads(config, self._environ)
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +91,7 @@ class Profiles:
         base = self._config.sandbox_uid_base
         uid = base + number_of(name, self._registry.specs)
         user = User(uid, uid, (base, *self._device_groups))
-        engine = (*self._needs(name).read, *self._needs(name).path_lists) if name in self._registry.specs else ()
+        engine = (*self.needs(name).read, *self.needs(name).path_lists) if name in self._registry.specs else ()
         reason = closed_to(user, (*common_places(self._config), *engine))
         return (None, reason) if reason else (user, None)
 
@@ -121,7 +121,7 @@ class Profiles:
 
     def of(self, name: str) -> Sandbox:
         """For the next start of a handler: paths, ports and devices as they are now."""
-        needs = self._needs(name)
+        needs = self.needs(name)
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
             return Sandbox(Profile(mode="off"), ports)
@@ -147,7 +147,8 @@ class Profiles:
         """See :meth:`Places.hand_over`: from the courier to the handler of that name."""
         return self.places.hand_over(files, errand, work_dir, (self._users[COURIER], self._users[name]))
 
-    def _needs(self, name: str) -> Needs:
+    def needs(self, name: str) -> Needs:
+        """What the handler's specification asks for."""
         return courier_needs(self._config) if name == COURIER else self._registry.specs[name].needs(self._config)
 
     def _profile(self, name: str, needs: Needs, user: User | None, tcp: tuple[int, ...] | None) -> Profile:
@@ -158,11 +159,12 @@ class Profiles:
             uid=user.uid if user else None,
             gid=user.gid if user else None,
             groups=user.groups if user else (),
-            read=(*self._reads, *needs.read),
+            read=(*self.common_read, *needs.read),
             write=(*self._writes(name), *needs.write),
             devices=devices(),
             models=needs.models,
             path_lists=needs.path_lists,
+            never=tuple(map(str, private_places(config))),
             tcp=tcp,
             udp=needs.udp,
             open_files=config.sandbox_open_files,

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wan2gp.cgroup_places import LIMITS, Unplaced, find
 from wan2gp.config import Config, ConfigError
 from wan2gp.logs import Facts
 from wan2gp.profile import Layer, Profile
@@ -81,6 +82,22 @@ def protection(config: Config, profiles: Profiles, limits: Mapping[str, str]) ->
     for limit, reason in limits.items():
         found.setdefault(Layer(limit), WATCH + reason)
     return Protection(config.sandbox, {layer: found[layer] for layer in Layer if layer in found})
+
+
+def unkept_limits() -> dict[str, str]:
+    """Limits that no control group could keep for a worker that was started here now, with the reason; changes
+    nothing."""
+    unkept = {}
+    for limit in LIMITS:
+        try:
+            place = find(limit)
+            if not os.access(place.base, os.W_OK):
+                unkept[limit] = f"the control group {place.base} cannot be written to"
+            elif place.version == 2 and not place.ours:
+                unkept[limit] = f"the control group {place.base} is not delegated to the worker"
+        except (Unplaced, OSError) as error:
+            unkept[limit] = str(error)
+    return unkept
 
 
 def probe(profile: Profile) -> dict[Layer, str]:
