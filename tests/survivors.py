@@ -94,9 +94,9 @@ class Litter:
         return {*self.pids.values()}
 
 
-def litter(worker: Worker, folder: Path, name: str, phase: str = "load") -> Litter:
+def litter(worker: Worker, name: str, phase: str = "load") -> Litter:
     """Have the handler `name` run a task that litters and stays; `phase`: the one in which it says it is."""
-    note = folder / f"{name}-{uuid.uuid4().hex[:8]}"
+    note = worker.data_dir / "handlers" / name / f"note-{uuid.uuid4().hex[:8]}"  # where it may write
     graph = {"workflow": fault("FaultLitter", note=str(note))}
     params = graph if name == "comfy" else {"pids": str(note), "stay": True, "phase": phase}
     since = time.time()
@@ -128,9 +128,9 @@ class Cell:
     """The worker does not live on."""
 
 
-def measure(worker: Worker, folder: Path, cell: Cell) -> tuple[float, bool]:
+def measure(worker: Worker, cell: Cell) -> tuple[float, bool]:
     """How long the last one lived on, seconds, and whether the machine stood still meanwhile."""
-    scene = {owner: litter(worker, folder, owner, cell.phase) for owner in cell.owners}
+    scene = {owner: litter(worker, owner, cell.phase) for owner in cell.owners}
     watch = Watch(cell.doomed(scene))
     began = cell.do(worker, scene)
     return watch.last() - began, watch.stalled

@@ -28,9 +28,9 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> 
         yield worker
 
 
-def nothing_is_left(worker: Callable[[], Worker], folder: Path, cell: Cell) -> None:
+def nothing_is_left(worker: Callable[[], Worker], cell: Cell) -> None:
     for _ in range(TRIES):
-        seconds, stalled = measure(worker(), folder, cell)
+        seconds, stalled = measure(worker(), cell)
         if not stalled:
             break
     assert seconds <= GONE_WITHIN_S, f"the last one lived on for {seconds:.3f} s"
@@ -39,8 +39,8 @@ def nothing_is_left(worker: Callable[[], Worker], folder: Path, cell: Cell) -> N
 @pytest.mark.parametrize(
     "cell", [cell for cell in CELLS if not cell.fatal and not cell.environ], ids=lambda cell: cell.name
 )
-def test_what_ends_leaves_no_process_while_the_worker_lives_on(lasting: Worker, tmp_path: Path, cell: Cell) -> None:
-    nothing_is_left(lambda: lasting, tmp_path, cell)
+def test_what_ends_leaves_no_process_while_the_worker_lives_on(lasting: Worker, cell: Cell) -> None:
+    nothing_is_left(lambda: lasting, cell)
 
 
 def starting(start_worker: Start, cell: Cell) -> Callable[[], Worker]:
@@ -49,16 +49,16 @@ def starting(start_worker: Start, cell: Cell) -> Callable[[], Worker]:
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.fatal], ids=lambda cell: cell.name)
-def test_a_worker_that_ends_leaves_no_process(start_worker: Start, tmp_path: Path, cell: Cell) -> None:
-    nothing_is_left(starting(start_worker, cell), tmp_path, cell)
+def test_a_worker_that_ends_leaves_no_process(start_worker: Start, cell: Cell) -> None:
+    nothing_is_left(starting(start_worker, cell), cell)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "cell", [cell for cell in CELLS if cell.environ and not cell.fatal], ids=lambda cell: cell.name
 )
-def test_a_prompt_that_takes_too_long_leaves_no_process(start_worker: Start, tmp_path: Path, cell: Cell) -> None:
-    nothing_is_left(starting(start_worker, cell), tmp_path, cell)
+def test_a_prompt_that_takes_too_long_leaves_no_process(start_worker: Start, cell: Cell) -> None:
+    nothing_is_left(starting(start_worker, cell), cell)
 
 
 # -- at a bad moment -------------------------------------------------------------------------------------------------
@@ -76,9 +76,12 @@ def test_a_supervisor_killed_while_it_spawns_leaves_no_process(start_worker: Sta
 
 def test_a_supervisor_killed_while_comfyui_starts_leaves_no_process(start_worker: Start, tmp_path: Path) -> None:
     """It has left processes of its own by then, and answers nobody."""
-    note = tmp_path / "note"
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    note = notes / "note"
     path = checkout(tmp_path / "comfy", f"from tests.litter import leave; leave({str(note)!r}); time.sleep(600)")
-    worker = start_worker(environ={"COMFY_PATH": path, "COMFY_PORT": str(free_port())})
+    comfy = {"COMFY_PATH": path, "COMFY_PORT": str(free_port()), "COMFY_WRITABLE_PATHS": str(notes)}
+    worker = start_worker(environ=comfy)
     worker.insert("comfy", {"workflow": picture()})
     eventually("ComfyUI starts", note.exists)
     assert kill_with_all(worker) <= GONE_WITHIN_S

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 from tests.bench.stage import percentile, say, working
 from tests.conftest_comfy import free_port
 from tests.survivors import CELLS, COMFY, Cell, measure
@@ -21,21 +17,17 @@ def survivors() -> bool:
 
 
 def _cell(cell: Cell) -> bool:
-    folder = Path(tempfile.mkdtemp(prefix="w2g-litter-"))
-    try:
-        took = _took(cell, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    took = _took(cell)
     shown = f"{percentile(took, 0.5) * 1000:.0f} / {max(took) * 1000:.0f} ms"
     return say(f"{cell.name}: none left, p50 / most", shown, f"<= {TARGET_S * 1000:.0f} ms", max(took) <= TARGET_S)
 
 
-def _took(cell: Cell, folder: Path) -> list[float]:
+def _took(cell: Cell) -> list[float]:
     """A worker that ends is a new one each time."""
     took: list[float] = []
     while len(took) < TIMES:
         environ = {**COMFY, "COMFY_PORT": str(free_port()), **cell.environ}
         with working(**environ) as worker:
             for _ in range(1 if cell.fatal else TIMES):
-                took.append(max(0.0, measure(worker, folder, cell)[0]))
+                took.append(max(0.0, measure(worker, cell)[0]))
     return took
