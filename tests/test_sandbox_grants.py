@@ -119,6 +119,17 @@ def test_what_is_no_list_of_paths_names_nothing(disk: Path, text: str) -> None:
     assert grants.directories_of(str(disk / "none.yaml")) == []
 
 
+def test_a_chain_of_links_that_nobody_can_follow_costs_no_start(disk: Path) -> None:
+    for number in range(1500):
+        (disk / f"models/{number}").symlink_to(f"{number + 1}")
+    (disk / "models/1500").symlink_to(disk / "large")
+    (disk / "models/self").symlink_to("self")
+    (disk / "list.yaml").write_text("a:\n  loras: x\0y\n  vae: v\udcff\n", errors="surrogateescape")
+    profile_with_list = profile(disk, path_lists=(str(disk / "list.yaml"),))
+    seen = confined(profile_with_list, "say('ran', lambda: os.listdir(sys.argv[1]))", disk / "models")
+    assert (seen.answers, seen.refused) == ({"ran": "ok"}, {})
+
+
 def test_a_model_directory_of_endless_links_ends(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grants, "ENTRIES_MAX", 20)
     for number in range(100):

@@ -72,7 +72,6 @@ class Sandbox:
     def _prepare_landlock(self) -> None:
         profile, version = self.profile, landlock.abi()
         ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None)
-        self._ruleset, self._landlock = ruleset, version
         found = grants.readable(profile)
         self.notes = found.notes
         ruleset.allow(found.paths, landlock.READ)
@@ -84,6 +83,7 @@ class Sandbox:
             ruleset.allow_ports(profile.tcp or ())
         elif profile.tcp:
             self.refused[Layer.TCP] = f"Landlock of this kernel (ABI {version}) knows no ports, Linux 6.7 does"
+        self._ruleset, self._landlock = ruleset, version
 
     def _wishes(self) -> seccomp.Wishes:
         """What Landlock cannot do here, the filter does, as far as it can."""

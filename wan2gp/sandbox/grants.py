@@ -6,6 +6,7 @@ write is passed over. So is what would open a place that the profile closes, or 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -58,7 +59,8 @@ class _Search:
         while self._waiting:
             directory, depth = self._waiting.popleft()
             for entry in _entries(directory):
-                self._look(entry, depth, self.writable(directory))
+                with contextlib.suppress(OSError):  # gone between two looks
+                    self._look(entry, depth, self.writable(directory))
                 looked_at += 1
             if looked_at > ENTRIES_MAX:
                 self.found.notes.append(
@@ -76,12 +78,12 @@ class _Search:
                 self._waiting.append((entry.path, depth + 1))
         elif not writable:
             self._reach(entry.path)
-        elif not _below(os.path.realpath(entry.path), os.path.dirname(entry.path)):
+        elif not _below(_real(entry.path) or "/", os.path.dirname(entry.path)):
             self.found.notes.append(f"{entry.path} is not followed: this handler may have made it itself")
 
     def _reach(self, path: str) -> None:
-        target = os.path.realpath(path)
-        if target in self._seen:
+        target = _real(path)
+        if target is None or target in self._seen:
             return
         self._seen.add(target)
         shut = next((place for place in self._never if _below(place, target) or _below(target, place)), None)
@@ -100,6 +102,14 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
         return []
 
 
+def _real(path: str) -> str | None:
+    """Without links; None for what no path can be, and for a chain of links that the kernel would not follow either."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def _below(path: str, place: str) -> bool:
     """Whether it is that place, or lies in it."""
     return path == place or path.startswith(place.rstrip("/") + "/")
@@ -112,7 +122,7 @@ def directories_of(path: str) -> list[str]:
     ``utils/extra_config.py`` of ComfyUI. What is not of that form names nothing. A file that cannot be read is empty.
     """
     try:
-        with open(path, errors="replace") as file:
+        with open(path, errors="surrogateescape") as file:
             lines = file.read(LIST_BYTES_MAX).splitlines()
     except OSError:
         return []

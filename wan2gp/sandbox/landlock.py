@@ -7,7 +7,6 @@ scopes). What is not handled is not restricted, by any rule.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import stat
@@ -79,13 +78,16 @@ class Ruleset:
         self._descriptor = syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), _size(version), 0)
 
     def allow(self, paths: Iterable[str], rights: int) -> None:
-        """Grant ``rights`` on each path, and below it when it is a directory. Those that do not exist are left out."""
+        """Grant ``rights`` on each path, and below it when it is a directory. Those that there are not, or that are
+        closed to us, are left out."""
         for path in paths:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                self._allow(path, rights)
+            self._allow(path, rights)
 
     def _allow(self, path: str, rights: int) -> None:
-        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return
         try:
             if not stat.S_ISDIR(os.fstat(opened).st_mode):
                 rights &= _OF_FILES
