@@ -69,6 +69,13 @@ MODEL_DEFS: dict[str, dict[str, Any]] = {
         ],
         **VACE,
     },
+    "vace_14B_lightning_3p_2_2": {
+        "architecture": "vace_14B_2_2",
+        "URLs2": "t2v_2_2",
+        "lock_guidance_phases": True,
+        "settings": {"guidance_phases": 3},
+        **VACE,
+    },
     "hunyuan": {"architecture": "hunyuan", "fps": 24, "frames_minimum": 5, "frames_steps": 4},
     "ltxv_13B": {"architecture": "ltxv_13B", **LTXV},
     "ltxv_distilled": {

@@ -44,7 +44,7 @@ def _refused(
     solver = settings.get("sample_solver", "")
     if facts.solvers and solver and solver not in facts.solvers:
         yield f"`sample_solver` is {solver!r}: the model {facts.name} has no such sampler{close(solver, facts.solvers)}"
-    phases = settings.get("guidance_phases", 2 if facts.two_models else 1)
+    phases = settings.get("guidance_phases", facts.usual_phases)
     if phases > max(1, facts.phases):
         key = "phase_config.phases" if request.phases is not None else "guidance_phases"
         yield f"`{key}` are {phases}: the model {facts.name} has at most {max(1, facts.phases)}"

@@ -49,7 +49,8 @@ class ModelFacts:
     phases: int = 0
     """The most phases of guidance; 0: it has no guidance at all."""
     locked_steps: bool = False
-    two_models: bool = False
+    usual_phases: int = 1
+    """How many it has when nobody says."""
     negative_prompt: bool = True
     loras: tuple[str, ...] = ()
     """Those that are part of it, as it names them."""
@@ -87,10 +88,17 @@ def facts_of(name: str, model_def: Mapping[str, Any]) -> ModelFacts:
         solvers=tuple(str(one[1]) for one in model_def.get("sample_solvers") or ()),
         phases=int(model_def.get("guidance_max_phases", 0)),
         locked_steps=bool(model_def.get("lock_inference_steps")),
-        two_models="URLs2" in model_def,
+        usual_phases=_usual_phases(model_def),
         negative_prompt=not model_def.get("no_negative_prompt", False),
         loras=tuple(str(one) for one in _list(model_def.get("loras"))),
     )
+
+
+def _usual_phases(model_def: Mapping[str, Any]) -> int:
+    if model_def.get("lock_guidance_phases"):
+        return int(model_def.get("guidance_max_phases", 0)) or 1
+    settings = model_def.get("settings") or {}
+    return int(settings.get("guidance_phases", 2 if "URLs2" in model_def else 1))
 
 
 def _voices(model_def: Mapping[str, Any]) -> tuple[str, ...]:

@@ -75,7 +75,13 @@ _PROMPT = (
     ),
     Parameter("model_mode", MODE, "A model's own mode.", "characters", 0, 100),
     Parameter(
-        "seed", WHOLE, "The same seed makes the same result; -1 or none: one is drawn.", "", -1, 999_999_999, setting=""
+        "seed",
+        WHOLE,
+        "The same seed makes the same result; -1 or none: one is drawn.",
+        "",
+        -1,
+        4_294_967_295,
+        setting="",
     ),
 )
 _SHAPE = (

@@ -18,6 +18,8 @@ from wan2gp.handlers.wan_values import read_value
 from wan2gp.wan_sources import MEDIA, MEDIA_NAMES, is_url, source_name
 from wan2gp.wan_types import TYPES, TaskType
 
+SHOWN = 5
+"""How many names an error gives where none is near."""
 NESTED = "orchestrator_details"
 """Rows of a larger order carry its parameters there; their own come first."""
 _NAMES: Mapping[str, str] = {**{alias: row.name for row in PARAMETERS.values() for alias in row.aliases}, **MEDIA_NAMES}
@@ -143,7 +145,11 @@ def _not_ours(row: TaskType, key: str, value: Any, params: Mapping[str, Any], na
 
 def _unknown(row: TaskType, key: str, names: list[str]) -> str:
     near = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.5)
-    instead = f": did you mean `{near[0]}`?" if near else f": the parameters are in docs/tasks.md, as `{names[0]}`"
+    instead = (
+        f": did you mean `{near[0]}`?"
+        if near
+        else f": there are {', '.join(f'`{name}`' for name in names[:SHOWN])} and more"
+    )
     name = _NAMES.get(key, key)
     if name in _INSTEAD:
         return f"`{key}` is not for {row.name}: did you mean `{_INSTEAD[name]}`?"

@@ -24,7 +24,7 @@ from wan2gp.handlers.wan_values import Pixels
 from wan2gp.lora_names import file_name
 from wan2gp.wan_types import OwnLora
 
-SEEDS = 1_000_000_000
+SEEDS = 2**32
 FIXED: Mapping[str, Any] = {
     # Its default takes every paragraph for a task of its own.
     "multi_prompts_gen_type": "FG",
