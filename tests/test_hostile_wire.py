@@ -19,7 +19,7 @@ from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker, eventually
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
 from tests.shared_worker import shared_worker
-from wan2gp.protocol import Beat, Event, ProtocolError, Run, Unload, Up, encode
+from wan2gp.protocol import Beat, Event, Finished, ProtocolError, Run, Succeeded, Unload, Up, encode
 from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, HANDSHAKE_S, MESSAGES, REFUSALS_MAX, Router, Unreachable
 
 A, B = b"a#1#secret-of-a", b"b#1#secret-of-b"
@@ -85,7 +85,7 @@ def test_a_socket_of_zeromq_and_the_supervisor_understand_each_other(wire: Wire)
     try:
         dealer.setsockopt(zmq.IDENTITY, A)
         dealer.connect(wire.endpoint)
-        large = Event("x", {"text": "y" * 3_000_000})
+        large = Finished("t", "l", Succeeded((), data={"text": "y" * 3_000_000}))
         for message in (Beat(), large, Beat()):
             dealer.send(encode(message))
         heard: Heard = []

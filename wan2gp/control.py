@@ -178,6 +178,8 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     """Id of the task it runs."""
     since_s: float | None = None
     """How long it has been in this state."""
+    unheard: int = 0
+    """Messages of this process that were dropped: too long, too many, or of work that is not its own."""
     rss_mib: int | None = None
     """Memory that its processes hold together, MiB, without mapped files, which the kernel takes back by itself."""
     user_id: int | None = None

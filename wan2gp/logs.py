@@ -113,7 +113,8 @@ FACTS: dict[str, tuple[str, str]] = {
     "handler.emptied": ("WARNING", "Removing all that handler {handler} has written below {path}"),
     "handler.not_emptied": ("ERROR", "Cannot remove what handler {handler} has written below {path}: {error}"),
     "handler.heavy": ("WARNING", "Handler {handler} is replaced before its next task: {reason}"),
-    "handler.protocol": ("ERROR", "Handler {handler} broke the protocol: {error}. Killing it"),
+    "handler.protocol": ("ERROR", "Handler {handler} {reason}. Killing it"),
+    "handler.unheard": ("WARNING", "Handler {handler} says more than is listened to ({what}): that is dropped"),
     "handler.survivors": ("ERROR", "Processes of handler {handler} cannot be killed: {pids}"),
     "handler.strays": ("WARNING", "Ended {count} process(es) left behind"),
     "input.downloading": ("INFO", "Downloading {kind} from {url}"),
@@ -174,12 +175,12 @@ def word(name: str, fields: dict[str, Any]) -> tuple[str, str]:
     known = FACTS.get(name)
     if known is None:
         said = " ".join(f"{key[:NAME_MAX]}={_text(value)}" for key, value in list(fields.items())[:FIELDS_MAX])
-        return "INFO", _one_line(f"{name[:NAME_MAX]} {said}".rstrip())
+        return "INFO", one_line(f"{name[:NAME_MAX]} {said}".rstrip())
     level, template = known
-    return level, _one_line(_formatter.vformat(template, (), fields))
+    return level, one_line(_formatter.vformat(template, (), fields))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """No line breaks, and no control characters that a terminal would obey."""
     if text.isprintable():
         return text
@@ -243,7 +244,7 @@ class Log:
         if self._logger is None:
             return
         level, line = word(name, fields)
-        speaker = _one_line(" ".join(f"{key}={value[:NAME_MAX]}" for key, value in who.items()))
+        speaker = one_line(" ".join(f"{key}={value[:NAME_MAX]}" for key, value in who.items()))
         said = self.mask(f"[{speaker}] {line}" if speaker else line)
         self._logger.log(level, f"{self._stamp()} {level:<8} {said}")
         listener = self._listener

@@ -295,6 +295,8 @@ def _free_json(message: Down | Up) -> list[Any]:
     elif isinstance(message, Finished):
         outcome = message.outcome
         found = [outcome.data, outcome.engine] if isinstance(outcome, Succeeded) else [getattr(outcome, "detail", None)]
+    elif isinstance(message, (Fetched, Inputs)):
+        found = [getattr(message.failure, "detail", None)]
     return [value for value in found if isinstance(value, (dict, list))]
 
 

@@ -7,16 +7,19 @@ Only the loop's thread comes here. :class:`Desk` knows processes and timers; wha
 from __future__ import annotations
 
 import abc
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wan2gp.logs import Facts
 from wan2gp.processes import is_below
 from wan2gp.protocol import Beat, EngineState, Event, Hello, ProtocolError, Shutdown, Up
+from wan2gp.supervisor.allowance import Allowance, Rate
+from wan2gp.supervisor.bounds import Dropped, fact_name
 from wan2gp.supervisor.child import UNCONFINED, Child, Death
 from wan2gp.supervisor.emptying import free_shared_memory, set_aside, set_tmp_aside
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
@@ -28,8 +31,8 @@ from wan2gp.supervisor.weight import Excess, Verdict, Weighed
 
 HUNG = "handler.hung"
 """The code of a loss, and the name of its fact, unless it is another that is given."""
-NAME_MAX = 100
-"""Longest name of a fact, characters."""
+EVENTS = Rate(per_s=20, burst=500, flood=math.inf)
+"""How many facts of a child go into the log: it turns over, and is the operator's."""
 LEAVE_S = 2.0
 """How long a child may take to leave when asked, before SIGTERM; as long again before SIGKILL, seconds."""
 
@@ -100,8 +103,14 @@ class Desk(abc.ABC):
     _worked: bool = False
     """The process has had work: what holds too much without any would do so again after a fresh start."""
     _since: float = 0.0
+    _unheard: int = 0
+    """Messages of this process that were dropped."""
+    _told: bool = False
+    _greeted: bool = False
+    _events: Allowance = field(init=False)
 
     def __post_init__(self) -> None:
+        self._events = Allowance(EVENTS, self.around.clock())
         self.facts = self.around.facts.bind(handler=self.name)
         self._since = self.around.clock()
 
@@ -124,25 +133,41 @@ class Desk(abc.ABC):
             self._hear(message)
         except Exception as error:
             # The third catch-all: a message of a hostile child must not end the supervisor and everybody's tasks.
-            self.facts("handler.protocol", handler=self.name, error="".join(traceback.format_exception(error)))
-            self.hang(f"broke the protocol: {type(error).__name__}")
+            self.facts("worker.warning", text="".join(traceback.format_exception(error)))
+            self.hang(f"broke the protocol: {type(error).__name__}", "handler.protocol", "handler.protocol")
 
     def _hear(self, message: Up | ProtocolError) -> None:
         if isinstance(message, Beat):
             return
-        if isinstance(message, Hello):
+        if isinstance(message, Dropped):
+            self.unheard(str(message))
+        elif isinstance(message, Hello):
             self._hello(message)
         elif isinstance(message, Event):
-            ours = message.task_id is not None and message.task_id in self.task_ids()
-            facts = self.facts.bind(task=str(message.task_id)) if ours else self.facts
-            facts(message.name[:NAME_MAX], **message.fields)
+            self._note_fact(message)
         elif isinstance(message, EngineState):
             self._note_engine(message)
         elif isinstance(message, ProtocolError):
-            self.facts("handler.protocol", handler=self.name, error=message)
-            self.hang(f"broke the protocol: {message}")
+            self.hang(f"broke the protocol: {message}", "handler.protocol", "handler.protocol")
         else:
             self.work(message)
+
+    def unheard(self, what: str) -> None:
+        """Count what is not listened to, and say it once in a process's life."""
+        self._unheard += 1
+        if not self._told:
+            self._told = True
+            self.facts("handler.unheard", handler=self.name, what=what)
+
+    def _note_fact(self, message: Event) -> None:
+        now = self.around.clock()
+        if self._events.pause_s(now) > 0:
+            self.unheard("too many facts")
+            return
+        self._events.spend(1, now)
+        ours = message.task_id is not None and message.task_id in self.task_ids()
+        facts = self.facts.bind(task=str(message.task_id)) if ours else self.facts
+        facts(fact_name(message.name), **message.fields)
 
     def _note_engine(self, message: EngineState) -> None:
         self.engine = {"state": message.state, **message.detail}
@@ -250,8 +275,9 @@ class Desk(abc.ABC):
         child = Child(self.name, self.life.incarnation)
         self.facts("handler.starting", handler=self.name)
         self.engine, self._hung = {}, None
+        self._unheard, self._told, self._greeted, self._events = 0, False, False, Allowance(EVENTS, self.around.clock())
         self._heavy, self._worked = None, False
-        self.around.router.admit(child.identity, child.owns)
+        self.around.router.admit(child.identity, child.owns, self.secrets.values())
         try:
             self.sandbox = self.around.profiles.of(self.name)
             self.around.profiles.prepare(self.name)
@@ -310,7 +336,10 @@ class Desk(abc.ABC):
             self.hang("did not start in time")
 
     def _hello(self, message: Hello) -> None:
-        assert self.child is not None
+        if self.child is None or self._greeted:
+            self.unheard("a second hello")
+            return
+        self._greeted = True
         self._timers = _Timers() if self.life.state is State.STARTING else self._timers
         seconds = self.around.clock() - self.child.started
         self.facts("handler.ready", handler=self.name, pid=message.pid, seconds=seconds)
@@ -341,9 +370,8 @@ class Desk(abc.ABC):
         self.around.unwatch(child)
         self.around.router.expel(child.identity)
         child.release()
-        self.child, self.last_death = None, death
-        self._timers = _Timers()
-        self.engine = {}
+        self.child, self._timers, self.engine = None, _Timers(), {}
+        death = self.last_death = self._without_secrets(death)
         asked = self.life.state in (State.STOPPING, State.RECYCLING)
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
         if death.survivors:
@@ -356,6 +384,13 @@ class Desk(abc.ABC):
         if not asked or self._hung:
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)
+
+    def _without_secrets(self, death: Death) -> Death:
+        """A program prints what it likes on its way out, and its last lines go into the row."""
+        tail = death.tail
+        for secret in self.secrets.values():
+            tail = tuple(line.replace(secret, "***") for line in tail) if secret else tail
+        return replace(death, tail=tail)
 
     def _clear_up(self) -> None:
         """Before the next process starts: what a dead one leaves would be the next one's, or nobody's."""
@@ -401,6 +436,7 @@ class Desk(abc.ABC):
             "user_id": self.sandbox.profile.uid,
             "unprotected": self._unprotected(),
             "since_s": self.around.clock() - self._since,
+            "unheard": self._unheard,
         }
 
     def _unprotected(self) -> dict[str, str]:

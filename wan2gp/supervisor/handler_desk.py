@@ -151,6 +151,7 @@ class HandlerDesk(Desk):
         if not isinstance(message, (Progress, Want, Finished)) or running is None:
             return
         if (message.task_id, message.lease_id) != running.key:
+            self._unheard += 1  # a late word of the run before, or a lie
             return
         running.progressed_at = self.around.clock()
         if isinstance(message, Progress):
@@ -240,7 +241,8 @@ class HandlerDesk(Desk):
         running.wanted = True
         if running.sources != dict(sources):
             running.inputs = None
-            refused = refusal(running.task.params, sources)
+            running.wishes += 1
+            refused = refusal(running.task.params, sources, running.wishes)
             if refused is not None:
                 running.inputs = Inputs(*running.key, failure=refused)
             else:

@@ -14,12 +14,15 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wan2gp.protocol import Down, ProtocolError, Up, decode_up, encode
+import msgspec
+
+from wan2gp.protocol import Down, ProtocolError, Up, encode
 from wan2gp.supervisor.allowance import Allowance, Rate
+from wan2gp.supervisor.bounds import understood
 from wan2gp.supervisor.connection import Connection, peer_pid
 from wan2gp.supervisor.zmtp import Violation, frame
 
@@ -32,6 +35,8 @@ CONNECTIONS_MAX = 3
 """Of one peer at a time. One is enough; it may be replaced before its end is seen."""
 REFUSALS_MAX = 32
 """So many connections of one peer may be turned away before it counts as flooding."""
+SECRET_MIN = 8
+"""Shorter ones are no tokens, and may be part of any word."""
 HANDSHAKE_S = 10.0
 PAUSE_S = 0.1
 """Shortest pause of one that has said too much: the loop is not to be woken for each message more, seconds."""
@@ -53,6 +58,8 @@ class _Peer:
 
     identity: bytes
     owns: Callable[[int], bool]
+    secrets: tuple[bytes, ...]
+    """What it knows and must not tell, as it stands in JSON."""
     messages: Allowance
     bytes: Allowance
     connection: Connection | None = None
@@ -115,10 +122,12 @@ class Router:
         os.chown(self._path, -1, group)
         self._path.chmod(0o660)
 
-    def admit(self, identity: bytes, owns: Callable[[int], bool]) -> None:
-        """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own."""
+    def admit(self, identity: bytes, owns: Callable[[int], bool], secrets: Iterable[str] = ()) -> None:
+        """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own; what it
+        says has ``***`` in place of ``secrets``, which may have got into an error's text."""
         now = self._clock()
-        self._peers[identity] = _Peer(identity, owns, Allowance(MESSAGES, now), Allowance(BYTES, now))
+        known = tuple(msgspec.json.encode(each)[1:-1] for each in secrets if len(each) >= SECRET_MIN)
+        self._peers[identity] = _Peer(identity, owns, known, Allowance(MESSAGES, now), Allowance(BYTES, now))
 
     def expel(self, identity: bytes) -> None:
         """Its incarnation is over: whatever it still says is dropped."""
@@ -298,7 +307,9 @@ class Router:
             if peer.offence is not None:
                 yield from self._report(peer, peer.offence)
                 return
-            yield peer.identity, _decoded(payload)
+            for secret in peer.secrets:
+                payload = payload.replace(secret, b"***")
+            yield peer.identity, understood(payload)
             if connection.closed:
                 return
         self._unread[descriptor] = None
@@ -323,10 +334,3 @@ def _spare() -> int:
 def _name(identity: bytes) -> str:
     """Without the nonce, which is its password."""
     return identity.rpartition(b"#")[0].decode(errors="replace")
-
-
-def _decoded(payload: bytes) -> Up | ProtocolError:
-    try:
-        return decode_up(payload)
-    except ProtocolError as error:
-        return error

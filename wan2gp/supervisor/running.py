@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from wan2gp.errors import error_message
 from wan2gp.protocol import OUT_OF_MEMORY, Failed, Inputs, Outcome, Progress, Source, Succeeded
+from wan2gp.supervisor import bounds
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.spool import Ending
 
@@ -75,6 +76,8 @@ class Running:
     """What the courier was asked for."""
     inputs: Inputs | None = None
     """What the courier has answered."""
+    wishes: int = 0
+    """How often it has asked for other inputs than before."""
     wanted: bool = False
     """The handler waits for its inputs."""
     fetched_s: float | None = None
@@ -121,7 +124,8 @@ class Running:
         """Note what the handler, which is not trusted, says of its work. The fraction never falls."""
         if message.fraction is not None and 0 <= message.fraction <= 1:
             self.fraction = max(message.fraction, self.fraction or 0.0)
-        self.phase, self.step, self.steps, self.detail = message.phase, message.step, message.steps, message.detail
+        self.phase, self.detail = bounds.phase(message.phase), bounds.detail(message.detail)
+        self.step, self.steps = message.step, message.steps
         self.eta_s = message.eta_s if message.eta_s is not None and 0 <= message.eta_s < LONGEST_ETA_S else None
         if message.preview is not None and PREVIEW_NAME.fullmatch(message.preview):
             self.preview = message.preview
@@ -169,7 +173,12 @@ class Running:
 
     def _failed(self, outcome: Failed, now: float) -> Ending:
         message = error_message(outcome.code, outcome.message)
-        cause = {"kind": "failed", "code": outcome.code, "message": outcome.message, **_detail(outcome)}
+        cause = {
+            "kind": "failed",
+            "code": outcome.code,
+            "message": outcome.message[: bounds.TEXT_MAX],
+            **_detail(outcome),
+        }
         if self.why is Why.USER:
             return self._ending(Verb.CANCEL, now, error="task.cancelled: cancelled by its user")
         if self.why is not None:
@@ -197,7 +206,12 @@ class Running:
 
     def excused(self, outcome: Failed, now: float, retry_in_s: float) -> Ending:
         """It failed and is not to blame: it goes back to the queue uncounted, and stays there for a while."""
-        cause = {"kind": "released", "code": outcome.code, "message": outcome.message, **_detail(outcome)}
+        cause = {
+            "kind": "released",
+            "code": outcome.code,
+            "message": outcome.message[: bounds.TEXT_MAX],
+            **_detail(outcome),
+        }
         error = error_message(outcome.code, f"{outcome.message} (not counted: other tasks ended so just before)")
         return self._ending(Verb.RELEASE, now, error=error, cause=cause, retry_in_s=retry_in_s)
 
@@ -269,7 +283,7 @@ def _result(outcome: Succeeded, remarks: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _detail(outcome: Failed) -> dict[str, Any]:
-    return {"detail": outcome.detail} if outcome.detail else {}
+    return {"detail": bounds.failure_detail(outcome.detail)} if outcome.detail else {}
 
 
 def backoff_s(before: int) -> float:

@@ -9,12 +9,21 @@ from wan2gp.protocol import Failed, Source
 
 SOURCES_MAX = 256
 """How many inputs one task may have."""
+WISHES_MAX = 32
+"""How often one run may ask for other inputs than before: each time they are downloaded."""
+NAME_MAX = 200
+KINDS = frozenset({"video", "image", "audio", "any"})
 
 
-def refusal(params: Any, sources: Mapping[str, Source]) -> Failed | None:
-    """Why they are not fetched, if so."""
+def refusal(params: Any, sources: Mapping[str, Source], wishes: int = 1) -> Failed | None:
+    """Why they are not fetched, if so. ``wishes``: how often the run has asked for others."""
+    if wishes > WISHES_MAX:
+        return Failed("input.bad_params", f"it has asked for other inputs {WISHES_MAX} times")
     if len(sources) > SOURCES_MAX:
         return Failed("input.bad_params", f"more than {SOURCES_MAX} inputs: {len(sources)}")
+    odd = next((name for name, each in sources.items() if len(name) > NAME_MAX or each.kind not in KINDS), None)
+    if odd is not None:
+        return Failed("input.bad_params", f"input {odd[:NAME_MAX]!r} has no such name or kind")
     foreign = _foreign(params, sources)
     if foreign is not None:
         return Failed("input.bad_url", f"{foreign[:200]} does not stand in the task's params")
