@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.comfy_jobs import Bench, make_video, picture, spec_row
+from tests.test_media_bombs import png_head
 from wan2gp.comfy_sources import kind_of, sources_of
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_fields import BASE64_BYTES
@@ -438,6 +439,11 @@ def test_no_file_is_copied_on_one_file_system(shop: Shop, tmp_path: Path) -> Non
         (b"", "input.not_media", "an empty file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "input.corrupt", "`inputs[0]` cannot be decoded"),
         (b"RIFF\0\0\0\0WAVEfmt ", "input.not_media", "not an image"),
+        (
+            png_head(12_000, 12_000),
+            "input.too_large",
+            "12000 x 12000 pixels, the limit is 134217728",
+        ),
     ],
 )
 def test_a_file_of_the_row_that_is_no_picture_costs_no_run(shop: Shop, content: bytes, code: str, words: str) -> None:
@@ -446,6 +452,22 @@ def test_a_file_of_the_row_that_is_no_picture_costs_no_run(shop: Shop, content: 
     failure = shop.fails({"workflow": {"1": graph()["1"], "2": save("1", "p")}, "inputs": [{"url": url}]})
     assert (failure.code, failure.retryable) == (code, False)
     assert words in failure.message
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (png_head(12_000, 12_000), "input.too_large", "12000 x 12000 pixels"),
+        (b"#EXTM3U\n#EXTINF:10,\n/etc/passwd\n", "input.not_media", "a playlist (HLS)"),
+        (b"ID3\x04" + bytes(6) + b"#EXTM3U\n#EXTINF:10,\n/etc/passwd\n", "input.corrupt", "cannot be decoded"),
+    ],
+)
+def test_a_file_for_any_field_is_still_no_bomb(shop: Shop, content: bytes, code: str, words: str) -> None:
+    """FFmpeg passes over an ID3 tag before it asks what a file is."""
+    url = f"data:;base64,{base64.b64encode(content).decode()}"
+    entry = {"url": url, "node_id": "1", "kind": "any"}
+    failure = shop.fails({"workflow": {"1": graph()["1"], "2": save("1", "p")}, "inputs": [entry]})
+    assert failure.code == code and words in failure.message
 
 
 def test_a_sound_for_a_picture_is_noticed_after_the_download(shop: Shop, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from wan2gp.handlers.sniff import sniff
 SMALL = MediaLimits(max_pixels=10_000, max_frames=20, max_duration_s=5.0)
 
 
-def png(width: int, height: int) -> bytes:
+def png_head(width: int, height: int) -> bytes:
     """A picture of that size in a few hundred bytes: its head alone is believed, the body is not there."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -34,12 +34,12 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 1), (100_000, 2000)])
+@pytest.mark.parametrize("size", [(50_000, 50_000), (1, 2**31 - 1), (100_000, 2000)])
 def test_a_picture_of_gigapixels_is_refused_undecoded(tmp_path: Path, size: tuple[int, int]) -> None:
     """What the earlier limit did not decode, it let through."""
     path = tmp_path / "bomb.png"
-    path.write_bytes(png(*size))
-    with pytest.raises((OverLimit, Unreadable)):
+    path.write_bytes(png_head(*size))
+    with pytest.raises(OverLimit):
         probe_image_input(path, MediaLimits())
 
 

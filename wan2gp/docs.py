@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp import control_docs
+from wan2gp.comfy_sidecar.graph_shape import DEEPEST, MOST_NODES
 from wan2gp.config_options import OPTIONS, Option, Secret
 from wan2gp.errors import REGISTRY, ErrorCode
 from wan2gp.handlers.comfy_fields import FieldDoc
@@ -60,12 +61,27 @@ Every file is downloaded, looked at and put where the node expects it, before an
 
 """
 
+_NAMES = f"""
+An input may be no larger than `inputs.max_bytes`, `inputs.max_pixels`, `inputs.max_frames` and `inputs.max_duration_s`
+allow. A playlist (HLS, DASH, ffconcat) is no input: it makes whoever opens it open other files.
+
+## Files that a graph names itself
+
+A loader's own input (`image` of `LoadImage`, `video` of `VHS_LoadVideo` and of `VHS_LoadVideoPath`, whatever a class
+declares as a file to upload or a path) may name a file of ComfyUI's input folder, or one inside `inputs.allow_paths` by
+its absolute path. Refused are paths elsewhere, `..`, names marked `[output]` or `[temp]`, web addresses, other tasks'
+files below `wan2gp/`, and a link from another node, since nobody can tell what it will say: give those by `inputs`.
+
+A graph has at most {MOST_NODES:,} nodes and {DEEPEST} levels of lists and objects. Every `filename_prefix` is put below
+the run's own folder.
+"""
 _FIELDS = "| parameter | type | required | meaning |\n|---|---|---|---|\n"
 
 
 def tasks_page() -> str:
     """``docs/comfy-tasks.md``."""
-    return MADE_BY + _TASKS + _field_table(task_documentation()) + _ENTRY + _field_table(input_documentation())
+    tables = _field_table(task_documentation()), _field_table(input_documentation())
+    return MADE_BY + _TASKS + tables[0] + _ENTRY + tables[1] + _NAMES
 
 
 def _field_table(fields: list[FieldDoc]) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from wan2gp.comfy_sidecar.errors import ApiError, Unreachable
 from wan2gp.comfy_sources import VIDEO_URL, fetched_kind, sources_of
 from wan2gp.handlers.api import Job, TaskFailure
-from wan2gp.handlers.comfy_input_probe import PROBES
+from wan2gp.handlers.comfy_input_probe import AS_MEDIA, PROBES, probe_input
 from wan2gp.handlers.comfy_inputs import Wanted
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
@@ -105,9 +105,10 @@ class InputFiles:
             found = sniff(file.read(HEAD_BYTES))
         if found is EMPTY or (found is not UNKNOWN and not found.serves(kind)):
             raise TaskFailure("input.not_media", _not_media(wanted, found, kind))
-        if kind in PROBES:
+        kinds = (kind,) if kind in PROBES else tuple(each for each in AS_MEDIA if each in found.kinds)
+        if kinds:
             try:
-                PROBES[kind](path, self._settings.media_limits())
+                probe_input(path, kinds, self._settings.media_limits())
             except Unreadable as error:
                 where = "behind video_url" if wanted.label == VIDEO_URL else f"of `{wanted.label}`"
                 raise TaskFailure("input.corrupt", f"the file {where} cannot be decoded: {error}") from error

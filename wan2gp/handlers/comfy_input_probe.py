@@ -5,9 +5,18 @@ Lenient: what a user's file lacks at its end is theirs to judge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from wan2gp.handlers.media_limits import NO_LIMITS, MediaLimits, check_declared, check_film, check_picture, check_sound
+from wan2gp.handlers.media_limits import (
+    NO_LIMITS,
+    MediaLimits,
+    OverLimit,
+    check_declared,
+    check_film,
+    check_picture,
+    check_sound,
+)
 from wan2gp.handlers.media_open import open_media, open_picture
 from wan2gp.handlers.media_probe import Unreadable
 
@@ -24,7 +33,7 @@ def probe_image_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
     except UnidentifiedImageError:
         _first_frame(path, limits)  # a format that Pillow lacks here, such as AVIF or HEIC
     except Image.DecompressionBombError as error:
-        raise Unreadable("it has more pixels than can be decoded") from error
+        raise OverLimit("more pixels than any loader of pictures takes (Pillow's own limit)") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise Unreadable(_words(error)) from error
 
@@ -78,3 +87,17 @@ def _words(error: Exception) -> str:
 
 PROBES = {"video": probe_video_input, "image": probe_image_input, "audio": probe_audio_input}
 """By kind: raises :class:`Unreadable` for a file that is none, ``OverLimit`` for one that is too large."""
+AS_MEDIA = ("image", "video", "audio")
+"""In this order, what a file may be that goes where anything may: an engine will open it as what it is."""
+
+
+def probe_input(path: Path, kinds: Sequence[str], limits: MediaLimits) -> None:
+    """Whether it is one of ``kinds``, at least one of :data:`PROBES`. Raises what the first of them did."""
+    first: Unreadable | None = None
+    for kind in kinds:
+        try:
+            return PROBES[kind](path, limits)
+        except Unreadable as error:
+            first = first or error
+    assert first is not None
+    raise first
