@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.comfy_jobs import picture
+from tests.comfy_worker import SERVE, checkout
 from tests.conftest_db import PgServer
 from tests.conftest_worker import ROOT, Worker
 from tests.shared_worker import shared_worker
@@ -174,3 +178,25 @@ def test_the_doctor_asks_the_supervisor_that_runs(lasting: Worker) -> None:
     told = lasting.status()["worker"]["unprotected"]
     assert found["running"]
     assert {name for name, layer in layers(found).items() if layer["reason"] not in (None, NOT_ROOT)} == set(told)
+
+
+def test_a_node_that_writes_into_its_own_folder_is_denied_told_of_and_costs_nobody_else(
+    start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    writes = """
+        try:
+            open(os.path.join(os.path.dirname(__file__), "cache.json"), "w")
+        except OSError as error:
+            print(type(error).__name__ + ":", error, flush=True)
+    """
+    folder = checkout(tmp_path / "comfy", textwrap.dedent(writes) + SERVE)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        worker = start_worker(environ={"COMFY_PATH": folder, "COMFY_PORT": str(port)})
+        assert worker.ended(worker.insert("comfy", {"workflow": picture()}))["status"] == "Complete"
+        assert worker.handler("comfy")["engine"]["port"] != port, "one of the spare ports is granted too"
+    assert f"ComfyUI was denied {folder}/cache.json" in worker.log
+    denied = report(worker.ctl("doctor", "--json"))["denied"]
+    assert [(one["path"], one["setting"]) for one in denied] == [(f"{folder}/cache.json", "comfy.writable_paths")]

@@ -139,6 +139,10 @@ FACTS: dict[str, tuple[str, str]] = {
     "comfy.queued": ("INFO", "Workflow queued: {prompt_id}"),
     "comfy.completed": ("INFO", "Workflow completed"),
     "comfy.filled_inputs": ("WARNING", "Node {node_id} lacked required inputs, defaults were taken: {inputs}"),
+    "comfy.denied": (
+        "WARNING",
+        "ComfyUI was denied {path}, perhaps by its sandbox: `wan2gp-ctl doctor` names the setting that would allow it",
+    ),
     "comfy.log_warning": ("WARNING", "{text}"),
 }
 """Every fact's level and wording, by name."""

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-NOTABLE = re.compile(r"(IMPORT|PRESTARTUP) FAILED|module for custom nodes|Error while calling comfy_entrypoint in ")
-"""Lines of a start that must not be lost, however much is printed after them."""
+NOTABLE = re.compile(
+    r"(IMPORT|PRESTARTUP) FAILED|module for custom nodes|Error while calling comfy_entrypoint in "
+    r"|Permission denied|Operation not permitted|Read-only file system|Invalid cross-device link"
+)
+"""Lines that must not be lost, however much is printed after them: what did not load, and what was not allowed."""
 _FAILED = re.compile(r"(?:IMPORT|PRESTARTUP) FAILED\)?: *(?P<path>.+?)\s*$")
 _REASONS = (
     re.compile(r"Cannot import (?P<path>.+?) module for custom nodes: *(?P<reason>.*?)\s*$"),

@@ -19,6 +19,7 @@ from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.vitals import settle
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
+from wan2gp.denials import denied_paths
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.comfy_errors import start_trouble
 from wan2gp.handlers.comfy_external import ExternalServer
@@ -32,6 +33,8 @@ LOOK_S = 0.1
 WAIT_STEP_S = 0.1
 SETTLE_S = 2.0
 """Longest wait for the end of what a server does after a prompt; it collects garbage for up to a second."""
+DENIALS_TOLD = 50
+"""After so many paths no more are told; the log has them all."""
 OUR_FOLDER = "wan2gp"
 """Below the server's input and output directories: everything that runs put there."""
 
@@ -55,6 +58,7 @@ class ComfyEngine:
         self._used_s = monotonic()
         self._warmed: ComfyServer | None = None
         """The server that the warm-up workflow was tried on."""
+        self._denied: set[str] = set()
         self._turn = threading.Lock()
         """Held while a task runs or the server is handled: the watcher looks only when it is free."""
         self._closing = threading.Event()
@@ -69,6 +73,7 @@ class ComfyEngine:
                 yield
             finally:
                 self._used_s = monotonic()
+                self._tell_denials()
 
     # --- starting ----------------------------------------------------------------------------------------------
 
@@ -116,6 +121,7 @@ class ComfyEngine:
             "ready", pid=server.process.pid, port=server.port, **server.about, custom_nodes_failed=failed
         )
         event("comfy.started_ok")
+        self._tell_denials()
         for words in failed:
             event("comfy.log_warning", text=f"ComfyUI started without a custom node: {words}")
         self._watch()
@@ -261,6 +267,7 @@ class ComfyEngine:
         self._discard(0.5)
 
     def _discard(self, grace_s: float) -> None:
+        self._tell_denials()
         live, self._live = self._live, None
         server, self._server = self._server, None
         if self._elsewhere is not None:
@@ -269,6 +276,15 @@ class ComfyEngine:
             live.close()
         if server is not None:
             server.stop(grace_s)
+
+    def _tell_denials(self) -> None:
+        """What the server's nodes were not allowed, each once in this process's life."""
+        if self._server is None:
+            return
+        for path in denied_paths(self._server.process.noted).keys() - self._denied:
+            if len(self._denied) < DENIALS_TOLD:
+                self._denied.add(path)
+                self._context.event("comfy.denied", path=path)
 
     def _notice_death(self) -> None:
         if self._live is not None and self._server is not None and self._server.exit_code() is not None:

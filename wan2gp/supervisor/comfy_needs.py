@@ -55,6 +55,7 @@ def _bases(config: Config, folder: str | None) -> list[str]:
 
 
 def _reads(config: Config, folder: str | None) -> Iterator[str]:
+    yield from config.input_allow_paths
     if config.comfy_warmup_workflow:
         yield str(Path(config.comfy_warmup_workflow).expanduser().absolute())
     for flag in PLACE_FLAGS:

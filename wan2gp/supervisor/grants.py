@@ -86,7 +86,7 @@ def _parts(folder: Path) -> list[str]:
 def common_reads(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
     """For every handler of this worker; ``environ`` is the supervisor's, which its children inherit."""
     closed = own_places(config)
-    trusted = [*SYSTEM, *config.sandbox_read_paths, *config.input_allow_paths]
+    trusted = [*SYSTEM, *config.sandbox_read_paths]
     found = [grant for place in (*trusted, *_found_places(environ)) for grant in around(place, closed)]
     return tuple(dict.fromkeys([*found, *public_etc()]))
 
