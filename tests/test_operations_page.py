@@ -12,6 +12,7 @@ from tests.conftest_worker import ROOT, Worker
 from tests.shared_worker import shared_worker
 from wan2gp.config_options import OPTIONS
 from wan2gp.errors import REGISTRY
+from wan2gp.supervisor.profiles import CACHES
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -53,5 +54,6 @@ def test_every_code_and_variable_that_it_names_is_there() -> None:
     codes = set(re.findall(r"`((?:comfy|task|input|handler|engine|worker|output)\.[a-z_]+)", PAGE))
     assert codes - {"worker.py"} and not codes - {"worker.py"} - set(REGISTRY)
     known = {option.env for option in OPTIONS.values()} | {"RUNPOD_POD_ID", "RUNPOD_WORKER_IMAGE", "PUBLIC_KEY"}
+    known |= set(CACHES)
     named = set(re.findall(r"`([A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", PAGE))
     assert named and not named - known
