@@ -467,7 +467,7 @@ def test_without_a_limit_what_a_child_finds_at_its_start_is_not_held_against_it(
 
 
 def test_a_new_child_is_looked_at_soon(tmp_path: Path) -> None:
-    sizes = Sizes(tmp_path, MIB)
+    sizes = Sizes(tmp_path, 10**15)
     sizes.watch.look()
     assert not sizes.watch.hurries()
     sizes.roots = [Root("one", b"2", os.getpid())]
