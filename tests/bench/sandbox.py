@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from typing import TypeVar
 
 import psycopg
 
@@ -16,6 +18,7 @@ START_MS, TASK_MS = 30.0, 0.5
 """How much more a start and a task may take, milliseconds."""
 READY = re.compile(r"Handler noop is ready \(pid \d+, ([\d.]+)s\)")
 INSERT = "INSERT INTO tasks (task_type, params, status) VALUES ('noop', '{}', 'queued') RETURNING id"
+Of = TypeVar("Of")
 Connection = psycopg.Connection[tuple[object, ...]]
 
 
@@ -29,14 +32,20 @@ def sandbox() -> bool:
             for connection in (one, other):
                 connection.execute(INSERT)
                 all_ended(connection, "noop")
-            for _ in range(STARTS):
-                for worker, took in zip(workers, starts, strict=True):
-                    took.append(_start_ms(worker))
-            for _ in range(TASKS):
-                for connection, took in zip((one, other), tasks, strict=True):
-                    took.append(_task_ms(connection))
+            for worker, took in _turns(workers, starts, STARTS):
+                took.append(_start_ms(worker))
+            for connection, took in _turns((one, other), tasks, TASKS):
+                took.append(_task_ms(connection))
     good = _compare("a handler's start", starts, START_MS)
     return _compare(f"{TASKS} no-op tasks, one by one", tasks, TASK_MS) and good
+
+
+def _turns(both: tuple[Of, Of], took: tuple[list[float], list[float]], times: int) -> Iterator[tuple[Of, list[float]]]:
+    """One and the other, then the other and one: what the first leaves to do meets both alike."""
+    pairs = list(zip(both, took, strict=True))
+    for _ in range(times):
+        yield from pairs
+        pairs.reverse()
 
 
 def _compare(what: str, took: tuple[list[float], list[float]], most_ms: float) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from typing import Any
 
-MACHINE = platform.machine() if sys.maxsize > 2**32 else f"a 32-bit interpreter on {platform.machine()}"
+MACHINE = os.uname().machine if sys.maxsize > 2**32 else f"a 32-bit interpreter on {os.uname().machine}"
 """``x86_64`` or ``aarch64``; on others there is no list of system calls, so no filter either."""
 
 LANDLOCK_CREATE_RULESET = 444
