@@ -107,6 +107,15 @@ def test_a_handler_that_lays_a_link_in_the_way_of_its_inputs_gets_none(
     assert not list(prey.iterdir())
 
 
+def test_work_on_another_disk_by_a_link_of_the_operators_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "work").symlink_to(tmp_path / "disk")
+    errand = Errand(tmp_path / "data")
+    files = errand.hand_over(errand.fetched())
+    assert Path(files["source0"]).read_bytes() == b"frames" and list((tmp_path / "disk" / "comfy").iterdir())
+
+
 @ROOT
 def test_a_handler_owns_its_input_and_cannot_write_into_what_the_courier_keeps(errand: Errand) -> None:
     fresh, kept = errand.fetched("fresh"), errand.fetched("kept")

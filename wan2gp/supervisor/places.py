@@ -101,7 +101,7 @@ class Places:
         try:
             for depth, part in enumerate(parts):
                 mode = 0o700 if user is None or depth == len(parts) - 1 else 0o711
-                inner = _entered(folder, part, mode if make else None)
+                inner = _entered(folder, part, mode if make else None, follow=depth == 0)
                 os.close(folder)
                 folder = inner
             yield folder
@@ -196,14 +196,15 @@ def _make_passable(folder: Path, user: User | None) -> None:
             folder.chmod(stat.S_IMODE(found.st_mode) | 0o111)
 
 
-def _entered(folder: int, name: str, mode: int | None) -> int:
-    """The directory ``name`` in ``folder``, open; made with ``mode`` where it is missing, unless that is None."""
+def _entered(folder: int, name: str, mode: int | None, *, follow: bool) -> int:
+    """The directory ``name`` in ``folder``, open; made with ``mode`` where it is missing, unless that is None.
+    ``follow``: it may be a link, since no handler can lay one there; the operator may have, to another disk."""
     made = False
     if mode is not None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=folder)
             made = True
-    inner = os.open(name, _FOLDER, dir_fd=folder)
+    inner = os.open(name, _FOLDER & ~os.O_NOFOLLOW if follow else _FOLDER, dir_fd=folder)
     if made and mode is not None and os.fstat(inner).st_uid == os.geteuid():
         os.fchmod(inner, mode)  # whatever the umask
     return inner

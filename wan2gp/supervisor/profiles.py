@@ -74,7 +74,7 @@ class Profiles:
         self.places = Places(config.data_dir, config.sandbox_uid_base)
         self._why_no_users = why_none(config)
         self._device_groups = device_groups()
-        self._users = {name: self.user(name)[0] for name in self.names}
+        self._users = {name: self._decide(name) for name in self.names}
         self.common_read = () if config.sandbox == "off" else common_reads(config, self._environ)
 
     @property
@@ -83,7 +83,11 @@ class Profiles:
         return [*self._registry.specs, COURIER]
 
     def user(self, name: str) -> tuple[User | None, str | None]:
-        """The user that a handler gets, or None and the reason."""
+        """The user that a handler gets, or None and the reason. Decided once: the sockets are opened to groups only at
+        the start."""
+        return self._users[name]
+
+    def _decide(self, name: str) -> tuple[User | None, str | None]:
         if self._config.sandbox == "off":
             return None, None
         if self._why_no_users is not None:
@@ -98,7 +102,7 @@ class Profiles:
     @property
     def socket_group(self) -> int | None:
         """The group that must reach the ROUTER's socket; None when all handlers run under our own id."""
-        return self._config.sandbox_uid_base if any(self._users.values()) else None
+        return self._config.sandbox_uid_base if any(user for user, _ in self._users.values()) else None
 
     def lacks(self, name: str) -> dict[Layer, str]:
         """Layers that this handler does not get, whatever the kernel says, with the reason."""
@@ -107,7 +111,7 @@ class Profiles:
 
     def example(self) -> Profile:
         """A small one that asks the kernel for every layer that any handler gets."""
-        user = next((user for user in self._users.values() if user is not None), None)
+        user = next((user for user, _ in self._users.values() if user is not None), None)
         return Profile(
             mode=self._config.sandbox,
             uid=user.uid if user else None,
@@ -125,27 +129,26 @@ class Profiles:
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
             return Sandbox(Profile(mode="off"), ports)
-        self._users[name] = user = self.user(name)[0]
-        profile = self._profile(name, needs, user, None if needs.tcp is None else (*needs.tcp, *ports))
+        profile = self._profile(name, needs, self.user(name)[0], None if needs.tcp is None else (*needs.tcp, *ports))
         return Sandbox(profile, ports, self.lacks(name))
 
     def prepare(self, name: str) -> None:
         """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
-        self.places.prepare(name, self._users[name])
+        self.places.prepare(name, self.user(name)[0])
 
     def make_run(self, name: str, work_dir: str | Path) -> None:
         """Make the directory of a run, or of an errand, for a handler that cannot make its own. Raises
         :class:`OSError`."""
-        if (user := self._users[name]) is not None:
+        if (user := self.user(name)[0]) is not None:
             self.places.make_run(work_dir, user)
 
     def make_errand(self, directory: Path) -> None:
         """The same for the courier, whose directory is made in any case."""
-        self.places.make_run(directory, self._users[COURIER])
+        self.places.make_run(directory, self.user(COURIER)[0])
 
     def hand_over(self, name: str, files: Mapping[str, str], errand: Path, work_dir: str) -> dict[str, str]:
         """See :meth:`Places.hand_over`: from the courier to the handler of that name."""
-        return self.places.hand_over(files, errand, work_dir, (self._users[COURIER], self._users[name]))
+        return self.places.hand_over(files, errand, work_dir, (self.user(COURIER)[0], self.user(name)[0]))
 
     def needs(self, name: str) -> Needs:
         """What the handler's specification asks for."""
