@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.comfy_jobs import picture
 from tests.conftest_comfy import free_port
 from tests.conftest_db import PgServer
-from tests.conftest_worker import Worker, eventually, worker_environment
+from tests.conftest_worker import ROOT, Worker, eventually, worker_environment
 from tests.shared_worker import shared_worker
 
 Start = Callable[..., Worker]
@@ -37,6 +38,8 @@ PLANTED = {
     "GITHUB_PAT": "planted-pat",
     "SOMETHING_NOBODY_KNOWS": "planted-unknown-variable",
     "CUDA_SECRET": "planted-under-an-allowed-prefix",
+    "WAN2GP_SECRET_CONFIDANT": "planted-for-one-handler",
+    "WAN2GP_SECRET_NOBODY": "planted-for-nobody",
 }
 FLAG = "planted-by-flag"
 SECRETS = [*(value for name, value in PLANTED.items() if name != "HF_ENDPOINT"), "planted-in-url", FLAG]
@@ -74,6 +77,9 @@ TASKS = [
     ("babbler", {}),
     ("maker", {"files": {"a.txt": "x"}}),
     ("fetcher", {"url": "http://127.0.0.1:1/x"}),
+    ("confidant", {"how": "tell"}),
+    ("confidant", {"how": "fail"}),
+    ("confidant", {"how": "die"}),
     ("comfy", {"workflow": picture()}),
 ]
 
@@ -134,6 +140,56 @@ def test_a_handler_sees_what_it_needs_and_nothing_else(planted: Worker) -> None:
     opened = [where for where in saw["files"].values() if not where.startswith(("/proc", "/dev", "anon_inode:"))]
     assert not [where for where in opened if str(planted.data_dir) in where or "memfd" in where]
     assert saw["files"]["0"] == os.devnull
+
+
+def test_a_handler_gets_its_own_token_and_no_other_and_can_tell_it_to_nobody(planted: Worker) -> None:
+    rows = planted.sql("SELECT * FROM tasks WHERE task_type = 'confidant' ORDER BY params->>'how' DESC")
+    told, failed, died = (row["result_data"] for row in rows)
+    assert told["names"] == ["confidant"] and told["length"] == len(PLANTED["WAN2GP_SECRET_CONFIDANT"])
+    assert told["seen"] == [] and (told["shown"], told["token"]) == ("***", "***")
+    assert rows[1]["error_message"] == "confidant.refused: 401 for ***"
+    assert failed["attempts"][0]["detail"] == {"header": "***"}
+    assert died["attempts"][0]["last_lines"] == ["cannot reach the API with ***"]
+    assert "text=***" in planted.log
+
+
+LOOK = """
+import ctypes, json, os, sys
+found = {}
+for pid in sys.argv[1:]:
+    for name in ("environ", "mem", "maps", "fd"):
+        place = f"/proc/{pid}/{name}"
+        try:
+            os.readlink(f"{place}/0") if name == "fd" else open(place, "rb").read(0 if name == "mem" else 1)
+            found[f"{pid} {name}"] = "open"
+        except OSError as error:
+            found[f"{pid} {name}"] = error.strerror
+print(json.dumps(found))
+"""
+WITHOUT_PTRACE = "import ctypes\nfor each in (19, 21, 38): ctypes.CDLL(None).prctl(24, each, 0, 0, 0)\n"
+"""PR_CAPBSET_DROP of CAP_SYS_PTRACE, SYS_ADMIN and PERFMON: from the next execution on root has what containers give."""
+
+
+def test_the_memory_of_supervisor_and_shims_is_closed_to_others_of_their_user(
+    start_worker: Start, tmp_path: Path
+) -> None:
+    """Without a sandbox: so the one thing that stands between is that they are not dumpable."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT_PTRACE)
+    paths = f"{tmp_path / 'without'}:{tmp_path / 'plugin'}:{ROOT}"
+    worker = start_worker(environ={"PYTHONPATH": paths, "WAN2GP_SANDBOX": "off"})
+    worker.ended(worker.insert("noop"))
+    handler = worker.handler_pid("noop")
+    shim = psutil.Process(handler).ppid()
+
+    def look(*pids: int) -> dict[str, str]:
+        start = f"{WITHOUT_PTRACE}import os, sys\nos.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+        command = [sys.executable, "-S", "-c", start, LOOK, *map(str, pids)]
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)  # type: ignore[no-any-return]
+
+    assert look(handler)[f"{handler} environ"] == "open", "nothing is shown where nobody may look"
+    seen = look(worker.process.pid, shim)
+    assert set(seen.values()) == {"Permission denied"}, seen
 
 
 def test_a_lease_token_is_the_supervisors_alone(start_worker: Start) -> None:

@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from subprocess import SubprocessError
 from typing import Any, NoReturn, Protocol
 
@@ -55,10 +55,17 @@ class Channel(Protocol):
 
 
 def main(
-    channel: Channel, command: list[str], boot: bytes, log_path: str, supervisor: int, profile: str = UNCONFINED
+    channel: Channel,
+    command: list[str],
+    boot: bytes,
+    log_path: str,
+    supervisor: int,
+    profile: str = UNCONFINED,
+    hidden: tuple[bytes, ...] = (),
 ) -> None:
     """Run ``command`` with ``boot`` on its standard input, in the sandbox of ``profile`` (see
-    :func:`~wan2gp.profile.encode_profile`), until it or the supervisor ends.
+    :func:`~wan2gp.profile.encode_profile`), until it or the supervisor ends. ``hidden``: its tokens, which engines like
+    to print when they are refused; the log gets ``***`` for each.
 
     Sends two JSON messages over ``channel``: ``{"started": pid, "at": ticks, "sandbox": {layer that it lacks: why}}``
     and ``{"exited": wait status, "tail": [lines], "survivors": [pids], "met": {limit: how often}}``, the last from
@@ -69,7 +76,7 @@ def main(
     adopt_orphans()
     wake = _signals()
     die_with_parent(signal.SIGTERM, supervisor)
-    log = CappedLog(log_path)
+    log = CappedLog(log_path, hidden=hidden)
     _to_log(log)
     try:
         started = start(command, boot, decode_profile(profile))
@@ -122,8 +129,10 @@ def _tell(channel: Channel, message: dict[str, Any]) -> None:
 class CappedLog:
     """A log file of bounded size, and the last lines in memory."""
 
-    def __init__(self, path: str, max_bytes: int = LOG_MAX_BYTES) -> None:
+    def __init__(self, path: str, max_bytes: int = LOG_MAX_BYTES, hidden: Iterable[bytes] = ()) -> None:
+        """``hidden``: what is replaced by ``***``, where a program prints it in one go."""
         self._path = path
+        self._hidden = tuple(hidden)
         self._max_bytes = max_bytes
         self._lines: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._partial = b""
@@ -138,6 +147,8 @@ class CappedLog:
 
     def write(self, data: bytes) -> None:
         """Append; a full disk costs the line, not the process."""
+        for secret in self._hidden:
+            data = data.replace(secret, b"***")
         if self._size + len(data) > self._max_bytes:
             self._turn_over()
         with contextlib.suppress(OSError):

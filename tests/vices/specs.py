@@ -46,6 +46,7 @@ NAMES = (
     "breeder",
     "gusher",
     "intruder",
+    "confidant",
 )
 HASTY = Patience(backoff_first_s=0.02, half_open_s=1.0)
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
@@ -56,6 +57,11 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "glutton": {"patience": HASTY},
     "frozen": {"silence_s": 8.0},
     "deaf": {"cancel_grace_s": 1.0},
+    "confidant": {
+        "secrets": lambda config: {
+            name: token.reveal() for name, token in config.handler_secrets.items() if name == "confidant"
+        }
+    },
     "litterer": {"cancel_grace_s": 0.3, "limits_s": {"step": 0.5}},
 }
 """What differs from the defaults, by handler."""

@@ -125,7 +125,8 @@ class Child:
         command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.handlers", self.name]
         self._channel, theirs = _spawn.Pipe()
         try:
-            self._start(theirs, command, encode_boot(boot), str(log), encode_profile(profile))
+            hidden = tuple(each.encode() for each in secrets.values() if each)
+            self._start(theirs, (command, encode_boot(boot), str(log), os.getpid(), encode_profile(profile), hidden))
         except OSError:
             self._channel.close()
             raise
@@ -133,10 +134,10 @@ class Child:
             theirs.close()
         os.set_blocking(self._channel.fileno(), False)
 
-    def _start(self, theirs: Any, command: list[str], boot: bytes, log: str, profile: str) -> None:
+    def _start(self, theirs: Any, arguments: tuple[Any, ...]) -> None:
         self._process = _spawn.Process(
             target=shim.main,
-            args=(theirs, command, boot, log, os.getpid(), profile),
+            args=(theirs, *arguments),
             name=f"shim-{self.name}",
             daemon=True,
         )

@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +371,7 @@ class Desk(abc.ABC):
         self.around.router.expel(child.identity)
         child.release()
         self.child, self._timers, self.engine = None, _Timers(), {}
-        death = self.last_death = self._without_secrets(death)
+        self.last_death = death
         asked = self.life.state in (State.STOPPING, State.RECYCLING)
         last = f" (last words: {death.tail[-1]})" if death.tail and death.code != 0 else ""
         if death.survivors:
@@ -384,13 +384,6 @@ class Desk(abc.ABC):
         if not asked or self._hung:
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
         self.on(On.DIED)
-
-    def _without_secrets(self, death: Death) -> Death:
-        """A program prints what it likes on its way out, and its last lines go into the row."""
-        tail = death.tail
-        for secret in self.secrets.values():
-            tail = tuple(line.replace(secret, "***") for line in tail) if secret else tail
-        return replace(death, tail=tail)
 
     def _clear_up(self) -> None:
         """Before the next process starts: what a dead one leaves would be the next one's, or nobody's."""
