@@ -500,6 +500,15 @@ def test_a_worker_without_a_sandbox_removes_what_was_set_aside_and_judges_nobody
     assert sizes.told == []
 
 
+def test_a_walk_over_very_many_files_does_not_hold_up_the_end_of_the_worker(tmp_path: Path) -> None:
+    sizes = Sizes(tmp_path, 1)
+    for number in range(300):
+        (sizes.place / str(number)).touch()
+    sizes.watch._stopped.wait = lambda seconds: True  # type: ignore[method-assign, assignment, misc]
+    sizes.watch._serve(sizes.watch.look)
+    assert sizes.told == [], "the walk ended early, and that is no failure"
+
+
 # -- removal -----------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,10 @@ class Allowances:
         return "sandbox.disk_mib" if self.given else "nine tenths of what was free; see sandbox.disk_mib"
 
 
+class _Stopped(Exception):
+    """The worker ends in the middle of a walk."""
+
+
 class SizeWatch:
     """``roots`` and ``exceeded`` are called from its thread. ``places``: the directories of a child, by its name.
     ``confined``: False where nobody has limits, and there is only something to remove."""
@@ -92,28 +96,42 @@ class SizeWatch:
         self._most_free = 0
         self._known: frozenset[bytes] = frozenset()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="sizes", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._serve, args=(work,), name=name, daemon=True)
+            for name, work in (("sizes", self._look_again), ("clearing", self._clear))
+        ]
 
     def start(self) -> None:
         """Look from now on."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread; one that hangs in a look is left alone."""
+        """End both threads; one that hangs in a call of the kernel is left alone."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(JOIN_S)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(JOIN_S)
 
-    def _serve(self) -> None:
+    def _serve(self, work: Callable[[], None]) -> None:
         try:
             while not self._stopped.is_set():
-                remove_set_aside(self._data_dir / "handlers", self._breathe)
-                began = time.monotonic()
-                self.look()
-                took = time.monotonic() - began
-                self._wait(max(LOOK_S, 10 * took), 10 * took)
+                work()
+        except _Stopped:
+            return
         except BaseException as error:  # a worker whose disk nobody watches must stop rather than limp
             self._failed(error)
+
+    def _look_again(self) -> None:
+        began = time.monotonic()
+        self.look()
+        took = time.monotonic() - began
+        self._wait(max(LOOK_S, 10 * took), 10 * took)
+
+    def _clear(self) -> None:
+        """In a thread of its own: millions of files to remove are no reason not to look."""
+        remove_set_aside(self._data_dir / "handlers", self._breathe)
+        self._stopped.wait(LOOK_S)
 
     def _wait(self, pause_s: float, least_s: float) -> None:
         """Until the next look; after ``least_s`` as soon as there is reason to hurry."""
@@ -165,7 +183,8 @@ class SizeWatch:
         )
 
     def _breathe(self) -> None:
-        time.sleep(BREATH_S)
+        if self._stopped.wait(BREATH_S):
+            raise _Stopped
 
     def _free(self) -> int:
         disk = os.statvfs(self._data_dir)
