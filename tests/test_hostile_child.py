@@ -42,6 +42,29 @@ def test_no_line_of_the_log_is_forged(lasting: Worker) -> None:
     assert "\x1b" not in lasting.log
 
 
+def test_no_other_task_is_ended_or_told_of_by_it(lasting: Worker) -> None:
+    sleeper = lasting.insert("sleeper", {"seconds": 60})
+    lasting.running(sleeper)
+    lease = str(lasting.sql("SELECT lease_id FROM task_leases WHERE task_id = %s", sleeper)[0]["lease_id"])
+    before = lasting.handler("forger")["unheard"]
+    row = lasting.ended(lasting.insert("forger", {"how": "others", "task": sleeper, "lease": lease}))
+    assert (row["status"], row["attempts"], row["result_data"]["how"]) == ("Complete", 1, "others")
+    assert lasting.row(sleeper)["status"] == "In Progress"
+    assert f"Task {sleeper} completed" not in lasting.log and "said.task.completed" in lasting.log
+    assert lasting.handler("forger")["unheard"] == before + 3
+    lasting.ctl("cancel", sleeper)
+    assert lasting.ended(sleeper)["status"] == "Cancelled"
+
+
+def test_a_flood_of_facts_does_not_drown_the_log(lasting: Worker) -> None:
+    before = lasting.handler("forger")["unheard"]
+    assert lasting.ended(lasting.insert("forger", {"how": "noise"}))["status"] == "Complete"
+    log = lasting.log
+    assert 0 < log.count("noise number=") < 1000 and "x" * 5000 not in log
+    assert log.count("Handler forger says more than is listened to") == 1
+    assert lasting.handler("forger")["unheard"] > before + 2000
+
+
 def test_a_process_that_it_names_as_its_engine_is_not_killed_by_the_next_life(lasting: Worker) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

@@ -6,7 +6,7 @@ import gc
 
 from wan2gp.handlers.api import Handler, Job
 from wan2gp.handlers.link import Link
-from wan2gp.protocol import EngineState, Event, Hello, Outcome, Progress, Source, Succeeded, Want
+from wan2gp.protocol import EngineState, Event, Finished, Hello, Outcome, Progress, Source, Succeeded, Want
 
 
 def nested(depth: int) -> list[object]:
@@ -36,6 +36,16 @@ class Vice(Handler):
             link.send(Hello(1))
         elif how == "want":
             link.send(Want(*ids, {str(number): Source("http://127.0.0.1/x") for number in range(10_000)}))
+        elif how == "others":
+            other = job.params["task"], job.params["lease"]
+            link.send(Event("task.completed", {"task_id": other[0]}, other[0]))
+            link.send(Progress(*other, 0.99))
+            link.send(Finished(*other, Succeeded(())))
+            link.send(Finished(job.task_id, other[1], Succeeded(())))
+        elif how == "noise":
+            for number in range(3000):
+                link.send(Event("noise", {"number": number}))
+            link.send(Event("noise", {"text": "x" * 100_000}))
         elif how == "deep":
             return Succeeded((), data={"deep": nested(150), "odd": "\u0000 😀"})
         elif how == "deeper":
