@@ -13,8 +13,8 @@ import pytest
 
 from tests.conftest_worker import eventually
 from tests.survivors import Watch
-from wan2gp.comfy_sidecar import process as sidecar
-from wan2gp.comfy_sidecar.process import DrainedProcess
+from wan2gp.engine_process import process as sidecar
+from wan2gp.engine_process.process import DrainedProcess
 from wan2gp.processes import alive, held
 
 LITTER = "import json, os, subprocess, sys, time; from tests.litter import leave; leave(sys.argv[1]); "

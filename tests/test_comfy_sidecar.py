@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from wan2gp.comfy_sidecar import family
 from wan2gp.comfy_sidecar.errors import BadOutput
 from wan2gp.comfy_sidecar.outputs import OutputFile, locate, read_ending
-from wan2gp.comfy_sidecar.process import RING_LINES, DrainedProcess
 from wan2gp.comfy_sidecar.prompt_progress import PromptProgress
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, describe_exit, judge
+from wan2gp.engine_process import family
+from wan2gp.engine_process.process import RING_LINES, DrainedProcess
 
 CAPTURES = Path(__file__).parent / "captures"
 LIMITS = Limits(unresponsive_s=10, stuck_s=100, memory_bytes=1000)

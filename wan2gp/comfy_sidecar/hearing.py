@@ -8,8 +8,8 @@ deliver; one that never delivered anything but its greeting proves nothing.
 from __future__ import annotations
 
 from wan2gp.comfy_sidecar.events import EventStream
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.prompt_progress import PromptProgress
+from wan2gp.engine_process.process import monotonic
 
 RECONNECT_S, GAP_S = 5.0, 1.0
 """Between two tries to connect again; and before the first: the server must have noticed the end of the old one, since

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.engine_process.process import monotonic
 
 Json = dict[str, Any]
 MOST_STEPS = 10_000

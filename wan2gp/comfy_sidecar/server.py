@@ -24,8 +24,8 @@ from wan2gp.comfy_sidecar.about import (
 from wan2gp.comfy_sidecar.client import ComfyClient
 from wan2gp.comfy_sidecar.errors import ApiError, NotInstalled, NotReady, StartAbandoned, StartFailed, Unreachable
 from wan2gp.comfy_sidecar.manager_config import disarm_manager
-from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
 from wan2gp.comfy_sidecar.watchdog import describe_exit
+from wan2gp.engine_process.process import DrainedProcess, monotonic
 
 HOST = "127.0.0.1"
 BUILTIN = "builtin"

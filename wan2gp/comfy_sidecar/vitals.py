@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from wan2gp.comfy_sidecar.process import DrainedProcess, monotonic
+from wan2gp.engine_process.process import DrainedProcess, monotonic
 
 LOOK_S = 0.5
 """Between two looks: each reads the whole of ``/proc``."""

@@ -10,8 +10,8 @@ from typing import Any
 from wan2gp.comfy_sidecar.errors import Unreachable
 from wan2gp.comfy_sidecar.file_names import declared_files
 from wan2gp.comfy_sidecar.outputs import Ending, OutputFile, rerun
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.workflow import PREFIX_FIELD, describe_node, fill_missing, rewrite_prefixes
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_collect import OUT, Collected, GoneFromCache, collect, remove_files, remove_tree
 from wan2gp.handlers.comfy_engine import OUR_FOLDER, ComfyEngine

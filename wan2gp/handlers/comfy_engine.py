@@ -15,11 +15,11 @@ from wan2gp.comfy_sidecar.errors import (
     StartAbandoned,
     StartFailed,
 )
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.vitals import settle
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
 from wan2gp.denials import denied_paths
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.comfy_errors import start_trouble
 from wan2gp.handlers.comfy_external import ExternalServer

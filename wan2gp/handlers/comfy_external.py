@@ -8,7 +8,7 @@ from collections.abc import Callable
 from wan2gp.comfy_sidecar.about import read_about
 from wan2gp.comfy_sidecar.client import ComfyClient, without_credentials
 from wan2gp.comfy_sidecar.errors import ApiError, SidecarError, StartAbandoned, Unreachable
-from wan2gp.comfy_sidecar.process import monotonic
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import HandlerContext, TaskFailure
 from wan2gp.handlers.comfy_live import NOT_OURS, Live
 

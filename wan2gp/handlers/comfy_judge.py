@@ -7,10 +7,10 @@ from functools import partial
 
 from wan2gp.comfy_sidecar.client import Queue
 from wan2gp.comfy_sidecar.hearing import Hearing
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.prompt_progress import PromptProgress
 from wan2gp.comfy_sidecar.vitals import Vitals
 from wan2gp.comfy_sidecar.watchdog import Limits, Observation, Verdict, judge
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import bloated, exited

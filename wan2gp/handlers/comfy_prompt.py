@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, SidecarError, Unreachable
 from wan2gp.comfy_sidecar.hearing import Hearing
 from wan2gp.comfy_sidecar.outputs import Ending, read_ending
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.prompt_progress import Pace, PromptProgress, Snapshot, weigh
 from wan2gp.comfy_sidecar.workflow import Graph, title
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_engine import ComfyEngine
 from wan2gp.handlers.comfy_errors import unreadable_result

@@ -14,9 +14,9 @@ from typing import Any
 from wan2gp.comfy_sidecar.errors import ApiError, PromptRefused, SidecarError, StartAbandoned, Unreachable
 from wan2gp.comfy_sidecar.graph_shape import Graph, parse_workflow
 from wan2gp.comfy_sidecar.outputs import read_ending
-from wan2gp.comfy_sidecar.process import monotonic
 from wan2gp.comfy_sidecar.server import ComfyServer
 from wan2gp.comfy_sidecar.workflow import describe_node, fill_missing, rewrite_prefixes
+from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.comfy_collect import remove_files, remove_tree
 
 FOLDER = ("wan2gp", "warm-up")

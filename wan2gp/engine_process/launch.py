@@ -1,16 +1,16 @@
-"""Runs as a script, by its path: starts ComfyUI, and ends whatever it started when it ends or its starter does.
+"""Runs as a script, by its path: starts an engine, and ends whatever it started when it ends or its starter does.
 
 Arguments: the number of a socket that keeps records apart, and the starter's pid. The first record that comes is the
-command, its parts divided by NUL; each later one asks for SIGTERM to ComfyUI's group; end of file orders the end of
+command, its parts divided by NUL; each later one asks for SIGTERM to the engine's group; end of file orders the end of
 everything. What goes back: ``started <pid>`` and, at its end, ``exited <status>``, as ``subprocess`` counts it.
 
 A custom node's processes change session and lose their parents. They fall to the nearest ancestor that adopts orphans,
-so one must stay above ComfyUI: this program, twice. The lower one watches ComfyUI and the upper one the lower, and each
-ends everything below when the other is gone: either may be killed. Neither shows the command in its own name, so
-that who looks for ComfyUI, or kills it by name, finds ComfyUI alone.
+so one must stay above the engine: this program, twice. The lower one watches the engine and the upper one the lower,
+and each ends everything below when the other is gone: either may be killed. Neither shows the command in its own name,
+so that who looks for the engine, or kills it by name, finds the engine alone.
 
-It imports little, for it costs memory as long as ComfyUI lives, and nothing of this package, whose interpreter it may
-not share.
+It imports little, for it costs memory as long as the engine lives, and nothing of this package, whose interpreter it
+may not share.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _start(command: list[str]) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
-        # ComfyUI would inherit an ignored SIGINT from a worker started with `&`, and never stop cleanly.
+        # It would inherit an ignored SIGINT from a worker started with `&`, and never stop cleanly.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         _die_with(parent, signal.SIGKILL)

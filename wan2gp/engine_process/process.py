@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from wan2gp.comfy_sidecar.family import below, children
+from wan2gp.engine_process.family import below, children
 
 RING_LINES = 200
 LINE_CHARS = 500
@@ -26,7 +26,7 @@ LINE_CHARS = 500
 NOTED_LINES = 200
 CHUNK_BYTES = 65536
 TERM_GRACE_S = 1.0
-"""ComfyUI dies at SIGTERM within 0.1 s; what has not is killed."""
+"""An idle engine dies at SIGTERM within 0.1 s; what has not is killed."""
 REAP_S = 5.0
 LAUNCH_S = 30.0
 """How long the launcher, which takes a few hundredths, may take to start the command, seconds."""
@@ -49,9 +49,11 @@ class DrainedProcess:
         environ: Mapping[str, str],
         log_fd: int = 1,
         notable: re.Pattern[str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Raises OSError when no process can be made. ``log_fd`` gets all output, byte by byte. Lines in which
-        ``notable`` is found are kept in :attr:`noted` when they have long left the ring."""
+        ``notable`` is found are kept in :attr:`noted` when they have long left the ring. ``pass_fds`` are open in the
+        command, with the same numbers, and in the launchers above it."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._launcher = subprocess.Popen(
@@ -62,7 +64,7 @@ class DrainedProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *pass_fds],
             )
         except OSError:
             self._channel.close()
@@ -81,7 +83,7 @@ class DrainedProcess:
         """The first lines that are notable, oldest first."""
         self.printed = 0
         """Lines so far, also those that left the ring."""
-        self._drain = threading.Thread(target=self._read_all, name="comfy-output", daemon=True)
+        self._drain = threading.Thread(target=self._read_all, name="engine-output", daemon=True)
         self._drain.start()
 
     def _launch(self, command: Sequence[str]) -> int:
