@@ -212,6 +212,8 @@ def chain(count: int) -> dict[str, Any]:
         ("[" * 100_000, "nested too deeply"),
         (json.dumps(graph("A", "x", nested(DEEPEST))), "nested too deeply"),
         (graph("A", "x", [0] * 500_000), "values"),
+        ('{"1": {"class_type": "A", "inputs": {"x": ["\\ud800"]}}}', "half a character"),
+        ('{"\\ud800": {"class_type": "A"}}', "half a character"),
         ({"i" * (LONGEST_NAME + 1): {"class_type": "A"}}, "more than 1024 characters"),
         (graph("A" * (LONGEST_NAME + 1), "x", 1), "more than 1024 characters"),
         (graph("A", "x" * (LONGEST_NAME + 1), 1), "more than 1024 characters"),

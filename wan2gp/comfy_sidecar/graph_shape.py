@@ -64,7 +64,16 @@ def _refuse_giants(value: Json) -> None:
             raise BadWorkflow(f"`workflow` is nested too deeply: more than {DEEPEST} levels")
         if count > MOST_VALUES:
             raise BadWorkflow(f"`workflow` holds more than {MOST_VALUES} values")
+        if not all(_is_text(each) for each in level):
+            raise BadWorkflow("`workflow` holds half a character (a lone surrogate), which no file and no row can hold")
         level = [part for each in level for part in _parts(each)]
+
+
+def _is_text(value: Any) -> bool:
+    """False for a string that no encoding knows; it comes from an escape in JSON."""
+    if isinstance(value, dict):
+        return all(map(_is_text, value))
+    return not isinstance(value, str) or value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _parts(value: Any) -> Iterable[Any]:

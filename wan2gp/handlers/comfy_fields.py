@@ -123,6 +123,8 @@ def value(fields: type[msgspec.Struct], given: Mapping[str, Any], name: str, whe
         return None
     try:
         return msgspec.convert(found, type=get_type_hints(fields)[name])
+    except UnicodeEncodeError as error:
+        raise bad(f"`{where}{name}` holds half a character (a lone surrogate)") from error
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$")
         wanted = said.replace("`", "").replace(" | null", "").replace("str", "string").replace("|", "or")

@@ -17,7 +17,7 @@ from wan2gp.handlers.media_limits import (
     check_picture,
     check_sound,
 )
-from wan2gp.handlers.media_open import open_media, open_picture
+from wan2gp.handlers.media_open import PICTURE_ERRORS, media_errors, open_media, open_picture
 from wan2gp.handlers.media_probe import Unreadable
 
 
@@ -34,7 +34,7 @@ def probe_image_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
         _first_frame(path, limits)  # a format that Pillow lacks here, such as AVIF or HEIC
     except Image.DecompressionBombError as error:
         raise OverLimit("more pixels than any loader of pictures takes (Pillow's own limit)") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except PICTURE_ERRORS as error:
         raise Unreadable(_words(error)) from error
 
 
@@ -47,8 +47,6 @@ def _first_frame(path: Path, limits: MediaLimits) -> None:
 
 def probe_video_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
     """Whether at least one of its frames can be decoded. Raises :class:`Unreadable`, or ``OverLimit``."""
-    import av
-
     try:
         with open_media(path) as container:
             if not container.streams.video:
@@ -58,14 +56,12 @@ def probe_video_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
                 raise Unreadable("it has no frames")
         with open_media(path) as container:
             check_film(container, limits)
-    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as error:
+    except media_errors() as error:
         raise Unreadable(_words(error)) from error
 
 
 def probe_audio_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
     """Whether at least one stretch of its sound can be decoded. Raises :class:`Unreadable`, or ``OverLimit``."""
-    import av
-
     try:
         with open_media(path) as container:
             if not container.streams.audio:
@@ -75,7 +71,7 @@ def probe_audio_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
                 raise Unreadable("its sound is empty")
         with open_media(path) as container:
             check_sound(container, limits)
-    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as error:
+    except media_errors() as error:
         raise Unreadable(_words(error)) from error
 
 

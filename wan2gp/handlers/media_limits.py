@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from wan2gp.handlers.media_open import PICTURE_ERRORS, media_errors
+
 if TYPE_CHECKING:
     import av
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
     from PIL import Image
@@ -84,7 +87,7 @@ def _sizes(image: Image.Image) -> Iterator[tuple[int, int]]:
         index += 1
         try:
             image.seek(index)
-        except (EOFError, OSError, ValueError, SyntaxError):
+        except PICTURE_ERRORS:
             return
         yield image.size
 
@@ -98,37 +101,38 @@ def check_declared(container: InputContainer, limits: MediaLimits) -> None:
 
     if len(container.streams) > MOST_STREAMS:
         raise OverLimit(f"{len(container.streams)} streams, the limit is {MOST_STREAMS}")
-    for video in container.streams.video:
+    for video in filter(_has_decoder, container.streams.video):
         limits.size(video.width, video.height)
         limits.frames(video.frames)
-    for audio in container.streams.audio:
+    for audio in filter(_has_decoder, container.streams.audio):
         if audio.channels > MOST_CHANNELS or audio.rate > FASTEST_HZ:
             raise OverLimit(f"sound of {audio.channels} channels at {audio.rate} Hz")
     limits.duration((container.duration or 0) / av.time_base)
 
 
+def _has_decoder(stream: VideoStream | AudioStream) -> bool:
+    """Without one, nobody can open it either, and PyAV knows no size of it."""
+    return getattr(stream, "codec_context", None) is not None
+
+
 def check_film(container: InputContainer, limits: MediaLimits) -> None:
     """What it turns out to be. One that breaks off is judged by what is there."""
-    import av
-
     keys = dict.fromkeys((stream.index for stream in container.streams.video), 0)
     try:
         for packet in _measured(container, limits):
             if packet.is_keyframe and keys.get(packet.stream.index, KEY_FRAMES) < KEY_FRAMES:
                 keys[packet.stream.index] += 1
                 _check_key_frame(packet, limits)
-    except (av.error.FFmpegError, ValueError):
+    except media_errors():
         return
 
 
 def check_sound(container: InputContainer, limits: MediaLimits) -> None:
     """The same for a file of which only the sound counts; nothing is decoded."""
-    import av
-
     try:
         for _ in _measured(container, limits):
             pass
-    except (av.error.FFmpegError, ValueError):
+    except media_errors():
         return
 
 
@@ -156,14 +160,12 @@ def _check_key_frame(packet: av.Packet[Any], limits: MediaLimits) -> None:
     FFmpeg's own ``max_pixels`` is left alone: what it refuses looks like any other frame that is spoilt. Without it
     one frame may take the memory of 2^28 pixels, which is as much as FFmpeg ever allows.
     """
-    import av
-
     stream: VideoStream = packet.stream
     codec = stream.codec_context
     try:
         frames = [*codec.decode(packet), *codec.decode(None)]
         codec.flush_buffers()
-    except av.error.FFmpegError:
+    except media_errors():
         return
     for frame in islice(frames, 8):
         limits.size(frame.width, frame.height)

@@ -9,6 +9,7 @@ format is told by content, so the list of formats is what stops it. Sources: ``f
 from __future__ import annotations
 
 import contextlib
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,23 @@ CONTAINERS = (
 PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "ICO", "JPEG2000")
 """Names of Pillow's formats, as far as the release that is installed has them."""
 
+PICTURE_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+)
+"""What Pillow raises for a spoilt picture: its readers check little, and fail wherever the nonsense leads them."""
+
+
+def media_errors() -> tuple[type[Exception], ...]:
+    """What PyAV raises for a spoilt film or sound: FFmpeg's errors, and its own where a stream has no decoder."""
+    import av
+
+    return (av.error.FFmpegError, *PICTURE_ERRORS)
+
 
 @contextlib.contextmanager
 def open_media(path: Path) -> Iterator[InputContainer]:
-    """A film or a sound. Raises ``av.error.FFmpegError``, ValueError or OSError, as ``av.open`` does."""
+    """A film or a sound. Raises, as all that is done with it may, :func:`media_errors`."""
     import av
 
     options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}

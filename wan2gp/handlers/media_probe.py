@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan2gp.handlers.media_open import open_media, open_picture
+from wan2gp.handlers.media_open import PICTURE_ERRORS, media_errors, open_media, open_picture
 
 if TYPE_CHECKING:
     import av
@@ -123,7 +123,7 @@ def _image(path: Path, mime: str) -> MediaInfo:
             shown_ms = _decode_all(image, count) if width * height <= LARGEST_DECODED_PIXELS else 0.0
     except Image.DecompressionBombError:
         return MediaInfo("image", mime)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for a broken PNG
+    except PICTURE_ERRORS as error:
         raise Unreadable(_reason(error)) from error
     return MediaInfo("image", mime, width, height, count, shown_ms / 1000 if count > 1 else None)
 
@@ -155,8 +155,6 @@ class _Packets:
 
 
 def _stream(path: Path, mime: str) -> MediaInfo:
-    import av
-
     try:
         with open_media(path) as container:
             if container.streams.video:
@@ -164,7 +162,7 @@ def _stream(path: Path, mime: str) -> MediaInfo:
             if container.streams.audio:
                 return _audio(container, mime)
             raise Unreadable("it has neither pictures nor sound")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
+    except media_errors() as error:
         raise Unreadable(_reason(error)) from error
 
 

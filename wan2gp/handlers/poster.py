@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from wan2gp.handlers.media_open import open_media
+from wan2gp.handlers.media_open import media_errors, open_media
 from wan2gp.handlers.media_probe import sha256_of
 from wan2gp.protocol import Artifact
 
@@ -99,15 +99,13 @@ def make_poster(video: Path, target: Path) -> Poster:
 
     In bounded memory: a few frames as their decoder needs them, and the picture in the size that it gets.
     """
-    import av
-
     try:
         with open_media(video) as container:
             if not container.streams.video:
                 raise NoPoster("it has no video stream")
             picture = _picture(container, container.streams.video[0])
             picture.save(target, "JPEG", quality=QUALITY)
-    except (av.error.FFmpegError, ValueError, OSError, MemoryError) as error:
+    except media_errors() as error:
         target.unlink(missing_ok=True)
         text = getattr(error, "strerror", None) or str(error)
         raise NoPoster(f"{type(error).__name__}: {text}" if text else type(error).__name__) from error
