@@ -1,7 +1,7 @@
 """Every message between the supervisor and a child, in two unions with one codec each.
 
-The supervisor binds a ROUTER, a child connects a DEALER; a message is one frame of JSON (msgspec, tagged by
-``type``). No pickle crosses the wire and no plain dict goes past the edge: whoever decodes gets one of the frozen
+The supervisor is a ROUTER, a child connects a DEALER; a message is one frame of JSON (msgspec, tagged by
+``type``). What else bounds a message of a child is in :mod:`wan2gp.supervisor.bounds`. No pickle crosses the wire and no plain dict goes past the edge: whoever decodes gets one of the frozen
 structs below or :class:`ProtocolError`.
 """
 
