@@ -17,6 +17,7 @@ from wan2gp.supervisor.app import App, Order, Superseded
 from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.loop import Stage
 from wan2gp.supervisor.postgres import PostgresQueue
+from wan2gp.supervisor.protection import Protection
 
 Start = Callable[..., Worker]
 OFTEN = ("--poll-interval", "0.2")
@@ -93,7 +94,12 @@ def late(lasting_database: str, tmp_path: Path) -> Iterator[App]:
     app = App(config, Order())
     app._instance = "late"
     app._loop = SimpleNamespace(  # type: ignore[assignment]
-        stage=Stage.RUNNING, handlers={}, desks=(), health=Health(lambda *_, **__: None), unable={}
+        stage=Stage.RUNNING,
+        handlers={},
+        desks=(),
+        health=Health(lambda *_, **__: None),
+        unable={},
+        protection=Protection("best"),
     )
     queue = PostgresQueue(lasting_database)
     app._backend = SimpleNamespace(queue=queue, kind="postgres")  # type: ignore[assignment]
