@@ -173,6 +173,11 @@ class Scene:
         """What a kernel's mode bits protect is closed to it."""
         return psutil.Process(self.worker.handler_pid(self.handler)).uids().real != os.geteuid()
 
+    def kernel_limits_memory(self) -> bool:
+        """Whether it runs in a control group of its own that counts memory."""
+        groups = Path(f"/proc/{self.worker.handler_pid(self.handler)}/cgroup").read_text().splitlines()
+        return any("wan2gp" in line for line in groups if ":memory:" in line or line.startswith("0::"))
+
     def work_of(self, task: str) -> Path:
         """The directory of a task's only attempt."""
 

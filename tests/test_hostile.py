@@ -17,6 +17,7 @@ from tests.conftest_db import PgServer
 from tests.conftest_worker import eventually
 from tests.hostile.victim import SECRET
 from tests.hostile_worker import BUILTIN, IN_HANDLER, REAL, USER, Saw, Scene, code_folders, loot, scene
+from wan2gp.sandbox import landlock
 
 CLOSED = frozenset({"EACCES", "EPERM"})
 UNKNOWN = frozenset({"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"})
@@ -24,6 +25,9 @@ UNKNOWN = frozenset({"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPO
 ELSEWHERE = "EXDEV"
 """What Landlock says of a file that is to get a name in another directory."""
 KERNEL = ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/1/oom_score_adj", "/sys/power/state")
+
+
+pytestmark = pytest.mark.skipif(landlock.abi() < landlock.SCOPE_SINCE, reason="this kernel lacks parts of Landlock")
 
 
 @pytest.fixture(scope="module", params=["handler", USER, BUILTIN, REAL])

@@ -12,7 +12,7 @@ from typing import Any
 from tests.hostile.tries import Tries
 
 MIB = 1 << 20
-STEP_MIB = 16
+STEP_MIB, FILE_MIB = 16, 4
 
 
 def attempt(tries: Tries, prey: Mapping[str, Any], place: Path) -> None:
@@ -41,11 +41,11 @@ def by_children(mib: int, held: list[Any]) -> int:
 
 
 def in_files(mib: int, held: list[Any]) -> int:
-    """Of memory alone, which no process has mapped."""
-    descriptor = os.memfd_create("vice")
-    held.append(os.fdopen(descriptor, "wb", buffering=0))
-    for _ in range(mib):
-        os.write(descriptor, b"\1" * MIB)
+    """Of memory alone, which no process has mapped; none of them is large."""
+    for _ in range(0, mib, FILE_MIB):
+        held.append(one := os.fdopen(os.memfd_create("vice"), "wb", buffering=0))
+        for _ in range(FILE_MIB):
+            one.write(b"\1" * MIB)
     return mib
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tests.hostile.calls import call
 from tests.hostile.tries import Tries
 
-PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
+PTRACE_SEIZE = 0x4206
 
 
 def attempt(tries: Tries, prey: Mapping[str, Any], place: Path) -> None:
@@ -65,16 +65,17 @@ def vm_write(pid: int) -> int:
 
 
 def seize(pid: int) -> int:
-    """Attaches without stopping it, and lets go."""
-    result = call("ptrace", PTRACE_SEIZE, pid, 0, 0)
-    # Only a stopped process can be let go: the end of this thread's process would do it, but another's child must not
-    # stay traced for so long.
-    os.kill(pid, 0)
-    try:
-        call("ptrace", PTRACE_DETACH, pid, 0, 0)
-    except OSError:
-        pass
-    return result
+    """Without stopping it, by a child whose end lets go: a process that stays traced would not end either."""
+    child = os.fork()
+    if child == 0:
+        try:
+            call("ptrace", PTRACE_SEIZE, pid, 0, 0)
+        except OSError as error:
+            os._exit(error.errno or 255)
+        os._exit(0)
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise OSError(code, os.strerror(code))
+    return 0
 
 
 def getfd(pid: int) -> int:
