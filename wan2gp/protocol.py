@@ -1,8 +1,8 @@
 """Every message between the supervisor and a child, in two unions with one codec each.
 
 The supervisor is a ROUTER, a child connects a DEALER; a message is one frame of JSON (msgspec, tagged by
-``type``). What else bounds a message of a child is in :mod:`wan2gp.supervisor.bounds`. No pickle crosses the wire and no plain dict goes past the edge: whoever decodes gets one of the frozen
-structs below or :class:`ProtocolError`.
+``type``). No pickle crosses the wire and no plain dict goes past the edge: whoever decodes gets one of the frozen
+structs below or :class:`ProtocolError`. What else bounds a child's messages is in :mod:`wan2gp.supervisor.bounds`.
 """
 
 from __future__ import annotations
