@@ -24,7 +24,7 @@ class WanEngine:
         options: Mapping[str, Any] | None = None,
         arguments: tuple[str, ...] = ("--attention", "sdpa", "--profile", "4"),
         finetunes: Mapping[str, Mapping[str, Any]] | None = None,
-        limits: WanLimits = WanLimits(),
+        limits: WanLimits | None = None,
         supply: Supply = refuse,
         log_fd: int = 1,
     ) -> None:
@@ -82,7 +82,8 @@ class WanEngine:
         raise NotImplementedError
 
     def unload(self) -> bool:
-        """Release the model. False: it could not in time, and the process was ended instead. Nothing where none runs."""
+        """Release the model. False: it could not in time, and
+        the process was ended instead. Does nothing where none runs."""
         raise NotImplementedError
 
     def stop(self) -> None:
