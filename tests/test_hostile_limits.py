@@ -37,6 +37,12 @@ def ended_for(hostile: Scene, vice: str, **prey: object) -> Row:
     return row
 
 
+def for_memory(row: Row) -> bool:
+    """As the worker says it, as the guard of ComfyUI does, or as that one guesses when the kernel was faster."""
+    words = ("memory.hard_mib", f"more than the limit of {MEMORY_MIB} MiB", "by the kernel for lack of memory")
+    return any(word in (row["error_message"] or "") for word in words)
+
+
 def test_it_forks_ten_thousand_times_and_gets_tens(hostile: Scene) -> None:
     row = ended_for(hostile, "forks", times=2 * PROCESSES, hold_s=60)
     assert row["status"] == "Failed" and "handler.process_limit: " in row["error_message"]
@@ -58,7 +64,7 @@ def test_it_fills_the_disk(hostile: Scene, how: str) -> None:
 @pytest.mark.parametrize("how", ["alone", "by children"])
 def test_it_takes_all_memory(hostile: Scene, how: str) -> None:
     row = ended_for(hostile, "allocates", how=how, mib=MEMORY_MIB + OWN_MIB, hold_s=60)
-    assert row["status"] == "Failed" and "memory.hard_mib" in row["error_message"]
+    assert row["status"] == "Failed" and for_memory(row)
 
 
 def test_it_takes_memory_in_files_that_no_process_has_mapped(hostile: Scene) -> None:
@@ -67,4 +73,4 @@ def test_it_takes_memory_in_files_that_no_process_has_mapped(hostile: Scene) -> 
         pytest.skip("no control group keeps the limit here")
     row = ended_for(hostile, "allocates", how="in files", mib=MEMORY_MIB + KERNELS_MIB, hold_s=1)
     refused = row["status"] == "Complete" and "ENOMEM" in str(row["result_data"])
-    assert refused or "memory.hard_mib" in (row["error_message"] or "")
+    assert refused or for_memory(row)

@@ -33,7 +33,7 @@ class Hostile:
 
     def go(self, vice: str, prey: str, nonce: int) -> dict[str, Any]:
         tries = Tries()
-        (place := outputs() / f"hostile-{nonce}").mkdir()
+        (place := outputs() / f"hostile-{nonce}").mkdir(exist_ok=True)  # there when the task is tried once more
         importlib.import_module(f"tests.hostile.{vice}").attempt(tries, json.loads(prey), place)
         shown = [{"filename": loot.path, "subfolder": place.name, "type": "output"} for loot in tries.loot]
         return {"ui": {"text": [json.dumps(tries.saw)], "images": shown}, "result": (nonce,)}
