@@ -129,7 +129,7 @@ def leftovers(stage: Stage) -> list[Path]:
     """Files of runs that are over, sockets, and what names a supervisor that is gone."""
     found: list[Path] = []
     for actor in stage.actors.values():
-        found += (actor.data_dir / "work").rglob("*")
+        found += (actor.data_dir / "work").glob("*/**/*")  # what holds a handler's tasks stays
         found += engine_files(actor)
         found += [path for path in (actor.data_dir / "run.json", stage.short / actor.name) if path.exists()]
     return found
