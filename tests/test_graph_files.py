@@ -40,6 +40,7 @@ OUTSIDE = [
     "smb://host/share/x",
     "wan2gp/another-task/lease/face.png",
     "./wan2gp//another-task/x",
+    "wan2gp0[input]",
     "a\nb",
     "a\0b",
 ]

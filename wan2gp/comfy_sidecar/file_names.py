@@ -180,8 +180,14 @@ def _fault_inside(name: str) -> str | None:
     plain = name.rstrip()
     if plain.endswith(_ANNOTATIONS[1:]):
         return f"leads out of ComfyUI's input folder, to what other tasks may have made: {GIVE}"
-    parts = [part for part in plain.replace("\\", "/").split("/") if part not in ("", ".")]
-    return f"belongs to another task: {GIVE}" if parts[:1] == [RUNS_FOLDER] else None
+    cut = plain[: -len(_ANNOTATIONS[0]) - 1] if plain.endswith(_ANNOTATIONS[0]) else plain
+    return f"belongs to another task: {GIVE}" if RUNS_FOLDER in (_first(plain), _first(cut)) else None
+
+
+def _first(name: str) -> str:
+    """The folder, or the name if there is none."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    return parts[0] if parts else ""
 
 
 def bare(text: str) -> str:
