@@ -44,7 +44,7 @@ class Sandbox:
         """The control group that the child enters; the caller's to remove when all is over."""
         self._landlock = 0
         self._ruleset: landlock.Ruleset | None = None
-        self._filter: bytes | None = None
+        self._owner = os.geteuid()
         if profile.mode != "off":
             self._prepare()
 
@@ -55,10 +55,6 @@ class Sandbox:
             self._prepare_landlock()
         except OSError as error:
             self._without_landlock(f"the kernel has no Landlock for this process ({error.strerror})")
-        try:
-            self._filter = seccomp.program(MACHINE, self._wishes())
-        except seccomp.Unsupported as error:
-            self._without_filter(str(error.strerror))
 
     def _prepare_group(self) -> None:
         profile = self.profile
@@ -86,13 +82,14 @@ class Sandbox:
         self._ruleset, self._landlock = ruleset, version
 
     def _wishes(self) -> seccomp.Wishes:
-        """What Landlock cannot do here, the filter does, as far as it can."""
+        """What Landlock cannot do here, the filter does, as far as it can. Asked in the child, under its user."""
         tcp = self.profile.tcp
         return seccomp.Wishes(
             udp=self.profile.udp,
             tcp=tcp != () or self._landlock >= landlock.TCP_SINCE,
             fast_open=tcp is None,
             truncate=not 0 < self._landlock < landlock.TRUNCATE_SINCE,
+            modes=os.geteuid() != self._owner,
         )
 
     def enter(self) -> None:
@@ -106,9 +103,7 @@ class Sandbox:
         self._try(self._without_privileges, privileges.drop_capabilities)
         if self._ruleset is not None:
             self._try(self._without_landlock, self._ruleset.enforce)
-        if self._filter is not None:
-            wanted = self._filter
-            self._try(self._without_filter, lambda: seccomp.enforce(wanted))
+        self._try(self._without_filter, lambda: seccomp.enforce(seccomp.program(MACHINE, self._wishes())))
         self._judge()
 
     def _enter_group(self) -> None:

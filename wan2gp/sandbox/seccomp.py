@@ -37,6 +37,13 @@ FORBIDDEN = (
 """Fail with EPERM."""
 ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 """Fail with ENOSYS, upon which programs take the older call: this filter cannot see what these would do."""
+OWNERS_CALLS = (
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"),
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr"),
+    *("removexattrat", "file_setattr"),
+)
+"""What the owner of a file may do wherever it lies, since Landlock does not see it. Under the supervisor's own user id
+they do nothing and say that all went well: copies of files, archives and package managers end at any other answer."""
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """``AUDIT_ARCH_*``, of ``linux/audit.h``."""
@@ -56,6 +63,9 @@ _TRUNCATE = 0o1000
 _WRITES = (1, 2)
 """``O_WRONLY`` and ``O_RDWR``."""
 
+_NOTHING = 0
+"""No error at all: the call returns 0, and the kernel does nothing."""
+
 _SET_MODE_FILTER, _SPECULATION_ALLOWED = 1, 4
 
 
@@ -71,6 +81,8 @@ class Wishes:
     """A connection may be made by sending. Landlock does not see those, so only where all ports are open."""
     truncate: bool = True
     """Files may be truncated by name. Landlock sees it from Linux 6.2 on; before that, this is how to forbid it."""
+    modes: bool = False
+    """Modes, owners and attributes of files may be changed: only under a user id whose files are the handler's own."""
 
 
 class Unsupported(OSError):
@@ -106,6 +118,8 @@ def _verdicts(wishes: Wishes) -> list[tuple[tuple[str, ...], Block]]:
         (("socket",), _socket(wishes)),
         (("socketpair",), [*bpf.load_argument(0), *when((socket.AF_UNIX,), ALLOW, refuse(errno.EPERM))]),
     ]
+    if not wishes.modes:
+        found.append((OWNERS_CALLS, refuse(_NOTHING)))
     if not wishes.fast_open:
         found.append((("sendto", "sendmmsg"), _without_bits(3, _FAST_OPEN, errno.EPERM)))
         found.append((("sendmsg",), _without_bits(2, _FAST_OPEN, errno.EPERM)))

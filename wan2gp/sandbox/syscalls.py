@@ -10,6 +10,8 @@ acct 163 89
 add_key 248 217
 adjtimex 159 171
 bpf 321 280
+chmod 90 -
+chown 92 -
 chroot 161 51
 clock_adjtime 305 266
 clock_settime 227 112
@@ -18,8 +20,16 @@ clone3 435 435
 create_module 174 -
 delete_module 176 106
 fanotify_init 300 262
+fchmod 91 52
+fchmodat 268 53
+fchmodat2 452 452
+fchown 93 55
+fchownat 260 54
+file_setattr 469 469
 finit_module 313 273
+fremovexattr 199 16
 fsconfig 431 431
+fsetxattr 190 7
 fsmount 432 432
 fsopen 430 430
 fspick 433 433
@@ -33,7 +43,10 @@ iopl 172 -
 kexec_file_load 320 294
 kexec_load 246 104
 keyctl 250 219
+lchown 94 -
 lookup_dcookie 212 18
+lremovexattr 198 15
+lsetxattr 189 6
 migrate_pages 256 238
 modify_ldt 154 -
 mount 165 40
@@ -61,6 +74,8 @@ ptrace 101 117
 quotactl 179 60
 quotactl_fd 443 443
 reboot 169 142
+removexattr 197 14
+removexattrat 466 466
 request_key 249 218
 semctl 66 191
 semget 64 190
@@ -73,6 +88,8 @@ setdomainname 171 162
 sethostname 170 161
 setns 308 268
 settimeofday 164 170
+setxattr 188 5
+setxattrat 463 463
 shmat 30 196
 shmctl 31 195
 shmget 29 194
