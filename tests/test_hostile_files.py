@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wan2gp.protocol import Artifact
-from wan2gp.supervisor import emptying
+from wan2gp.supervisor import emptying, staging
 from wan2gp.supervisor.emptying import GONE, remove_set_aside
 from wan2gp.supervisor.finisher import clear
 from wan2gp.supervisor.publish import LocalStore
@@ -141,6 +143,45 @@ def test_what_another_user_made_is_ours_before_it_is_checked(run: Run) -> None:
     (staged,) = run.store.stage(run.ending(made("x")), run.folder)
     found = staged.path.stat()
     assert (found.st_uid, found.st_mode & 0o6022) == (0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_another_user_made_is_copied_where_the_file_system_gives_nothing_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE may refuse it; whoever made the file would own what is shown."""
+    path = run.work / "x"
+    path.write_bytes(TEXT)
+    path.chmod(0o6777)
+    os.chown(path, 65_123, 65_123)
+    inode = path.stat().st_ino
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(staging.os, "fchown", refused)
+    (staged,) = run.store.stage(run.ending(made("x")), run.folder)
+    found = staged.path.stat()
+    assert (found.st_uid, found.st_mode & 0o6022, found.st_nlink) == (0, 0, 1) and found.st_ino != inode
+    assert staged.path.read_bytes() == TEXT and os.listdir(run.folder) == [staged.path.name]
+
+
+ANYBODY = 2**32 - 1
+ACCESS_LIST = [(0x01, 6, ANYBODY), (0x02, 6, 65_123), (0x04, 4, ANYBODY), (0x10, 6, ANYBODY), (0x20, 0, ANYBODY)]
+"""`user::rw- user:65123:rw- group::r-- mask::rw- other::---`, of `linux/posix_acl.h`."""
+
+
+def test_an_access_list_gives_nobody_a_result_that_is_shown(run: Run) -> None:
+    path = run.work / "x"
+    path.write_bytes(TEXT)
+    try:
+        value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in ACCESS_LIST)
+        os.setxattr(path, "system.posix_acl_access", value)
+    except OSError as error:
+        pytest.skip(f"no access lists on this file system: {error}")
+    (staged,) = run.store.stage(run.ending(made("x")), run.folder)
+    assert "system.posix_acl_access" not in os.listxattr(staged.path)
+    assert staged.path.stat().st_mode & 0o022 == 0
 
 
 PARTS = st.sampled_from(

@@ -7,7 +7,6 @@ maker may be alive and have one open yet: then the spool gets a copy, so that wh
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -27,7 +26,7 @@ NAME_MAX_BYTES = 180
 SUFFIX_MAX_BYTES = 20
 HOLLOW_BYTES, HOLLOW_TIMES = 16 * 1024 * 1024, 16
 """A larger file that has so many times its blocks is holes: terabytes of zeros, which cost nobody but their reader."""
-_ACCESS_LIST = "system.posix_acl_access"
+_ACCESS_LISTS = frozenset({"system.posix_acl_access", "system.nfs4_acl", "system.cifs_acl", "system.richacl"})
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLERS_FAULT = frozenset(
@@ -70,8 +69,7 @@ def check(path: Path, artifact: Artifact, mode: int) -> None:
             raise Refused(f"{artifact.name} is not the file that its handler checked")
         if _is_hollow(descriptor, found):
             raise Refused(f"{artifact.name} is mostly holes: {found.st_size} bytes with little in them")
-        _make_ours(descriptor, found, mode)
-        if not _is_ours_alone(descriptor):
+        if not _made_ours(descriptor, found, mode) or not _is_ours_alone(descriptor):
             own = _copied(descriptor, path, artifact.bytes, mode)
             os.close(descriptor)
             descriptor = own
@@ -97,13 +95,28 @@ def _is_hollow(descriptor: int, found: os.stat_result) -> bool:
     return False
 
 
-def _make_ours(descriptor: int, found: os.stat_result, mode: int) -> None:
-    """No other user may open it for writing any more, by its owner, its mode or its access list."""
-    if found.st_uid != os.geteuid():
-        os.fchown(descriptor, os.geteuid(), os.getegid())
-    with contextlib.suppress(OSError):  # mostly there is none
-        os.removexattr(descriptor, _ACCESS_LIST)
-    os.fchmod(descriptor, mode)
+def _made_ours(descriptor: int, found: os.stat_result, mode: int) -> bool:
+    """No other user may open it for writing any more, by its owner, its mode or its access list, and its bits give
+    nobody another user's rights. False where the file system refuses that: then a copy is ours."""
+    try:
+        if found.st_uid != os.geteuid():
+            os.fchown(descriptor, os.geteuid(), os.getegid())
+        for name in _ACCESS_LISTS.intersection(_attributes(descriptor)):
+            os.removexattr(descriptor, name)
+        os.fchmod(descriptor, mode)
+        now = os.fstat(descriptor)
+    except OSError as error:
+        if error.errno in _DISKS_FAULT:
+            raise
+        return False
+    return now.st_uid == os.geteuid() and not stat.S_IMODE(now.st_mode) & ~mode
+
+
+def _attributes(descriptor: int) -> list[str]:
+    try:
+        return os.listxattr(descriptor)
+    except OSError:  # a file system without any
+        return []
 
 
 def _is_ours_alone(descriptor: int) -> bool:
