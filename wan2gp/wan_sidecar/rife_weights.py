@@ -1,0 +1,70 @@
+"""Where Wan2GP keeps RIFE and its weights, found without importing anything of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wan2gp.wan_sidecar.errors import NotInstalled
+
+CONFIG = "wgp_config.json"
+CHECKPOINTS = ("ckpts", ".")
+"""Where the engine looks when its configuration says nothing."""
+FILES = (("v4", "rife4.26.pkl", "RIFE v4.26"), ("v3", "flownet.pkl", "RIFE HDv3"))
+"""Version, file, what it is called; the better first."""
+HUB = "https://huggingface.co/DeepBeepMeep/Wan2.1"
+ENVIRONMENTS = ("venv", ".venv", "env")
+
+
+@dataclass(frozen=True)
+class RifeModel:
+    """A model that is there. ``root``: Wan2GP's checkout."""
+
+    root: Path
+    weights: Path
+    version: str
+    """``v4`` or ``v3``."""
+    name: str
+    """For people."""
+
+
+def find_rife(checkout: str, stores: Sequence[str] = ()) -> RifeModel:
+    """``stores``: directories of weights that are looked at first. Raises :class:`NotInstalled`, naming what is
+    missing and where it goes."""
+    if not checkout:
+        raise NotInstalled("WAN2GP_PATH is not set, and RIFE is a part of Wan2GP")
+    root = Path(checkout).expanduser().absolute()
+    if not (root / "postprocessing" / "rife").is_dir():
+        raise NotInstalled(f"there is no Wan2GP with RIFE at {root} (WAN2GP_PATH)")
+    places = [*map(Path, stores), *checkpoints(root)]
+    for version, file, name in FILES:
+        for place in places:
+            if (place / file).is_file():
+                return RifeModel(root, place / file, version, name)
+    raise NotInstalled(f"RIFE's weights are missing: put {FILES[0][1]} of {HUB} into {places[0]}")
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The engine's directories of weights, as its configuration has them; a spoilt one counts as none."""
+    try:
+        named = json.loads((root / CONFIG).read_text())["checkpoints_paths"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = CHECKPOINTS
+    listed = named if isinstance(named, (list, tuple)) else ()
+    found = [root / name for name in listed if isinstance(name, str)]
+    return found or [root / name for name in CHECKPOINTS]
+
+
+def interpreter(checkout: Path, given: str) -> str:
+    """WAN2GP_PYTHON, else that of the checkout's own environment, else ours."""
+    return given or next(_own(checkout), sys.executable)
+
+
+def _own(checkout: Path) -> Iterator[str]:
+    for name in ENVIRONMENTS:
+        if os.access(python := checkout / name / "bin" / "python", os.X_OK):
+            yield str(python)
