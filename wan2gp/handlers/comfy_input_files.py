@@ -7,7 +7,6 @@ import binascii
 import os
 import re
 import shutil
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from wan2gp.handlers.comfy_input_probe import AS_MEDIA, PROBES, probe_input
 from wan2gp.handlers.comfy_inputs import Wanted
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
+from wan2gp.handlers.local_file import local_file
 from wan2gp.handlers.media_limits import OverLimit
 from wan2gp.handlers.media_probe import Unreadable
 from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
@@ -148,26 +148,7 @@ class InputFiles:
 
 def allowed_file(text: str, label: str, settings: ComfySettings) -> Path:
     """The file at ``text``, without symbolic links. Raises :class:`TaskFailure` unless its directory is allowed."""
-    if not settings.allow_paths:
-        sentence = f"`{label}.path`: this worker reads no files of its own: give a `url`, or set inputs.allow_paths"
-        raise TaskFailure("input.bad_params", sentence)
-    if not text.startswith("/") or "\0" in text:
-        raise TaskFailure("input.bad_params", f"`{label}.path` must be an absolute path")
-    path = Path(os.path.realpath(text))
-    if not any(path.is_relative_to(os.path.realpath(allowed)) for allowed in settings.allow_paths):
-        # Whether it exists stays unsaid: a row's author must not learn this machine's files.
-        sentence = f"`{label}.path` is outside of the directories in inputs.allow_paths"
-        raise TaskFailure("input.bad_params", sentence)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise TaskFailure("input.not_found", f"`{label}.path` cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise TaskFailure("input.bad_params", f"`{label}.path` is not a regular file")
-    if settings.input_max_bytes and status.st_size > settings.input_max_bytes:
-        limit = settings.input_max_bytes
-        raise TaskFailure("input.too_large", f"`{label}.path`: {status.st_size} bytes, the limit is {limit} bytes")
-    return path
+    return local_file(text, f"`{label}.path`", settings.allow_paths, settings.input_max_bytes)
 
 
 def decoded(text: str, label: str) -> bytes:
