@@ -349,6 +349,24 @@ def test_nobody_enters_without_the_password_and_nothing_listens_on_tcp(
     assert (tmp_path / "pg").stat().st_mode & 0o777 == 0o700
 
 
+def test_nothing_of_it_lies_where_handlers_write(tmp_path: Path, run_dir: Path) -> None:
+    """Also of a cluster that an earlier version made, and while queries share memory."""
+    for kind in ("posix", "mmap"):
+        more = {"dynamic_shared_memory_type": kind} if kind == "posix" else {}
+        server = EmbeddedPostgres(tmp_path, run_dir, settings={"fsync": "off", **more})
+        server.start()
+        try:
+            with psycopg.connect(server.url.reveal()) as connection:
+                connection.execute("set debug_parallel_query = on")
+                assert connection.execute("select count(*) from pg_class").fetchone() is not None
+                maps = [Path(f"/proc/{pid}/maps").read_text() for pid in postgres_of(tmp_path / "pg")]
+            assert len(maps) > 1
+            assert any("/dev/shm/" in one for one in maps) == (kind == "posix")
+            assert any("/pg/pg_dynshmem/" in one for one in maps) == (kind == "mmap")
+        finally:
+            server.stop()
+
+
 def test_planted_credentials_do_not_reach_postgres(
     server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

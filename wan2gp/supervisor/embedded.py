@@ -58,6 +58,8 @@ _SETTINGS = {
     "io_method": "sync",
     "jit": "off",
     "huge_pages": "off",
+    # In the cluster's own directory: /dev/shm is every handler's, and may be one of the same user.
+    "dynamic_shared_memory_type": "mmap",
     "max_wal_size": "256MB",
     "update_process_title": "off",
     "timezone": "UTC",
