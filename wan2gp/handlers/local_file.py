@@ -13,7 +13,7 @@ from wan2gp.handlers.api import TaskFailure
 def local_file(text: str, what: str, allowed: Sequence[str], max_bytes: int) -> Path:
     """The file at ``text``, without symbolic links. ``what`` names it in messages; ``max_bytes`` 0: any size.
 
-    Raises :class:`TaskFailure` (``input.bad_params``, ``.not_found`` or ``.too_large``) unless its directory is allowed.
+    Raises :class:`TaskFailure` (``input.bad_params``, ``.not_found``, ``.too_large``) unless its directory is allowed.
     """
     if not allowed:
         sentence = f"{what}: this worker reads no files of its own: give a `url`, or set inputs.allow_paths"
