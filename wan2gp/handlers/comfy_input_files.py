@@ -10,19 +10,18 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from wan2gp.comfy_sidecar.errors import ApiError, Unreachable
 from wan2gp.comfy_sources import VIDEO_URL, fetched_kind, sources_of
 from wan2gp.handlers.api import Job, TaskFailure
-from wan2gp.handlers.comfy_input_probe import AS_MEDIA, PROBES, probe_input
+from wan2gp.handlers.comfy_input_probe import check_input
 from wan2gp.handlers.comfy_inputs import Wanted
 from wan2gp.handlers.comfy_live import Live
 from wan2gp.handlers.comfy_params import ComfySettings
 from wan2gp.handlers.local_file import local_file
-from wan2gp.handlers.media_limits import OverLimit
-from wan2gp.handlers.media_probe import Unreadable
-from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
+from wan2gp.handlers.sniff import HEAD_BYTES, sniff
 from wan2gp.storage_address import NO_STORAGE, is_storage, parse_address
 
 GIVEN = "given"
@@ -66,7 +65,7 @@ class InputFiles:
             if wanted.base64 is not None:
                 self._local[wanted.label] = self._checked(wanted, self._decode(wanted, wanted.base64), "")
             elif wanted.path is not None:
-                path = allowed_file(wanted.path, wanted.label, self._settings)
+                path = allowed_file(wanted.path, f"{wanted.label}.path", self._settings)
                 self._local[wanted.label] = self._checked(wanted, path, path.name)
 
     def take_remote(self) -> None:
@@ -100,20 +99,8 @@ class InputFiles:
 
     def _checked(self, wanted: Wanted, path: Path, wished: str) -> Taken:
         """Whether the file is of the kind that its node takes, and can be decoded."""
-        kind = fetched_kind(wanted.kind)
-        with path.open("rb") as file:
-            found = sniff(file.read(HEAD_BYTES))
-        if found is EMPTY or (found is not UNKNOWN and not found.serves(kind)):
-            raise TaskFailure("input.not_media", _not_media(wanted, found, kind))
-        kinds = (kind,) if kind in PROBES else tuple(each for each in AS_MEDIA if each in found.kinds)
-        if kinds:
-            try:
-                probe_input(path, kinds, self._settings.media_limits())
-            except Unreadable as error:
-                where = "behind video_url" if wanted.label == VIDEO_URL else f"of `{wanted.label}`"
-                raise TaskFailure("input.corrupt", f"the file {where} cannot be decoded: {error}") from error
-            except OverLimit as error:
-                raise TaskFailure("input.too_large", f"the file of `{wanted.label}` has {error}") from error
+        where = "behind video_url" if wanted.label == VIDEO_URL else f"of `{wanted.label}`"
+        check_input(path, wanted.label, fetched_kind(wanted.kind), self._settings.media_limits(), where)
         return Taken(wanted, path, plain_name(wished, path))
 
     # --- placing -----------------------------------------------------------------------------------------------------
@@ -146,9 +133,19 @@ class InputFiles:
             raise TaskFailure("comfy.api_error", f"cannot upload {what} to ComfyUI: {error}") from error
 
 
-def allowed_file(text: str, label: str, settings: ComfySettings) -> Path:
+class PathRules(Protocol):
+    """Which files of this machine a row may name."""
+
+    @property
+    def allow_paths(self) -> Sequence[str]: ...
+
+    @property
+    def input_max_bytes(self) -> int: ...
+
+
+def allowed_file(text: str, label: str, settings: PathRules) -> Path:
     """The file at ``text``, without symbolic links. Raises :class:`TaskFailure` unless its directory is allowed."""
-    return local_file(text, f"`{label}.path`", settings.allow_paths, settings.input_max_bytes)
+    return local_file(text, f"`{label}`", settings.allow_paths, settings.input_max_bytes)
 
 
 def decoded(text: str, label: str) -> bytes:
@@ -186,8 +183,3 @@ def _unused(name: str, names: set[str]) -> str:
         candidate = f"{Path(name).stem}-{number}{Path(name).suffix}"
     names.add(candidate.casefold())
     return candidate
-
-
-def _not_media(wanted: Wanted, found: Sniffed, kind: str) -> str:
-    needs = "a file" if kind == "any" else f"{'an' if kind[0] in 'ai' else 'a'} {kind}"
-    return f"`{wanted.label}` is {found.name}, not {needs}"

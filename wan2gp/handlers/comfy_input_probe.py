@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.media_limits import (
     NO_LIMITS,
     MediaLimits,
@@ -19,6 +20,7 @@ from wan2gp.handlers.media_limits import (
 )
 from wan2gp.handlers.media_open import PICTURE_ERRORS, media_errors, open_media, open_picture
 from wan2gp.handlers.media_probe import Unreadable
+from wan2gp.handlers.sniff import EMPTY, HEAD_BYTES, UNKNOWN, Sniffed, sniff
 
 
 def probe_image_input(path: Path, limits: MediaLimits = NO_LIMITS) -> None:
@@ -97,3 +99,26 @@ def probe_input(path: Path, kinds: Sequence[str], limits: MediaLimits) -> None:
             first = first or error
     assert first is not None
     raise first
+
+
+def check_input(path: Path, label: str, kind: str, limits: MediaLimits, where: str) -> Sniffed:
+    """What the file of ``label`` is. Raises :class:`~wan2gp.handlers.api.TaskFailure` unless it is of ``kind`` (one of
+    :data:`PROBES`, or ``any``) and can be decoded. ``where`` continues "the file" in a sentence."""
+    with path.open("rb") as file:
+        found = sniff(file.read(HEAD_BYTES))
+    if found is EMPTY or (found is not UNKNOWN and not found.serves(kind)):
+        raise TaskFailure("input.not_media", _not_media(label, found, kind))
+    kinds = (kind,) if kind in PROBES else tuple(each for each in AS_MEDIA if each in found.kinds)
+    if kinds:
+        try:
+            probe_input(path, kinds, limits)
+        except Unreadable as error:
+            raise TaskFailure("input.corrupt", f"the file {where} cannot be decoded: {error}") from error
+        except OverLimit as error:
+            raise TaskFailure("input.too_large", f"the file of `{label}` has {error}") from error
+    return found
+
+
+def _not_media(label: str, found: Sniffed, kind: str) -> str:
+    needs = "a file" if kind == "any" else f"{'an' if kind[0] in 'ai' else 'a'} {kind}"
+    return f"`{label}` is {found.name}, not {needs}"
