@@ -52,6 +52,10 @@ class Gone(WanError):
         self.tail = tuple(tail)
 
 
+class BadWord(WanError):
+    """The engine's process said something that is not of the protocol, or nothing for too long. It is of no use."""
+
+
 class UnknownModel(WanError):
     """The engine lists no model of that name."""
 

@@ -115,4 +115,6 @@ class WanLimits:
     interrupted."""
     stuck_s: float = 1800.0
     """How long a job may be silent."""
+    join_s: float = 20.0
+    """How long the engine's threads may go on after its last word on a job: releasing memory takes seconds."""
     stop_grace_s: float = 2.0
