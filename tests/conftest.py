@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.conftest_comfy",
     "tests.builtin_fixtures",
     "tests.bad_web_server",
+    "tests.model_server",
     "tests.comfy_jobs",
     "tests.comfy_worker",
     "tests.put_server",

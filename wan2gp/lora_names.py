@@ -79,6 +79,13 @@ def _is_hub(parts: SplitResult) -> bool:
     return (parts.hostname or "") in ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
+def is_signed(url: str) -> bool:
+    """Whether a part of the URL says who may fetch the file, so that not everybody may who knows where it is."""
+    parts = urlsplit(url)
+    keys = {key.lower() for key, _ in parse_qsl(parts.query)} - {"download"}
+    return "@" in parts.netloc or any(_SECRET.fullmatch(key) for key in keys)
+
+
 def file_name(source: str) -> str:
     """What the file is called: the end of a URL's path or of a name, safe as one part of a path."""
     path = urlsplit(source).path if is_url(source) else source

@@ -107,10 +107,14 @@ class Run(Message, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where one input comes from, and what it must be: ``video``, ``image``, ``audio`` or ``any``."""
+    """Where one input comes from, and what it must be: ``video``, ``image``, ``audio`` or ``any``.
+
+    ``lora`` and ``weights`` are files that stay where they are kept, for all tasks: whoever uses one locks it."""
 
     url: str
     kind: str = "any"
+    doubt: bool = False
+    """Of a file that is kept: the engine cannot read it, so that every byte of it is to be compared."""
 
 
 class Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

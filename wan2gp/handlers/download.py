@@ -12,9 +12,10 @@ import http
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 from wan2gp.addresses import Resolve, resolve
@@ -125,24 +126,10 @@ class Download:
             path = place(draft, self._directory, stem, extension)
         return Downloaded(path, first.shown, known.bytes, 0.0, found, cached=True)
 
-    @contextlib.contextmanager
-    def _answer(self, location: Location, conditions: Mapping[str, str]) -> Iterator[tuple[Location, Reply]]:
-        """The end of the chain of redirects, each hop checked like the first."""
-        first, seen = location, set[Location]()
-        while True:
-            if location in seen:
-                raise TaskFailure("input.redirects", f"{first.shown} redirects in a circle, over {location.shown}")
-            if len(seen) > MAX_REDIRECTS:
-                raise TaskFailure("input.redirects", f"{first.shown} redirects more than {MAX_REDIRECTS} times")
-            seen.add(location)
-            with request(location, self._limits, self._brake, self._lookup, conditions) as reply:
-                target = reply.header("Location") if reply.status in _REDIRECTS else None
-                if target is None:
-                    if not (conditions and reply.status == NOT_MODIFIED):
-                        _judge(location, reply)
-                    yield location, reply
-                    return
-            location = location.redirected(target)
+    def _answer(
+        self, location: Location, conditions: Mapping[str, str]
+    ) -> contextlib.AbstractContextManager[tuple[Location, Reply]]:
+        return final_answer(location, self._limits, self._brake, self._lookup, conditions)
 
     def _store(self, first: Location, location: Location, reply: Reply) -> tuple[Path, int, Sniffed]:
         if reply.plain and reply.length is not None:
@@ -219,6 +206,39 @@ class Download:
     def _disk_full(self) -> TaskFailure:
         free = shutil.disk_usage(self._directory).free
         return TaskFailure("worker.disk_full", f"no room for the input: {free // 1024**2} MiB are free on the disk")
+
+
+@contextlib.contextmanager
+def final_answer(
+    location: Location,
+    limits: Limits,
+    brake: Brake,
+    lookup: Resolve = resolve,
+    conditions: Mapping[str, str] = MappingProxyType({}),
+    *,
+    also: Container[int] = (NOT_MODIFIED,),
+    passing: Callable[[Location, Reply], None] = lambda location, reply: None,
+) -> Iterator[tuple[Location, Reply]]:
+    """The end of the chain of redirects, each hop checked like the first and shown to ``passing``.
+
+    ``also``: statuses besides 200 that are an answer to a request with ``conditions``. Others raise.
+    """
+    first, seen = location, set[Location]()
+    while True:
+        if location in seen:
+            raise TaskFailure("input.redirects", f"{first.shown} redirects in a circle, over {location.shown}")
+        if len(seen) > MAX_REDIRECTS:
+            raise TaskFailure("input.redirects", f"{first.shown} redirects more than {MAX_REDIRECTS} times")
+        seen.add(location)
+        with request(location, limits, brake, lookup, conditions) as reply:
+            passing(location, reply)
+            target = reply.header("Location") if reply.status in _REDIRECTS else None
+            if target is None:
+                if not (conditions and reply.status in also):
+                    _judge(location, reply)
+                yield location, reply
+                return
+        location = location.redirected(target)
 
 
 def _judge(location: Location, reply: Reply) -> None:
