@@ -92,6 +92,19 @@ class Config:
     comfy_writable_paths: tuple[str, ...]
     wan2gp_path: str
     wan2gp_python: str
+    wan_start_timeout_s: float
+    wan_stuck_s: float
+    wan_cancel_grace_s: float
+    wan_idle_unload_s: float
+    wan_profile: str
+    wan_attention: str
+    wan_vram_coefficient: float
+    wan_download: bool
+    wan_model_sources: tuple[str, ...]
+    wan_models_dir: str
+    wan_weights_bytes: int
+    wan_loras_bytes: int
+    wan_lora_max_bytes: int
     allow_private_urls: bool
     allow_private_hosts: tuple[str, ...]
     input_max_bytes: int
@@ -112,6 +125,10 @@ class Config:
         """True when results go to Supabase Storage, False when they stay on this machine."""
         given = bool(self.supabase_url and self.supabase_key)
         return self.publish_to == "storage" or (self.publish_to == "auto" and given and self.queue != "embedded")
+
+    def models_directory(self) -> Path:
+        """Where LoRAs and weights are kept for all tasks, each in a directory of its kind."""
+        return Path(self.wan_models_dir) if self.wan_models_dir else self.data_dir / "models"
 
     def run_directory(self) -> Path:
         """Where the sockets are: short, since a socket's path has at most 107 bytes."""

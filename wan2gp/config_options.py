@@ -69,6 +69,13 @@ def _at_least(lowest: float) -> Callable[[str], float]:
     return parse
 
 
+def _share(value: str) -> float:
+    number = float(value)
+    if not 0.1 <= number <= 1:
+        raise ValueError("give a share from 0.1 to 1")
+    return number
+
+
 def _port(value: str) -> int:
     number = int(value)
     if not 1 <= number <= 65535:
@@ -107,6 +114,23 @@ def _directories(value: str) -> tuple[str, ...]:
     if not all(name.startswith("/") for name in found):
         raise ValueError("give absolute paths")
     return found
+
+
+def _model_sources(value: str) -> tuple[str, ...]:
+    """Host and first parts of the path, each; ``http://`` in front where a mirror in the house has no TLS."""
+    found = tuple(name.rstrip("/") for name in _names(value))
+    for name in found:
+        parts = _split(name if "://" in name else f"https://{name}")
+        wrong = parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc
+        if wrong or parts.query or parts.fragment or not {"", ".", ".."}.isdisjoint(parts.path.split("/")[1:]):
+            raise ValueError("give hosts with an owner's name, as in huggingface.co/DeepBeepMeep")
+    return found
+
+
+def _place(value: str) -> str:
+    if value and not value.startswith("/"):
+        raise ValueError("give an absolute path")
+    return value.rstrip("/") or value
 
 
 def command_flags(value: str) -> str:
@@ -383,6 +407,85 @@ OPTIONS: dict[str, Option] = {
     ),
     "wan2gp_path": Option("wan2gp.path", "WAN2GP_PATH", "", _text, "Wan2GP's checkout"),
     "wan2gp_python": Option("wan2gp.python", "WAN2GP_PYTHON", "", _text, "interpreter for Wan2GP"),
+    "wan_start_timeout_s": Option(
+        "wan.start_timeout_s",
+        "WAN2GP_START_TIMEOUT_S",
+        180.0,
+        _at_least(1.0),
+        "limit for Wan2GP's start, seconds; the first one after an installation compiles for more than a minute",
+    ),
+    "wan_stuck_s": Option(
+        "wan.stuck_s",
+        "WAN2GP_STUCK_S",
+        1800.0,
+        _at_least(1.0),
+        "limit without a sign of life of a generation, the load of its model included, seconds",
+    ),
+    "wan_cancel_grace_s": Option(
+        "wan.cancel_grace_s",
+        "WAN2GP_CANCEL_GRACE_S",
+        60.0,
+        _seconds,
+        "how long a cancelled generation may go on before its process is ended, seconds; a load cannot be interrupted",
+    ),
+    "wan_idle_unload_s": Option(
+        "wan.idle_unload_s",
+        "WAN2GP_IDLE_UNLOAD_S",
+        600.0,
+        _seconds,
+        "give the model's memory back after so long without work, seconds; 0: never",
+    ),
+    "wan_profile": Option(
+        "wan.profile",
+        "WAN2GP_PROFILE",
+        "4",
+        _one_of("1", "2", "3", "3.5", "4", "4.5", "5"),
+        "Wan2GP's memory profile: 1 needs most memory and is fastest, 5 needs least",
+    ),
+    "wan_attention": Option(
+        "wan.attention",
+        "WAN2GP_ATTENTION",
+        "sdpa",
+        _one_of("auto", "sdpa", "sage", "sage2", "flash", "xformers"),
+        "Wan2GP's attention; all but `sdpa` need a package in its environment",
+    ),
+    "wan_vram_coefficient": Option(
+        "wan.vram_coefficient",
+        "WAN2GP_VRAM_COEFFICIENT",
+        0.8,
+        _share,
+        "share of the GPU's memory that Wan2GP plans with",
+    ),
+    "wan_download": Option(
+        "wan.download", "WAN2GP_DOWNLOAD", True, _flag, "fetch weights that Wan2GP does not find, at their first use"
+    ),
+    "wan_model_sources": Option(
+        "wan.model_sources",
+        "WAN2GP_MODEL_SOURCES",
+        ("huggingface.co/DeepBeepMeep",),
+        _model_sources,
+        "where weights may be fetched from; they can run code when they are loaded, so: only whom you trust",
+    ),
+    "wan_models_dir": Option(
+        "wan.models_dir",
+        "WAN2GP_MODELS_DIR",
+        "",
+        _place,
+        "where LoRAs and weights are kept, also for several workers; else `models` in the data directory",
+    ),
+    "wan_weights_bytes": Option(
+        "wan.weights_bytes",
+        "WAN2GP_WEIGHTS_BYTES",
+        500 * 1024**3,
+        _positive,
+        "disk for weights that were fetched, bytes; those put there by hand do not count",
+    ),
+    "wan_loras_bytes": Option(
+        "wan.loras_bytes", "WAN2GP_LORAS_BYTES", 50 * 1024**3, _positive, "the same for LoRAs, bytes"
+    ),
+    "wan_lora_max_bytes": Option(
+        "wan.lora_max_bytes", "WAN2GP_LORA_MAX_BYTES", 8 * 1024**3, _positive, "largest LoRA that is fetched, bytes"
+    ),
     "allow_private_urls": Option(
         "inputs.allow_private_urls",
         "WAN2GP_ALLOW_PRIVATE_URLS",
