@@ -15,6 +15,7 @@ pytest.register_assert_rewrite(
     "tests.contract_graph",
     "tests.contract_identity",
     "tests.contract_predecessor",
+    "tests.contract_warm",
     "tests.contract_wire",
 )
 
@@ -23,6 +24,8 @@ from tests.contract_ends import CancelContract, FinishContract, PeopleContract, 
 from tests.contract_graph import DependencyContract, SpawnContract  # noqa: E402
 from tests.contract_identity import IdentityContract  # noqa: E402
 from tests.contract_predecessor import PredecessorContract  # noqa: E402
+from tests.contract_warm import LOADED as LOADED  # noqa: E402
+from tests.contract_warm import WarmContract  # noqa: E402
 from tests.contract_wire import WireContract  # noqa: E402
 
 
@@ -39,5 +42,6 @@ class QueueContract(
     PeopleContract,
     WireContract,
     PredecessorContract,
+    WarmContract,
 ):
     """All of it."""

@@ -78,7 +78,7 @@ class TestCheck:
             edge.stack.front.up()
 
     def test_what_is_weaker_is_said(self, edge: EdgeProject) -> None:
-        assert len(WEAKER) == 10 and all(sentence == sentence.strip(" .") for sentence in WEAKER)
+        assert len(WEAKER) == 11 and all(sentence == sentence.strip(" .") for sentence in WEAKER)
         queue = edge.queue()
         assert queue.facts() == {"predecessor": True, "system_logs": False}
         assert queue.log(WORKER, [{"message": "a"}]) == 0 and queue.rescue(WORKER) == 0

@@ -16,8 +16,9 @@ from psycopg.conninfo import make_conninfo
 from tests.conftest_db import PgServer
 from tests.contract_bench import SPEC_INSERT, Admin, claim, end
 from tests.faulty_link import FaultyLink
-from tests.queue_contract import QueueContract
+from tests.queue_contract import LOADED, QueueContract
 from wan2gp.supervisor import postgres_sessions
+from wan2gp.supervisor.migrate import migrate
 from wan2gp.supervisor.postgres import PostgresQueue
 from wan2gp.supervisor.postgres_errors import DeadlinePassed, explain, too_late
 from wan2gp.supervisor.postgres_sessions import Sessions
@@ -40,6 +41,19 @@ def task_queue(database: str) -> Iterator[PostgresQueue]:
     queue = PostgresQueue(database)
     yield queue
     queue.close()
+
+
+EARLIER_CLAIM = """
+    ALTER FUNCTION wan2gp_claim(text, text, text[], int, float8, jsonb) RENAME TO wan2gp_claim_now;
+    CREATE FUNCTION wan2gp_claim(p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8)
+        RETURNS jsonb LANGUAGE sql AS 'SELECT wan2gp_claim_now(p_claim_id, p_worker, p_types, p_limit, p_lease_s)';
+    CREATE OR REPLACE FUNCTION wan2gp_version() RETURNS int LANGUAGE sql AS 'SELECT 3'"""
+"""Makes the functions those of the version before, which takes no preference."""
+
+
+def change(url: str, script: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(script.encode())
 
 
 @pytest.mark.parametrize("lasting_database", ["ours", "predecessor"], indirect=True)
@@ -243,6 +257,30 @@ class TestRefusals:
         admin.execute("CREATE OR REPLACE FUNCTION wan2gp_version() RETURNS int LANGUAGE sql AS 'SELECT 0'")
         with closing(PostgresQueue(database)) as queue, pytest.raises(FunctionsMissing, match="version 0"):
             queue.check()
+
+    def test_the_contract_before_is_served_in_plain_order(self, queue_db: str) -> None:
+        """A worker that was updated before its database could not claim at all."""
+        change(queue_db, EARLIER_CLAIM)
+        with closing(PostgresQueue(queue_db)) as queue:
+            queue.check()
+            assert not queue.prefers
+            large, small = queue.enqueue("i2v", {}), queue.enqueue("t2v", {})
+            replies = [queue.claim(f"c{n}", "w", ["t2v", "i2v"], 1, 90, [LOADED]) for n in range(2)]
+            assert [reply.tasks[0].id for reply in replies] == [large, small]
+
+    def test_a_program_of_the_contract_before_goes_on_after_a_migration(self, queue_db: str) -> None:
+        """Two functions of one name, and its call would be ambiguous."""
+        change(queue_db, EARLIER_CLAIM)
+        with closing(PostgresQueue(queue_db)) as earlier, closing(PostgresQueue(queue_db)) as queue:
+            earlier.check()
+            assert earlier.claim("a", "w", ["t2v"], 1, 90).tasks == ()
+            change(queue_db, "DROP FUNCTION wan2gp_claim_now(text, text, text[], int, float8, jsonb)")
+            migrate(queue_db)
+            ids = [earlier.enqueue("t2v", {}) for _ in range(2)]
+            assert [task.id for task in earlier.claim("b", "w", ["t2v"], 1, 90).tasks] == ids[:1]
+            queue.check()
+            assert queue.prefers
+            assert [task.id for task in queue.claim("c", "w", ["t2v"], 1, 90, [LOADED]).tasks] == ids[1:]
 
     def test_nobody_listens_there(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

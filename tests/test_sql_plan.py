@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Json
 
 from tests.contract_bench import Admin
 from wan2gp.supervisor.migrate import steps
@@ -34,6 +35,10 @@ ARGUMENTS = {
     "v_token": "'t'::text",
     "p_task": "gen_random_uuid()",
     "p_ids": "ARRAY[gen_random_uuid()]",
+    "p_id": "'00000000-0000-0000-0000-000000000001'::uuid",
+    "v_id": "'00000000-0000-0000-0000-000000000001'::uuid",
+    "v_priority": "0",
+    "v_group": """'{"types": {"type1": "m", "type3": null}, "model": "other"}'::jsonb""",
 }
 
 
@@ -68,7 +73,11 @@ def statement(name: str, pattern: str) -> str:
 
 
 STATEMENTS = {
-    "claim one": ("wan2gp_claim_one", r"(WITH picked AS.*?phase = NULL.*?);"),
+    "claim one": ("wan2gp_claim_one", r"INTO v_id( FROM public.tasks.*?);"),
+    "lease it out": ("wan2gp_lease_out", r"(WITH taken AS.*?phase = NULL.*?);"),
+    "whose turn it is": ("wan2gp_claim_warm", r"SELECT t\.priority, t\.params INTO v_priority, v_params(.*?);"),
+    "who needs nothing loaded": ("wan2gp_claim_warm", r"FOR v_id IN(.*?)LOOP"),
+    "take it": ("wan2gp_claim_warm", r"PERFORM( FROM public.tasks.*?);"),
     "heads of the types": ("wan2gp_claim", r"FOR v_type IN(.*?)LOOP"),
     "is anything due": ("wan2gp_claim", r"IF EXISTS \((SELECT FROM public.tasks.*?)\) THEN"),
     "promote what is due": ("wan2gp_claim", r"(UPDATE public.tasks t SET run_after = NULL.*?);"),
@@ -117,8 +126,21 @@ def test_no_statement_of_a_claim_reads_the_table(full: Admin) -> None:
     assert not list(filter(None, (offences(full, name) for name in STATEMENTS)))
     for n in range(8):  # until the session's plans are made
         full.execute("SELECT wan2gp_claim(%s, 'w', ARRAY['type1', 'type2'], 1, 90)", (f"warm{n}",))
-    query = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT wan2gp_claim('c', 'w', ARRAY['type1', 'type2'], 1, 90)"
-    row = full.execute(query.encode()).fetchone()
+    assert pages_of_claim(full, "'c', 'w', ARRAY['type1', 'type2'], 1, 90") < 300, "the table has thousands of pages"
+
+
+def test_a_claim_that_prefers_what_is_loaded_looks_at_a_few_rows_of_each_type(full: Admin) -> None:
+    warm = Json([{"types": {"type1": "m", "type2": "n", "type3": None}, "model": "m", "others": ["type4"]}])
+    for n in range(8):
+        types = [f"type{n}" for n in range(5)]
+        full.execute("SELECT wan2gp_claim(%s, 'w', %s, 1, 90, %s::jsonb)", (f"warm{n}", types, warm))
+    prefer = """'[{"types": {"type1": "m", "type2": "n", "type3": null}, "model": "m", "others": ["type4"]}]'"""
+    assert pages_of_claim(full, f"'c', 'w', ARRAY['type1', 'type2', 'type3', 'type4'], 1, 90, {prefer}") < 1200
+
+
+def pages_of_claim(full: Admin, arguments: str) -> int:
+    """How many pages one claim touches, of the table or not."""
+    row = full.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT wan2gp_claim({arguments})".encode()).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 300, "the table has thousands of pages"
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])

@@ -26,6 +26,11 @@ UNKNOWN_KEY = frozenset({"401", "PGRST301", "PGRST302", "PGRST303"})
 REVIVE_S = 5.0
 """How long the loop may wait for the embedded server to start again, seconds."""
 
+PLAIN_ORDER = (
+    "The database's functions are of an earlier version: tasks of the model that is loaded are not preferred. "
+    "`wan2gp-ctl db migrate`, then a restart of this worker, lets them be"
+)
+
 
 @dataclass
 class Backend:
@@ -190,4 +195,6 @@ def _checked(backend: Backend) -> Backend:
     except BaseException:
         backend.queue.close()
         raise
+    if backend.kind != "edge" and not backend.queue.prefers:
+        backend.notes += (PLAIN_ORDER,)
     return backend

@@ -22,10 +22,13 @@ from wan2gp.supervisor.queue import (
     QueueUnavailable,
     Settlement,
     SpawnedChild,
+    Warm,
 )
 
-CONTRACT_VERSION = 3
-"""What ``wan2gp_version()`` of the database must answer at least."""
+CONTRACT_VERSION = 4
+"""What ``wan2gp_version()`` of the database answers when it has all that this program can use."""
+OLDEST_SERVED = 3
+"""What it must answer at least: that version has no :attr:`ContractQueue.prefers`, and nothing else is missing."""
 
 _Status = Annotated[str, msgspec.Meta(pattern="^[A-Za-z ]{1,40}$")] | None
 _Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
@@ -63,6 +66,8 @@ class ContractQueue(abc.ABC):
     name: str
     call_s: float
     """Within which an answer must have come, seconds."""
+    prefers: bool = False
+    """Whether claims heed what is loaded; found out by :meth:`check`."""
 
     @abc.abstractmethod
     def _call(self, verb: str, arguments: Mapping[str, Any], shape: Any) -> Any:
@@ -75,20 +80,31 @@ class ContractQueue(abc.ABC):
 
     def check(self) -> None:
         version = self._call("version", {}, int)
-        if version < CONTRACT_VERSION:
+        if version < OLDEST_SERVED:
             raise ContractTooOld(
-                f"the database has version {version} of the queue's functions, this program needs {CONTRACT_VERSION}: "
+                f"the database has version {version} of the queue's functions, this program needs {OLDEST_SERVED}: "
                 "run `wan2gp-ctl db migrate`"
             )
+        self.prefers = version >= CONTRACT_VERSION
 
-    def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
-        arguments = {
+    def claim(
+        self,
+        claim_id: str,
+        worker_id: str,
+        types: Sequence[str],
+        limit: int,
+        lease_s: float,
+        prefer: Sequence[Warm] = (),
+    ) -> ClaimReply:
+        arguments: dict[str, Any] = {
             "p_claim_id": claim_id,
             "p_worker": worker_id,
             "p_types": list(types),
             "p_limit": limit,
             "p_lease_s": lease_s,
         }
+        if prefer and self.prefers:
+            arguments["p_prefer"] = Json([_loaded(one) for one in prefer])
         try:
             return self._claim_whole(arguments)
         except QueueUnavailable as error:
@@ -259,6 +275,10 @@ def shaped(verb: str, reply: Any, shape: Any) -> Any:
     except msgspec.ValidationError as error:
         why = str(error)
     raise MisshapenReply(f"the answer to wan2gp_{verb} is not one of the queue's functions ({why})")
+
+
+def _loaded(warm: Warm) -> dict[str, Any]:
+    return {"types": dict(warm.types), "model": warm.model, "others": list(warm.others)}
 
 
 def _fields(settlement: Settlement) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from wan2gp.supervisor.queue import (
     QueueRefused,
     Settlement,
     SpawnedChild,
+    Warm,
 )
 from wan2gp.supervisor.supabase_project import SupabaseProject
 from wan2gp.tasks import TaskStatus
@@ -46,6 +47,7 @@ WEAKER = (
     "two workers of one id do not notice each other, and --takeover ends nobody",
     "task types are not chosen: what no handler here takes is claimed and put back",
     "no priorities, no run_after, no dependencies but one",
+    "tasks of the model that is loaded are not preferred",
     "tries are counted in this worker's memory alone: another worker, or its next life, begins anew",
     "the reasons of failures stand in output_location, and with a service key in error_message too",
     "an answer of complete_task that is lost may leave a result without its generation, or with two",
@@ -67,6 +69,7 @@ class EdgeQueue:
 
     name = "edge"
     listening = False
+    prefers = False
 
     def __init__(
         self,
@@ -120,8 +123,17 @@ class EdgeQueue:
             self._calls.repeat(UPDATE, {"task_id": _NOBODY, "status": TaskStatus.QUEUED.value})
         self.rest = self._table.open()
 
-    def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
-        """One task at most. A repeat gives what an earlier call has claimed only where the table is open."""
+    def claim(
+        self,
+        claim_id: str,
+        worker_id: str,
+        types: Sequence[str],
+        limit: int,
+        lease_s: float,
+        prefer: Sequence[Warm] = (),
+    ) -> ClaimReply:
+        """One task at most, in the order of the app's function. A repeat gives what an earlier call has claimed only
+        where the table is open."""
         return self._claims.claim(worker_id, types) if limit > 0 else ClaimReply(())
 
     def heartbeat(

@@ -99,11 +99,28 @@ class ClaimedTask:
 
 
 @dataclass(frozen=True)
+class Warm:
+    """What is loaded at one place to load to, for a claim that prefers tasks which need nothing else.
+
+    Tasks go before older ones of the same priority, and of these ``types`` and ``others`` alone.
+    """
+
+    types: Mapping[str, str | None]
+    """The types that find something loaded, each with the model that it stands for when ``params.model`` names none."""
+    model: str | None
+    """The model that is loaded; None: any task of these types finds all it needs."""
+    others: tuple[str, ...] = ()
+    """Types for which what is loaded would have to go."""
+
+
+@dataclass(frozen=True)
 class ClaimReply:
     """The tasks claimed, by priority then age, and when to look again without being woken (None: no known time)."""
 
     tasks: tuple[ClaimedTask, ...]
     next_due_s: float | None = None
+    passed: int | None = None
+    """How many of them went before an older one; None: not known, or nothing was preferred."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +212,26 @@ class TaskQueue(Protocol):
     def listening(self) -> bool:
         """Whether :meth:`wait` is ended by the database; False means that only polling finds new tasks."""
 
+    @property
+    def prefers(self) -> bool:
+        """Whether :meth:`claim` heeds ``prefer``; known after :meth:`check`."""
+
     def check(self) -> None:
         """Raise unless the database answers and has all functions."""
 
-    def claim(self, claim_id: str, worker_id: str, types: Sequence[str], limit: int, lease_s: float) -> ClaimReply:
-        """Claim up to ``limit`` tasks of these types. The same ``claim_id`` again gives the same rows."""
+    def claim(
+        self,
+        claim_id: str,
+        worker_id: str,
+        types: Sequence[str],
+        limit: int,
+        lease_s: float,
+        prefer: Sequence[Warm] = (),
+    ) -> ClaimReply:
+        """Claim up to ``limit`` tasks of these types. The same ``claim_id`` again gives the same rows.
+
+        ``prefer``: what is loaded, each type in one of them at most; without it tasks come in plain order.
+        """
 
     def heartbeat(
         self, worker_id: str, leases: Sequence[LeaseBeat], lease_s: float, metadata: Mapping[str, Any]

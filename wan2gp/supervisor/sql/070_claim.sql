@@ -17,24 +17,18 @@ BEGIN
 END
 $fn$;
 
--- Claims one row of a type. True when there was one. The planner's other ideas are ruled out for the whole claim (see
--- the function's settings): a plan made while the table was tiny lives as long as the session.
-CREATE OR REPLACE FUNCTION public.wan2gp_claim_one(p_claim_id text, p_worker text, p_type text, p_lease_s float8)
+-- Gives a row that is locked to the worker, under a lease of its own. False when a trigger of others would not have it.
+CREATE OR REPLACE FUNCTION public.wan2gp_lease_out(p_claim_id text, p_worker text, p_id uuid, p_lease_s float8)
 RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_token text := replace(gen_random_uuid()::text, '-', '');
 BEGIN
-    WITH picked AS MATERIALIZED (
-        SELECT t.id FROM public.tasks t
-         WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL AND t.task_type = p_type
-         ORDER BY t.priority DESC, t.created_at, t.id
-         LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-    ), taken AS (
+    WITH taken AS (
         UPDATE public.tasks t
            SET status = 'In Progress', worker_id = p_worker, error_message = NULL,
                attempts = least(greatest(coalesce(t.attempts, 0), 0), 1000000000) + 1,  -- whatever somebody wrote there
                generation_started_at = now(), generation_processed_at = NULL, updated_at = now()
-          FROM picked WHERE t.id = picked.id
+         WHERE t.id = p_id
         RETURNING t.id, t.attempts
     ), logged AS (
         INSERT INTO public.task_events (task_id, name, worker_id, attempt)
@@ -55,14 +49,93 @@ BEGIN
 END
 $fn$;
 
+-- Claims one row of a type. True when there was one. The planner's other ideas are ruled out for the whole claim (see
+-- the function's settings): a plan made while the table was tiny lives as long as the session.
+CREATE OR REPLACE FUNCTION public.wan2gp_claim_one(p_claim_id text, p_worker text, p_type text, p_lease_s float8)
+RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_id uuid;
+BEGIN
+    SELECT t.id INTO v_id FROM public.tasks t
+     WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL AND t.task_type = p_type
+     ORDER BY t.priority DESC, t.created_at, t.id
+     LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND AND public.wan2gp_lease_out(p_claim_id, p_worker, v_id, p_lease_s);
+END
+$fn$;
+
+-- Whether a row asks for the model that is loaded: by the name in its params, else by what its type stands for. NULL as
+-- the loaded model: any will do. To read a name in params of megabytes would cost more than it brings: they are not warm.
+CREATE OR REPLACE FUNCTION public.wan2gp_is_warm(p_params jsonb, p_known text, p_loaded text) RETURNS boolean
+LANGUAGE sql STABLE AS $fn$
+    SELECT p_loaded IS NULL OR CASE
+        WHEN pg_column_size(p_params) <= 32768
+        THEN coalesce(coalesce(nullif(public.wan2gp_params(p_params) ->> 'model', ''), p_known) = p_loaded, false)
+        ELSE false END
+$fn$;
+
+-- Claims a row for which nothing need be loaded, when the first row of p_type, whose turn it is, would have something
+-- loaded for it: one of the same priority, the oldest first. False when there is none, or the turn is to be kept.
+-- p_prefer: [{types: {<type>: <the model that it stands for>, …}, model: <what is loaded>, others: [<type>, …]}, …]; a
+-- group is of types that share a place to load to, and no row of a type outside is ever passed.
+CREATE OR REPLACE FUNCTION public.wan2gp_claim_warm(
+    p_claim_id text, p_worker text, p_lease_s float8, p_prefer jsonb, p_types text[], p_type text
+) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $fn$
+DECLARE
+    v_group jsonb;
+    v_priority int;
+    v_params jsonb;
+    v_id uuid;
+BEGIN
+    SELECT g.value INTO v_group
+      FROM jsonb_array_elements(CASE WHEN jsonb_typeof(p_prefer) = 'array' THEN p_prefer ELSE '[]' END) AS g
+     WHERE jsonb_typeof(g.value -> 'types') = 'object' AND (g.value -> 'types' ? p_type OR g.value -> 'others' ? p_type)
+     LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT t.priority, t.params INTO v_priority, v_params FROM public.tasks t
+     WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL AND t.task_type = p_type
+     ORDER BY t.priority DESC, t.created_at, t.id LIMIT 1;
+    IF NOT FOUND OR v_group -> 'types' ? p_type
+                    AND public.wan2gp_is_warm(v_params, v_group -> 'types' ->> p_type, v_group ->> 'model') THEN
+        RETURN false;
+    END IF;
+    FOR v_id IN
+        SELECT h.id FROM jsonb_each_text(v_group -> 'types') AS w(task_type, known)
+          CROSS JOIN LATERAL (
+            SELECT t.id, t.created_at, t.params FROM public.tasks t
+             WHERE t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL
+               AND t.task_type = w.task_type AND t.priority = v_priority
+             ORDER BY t.priority DESC, t.created_at, t.id LIMIT 32) AS h
+         WHERE w.task_type = ANY (p_types) AND public.wan2gp_is_warm(h.params, w.known, v_group ->> 'model')
+         ORDER BY h.created_at, h.id LIMIT 8
+    LOOP
+        PERFORM FROM public.tasks t
+          WHERE t.id = v_id AND t.status = 'Queued' AND t.open_dependencies = 0 AND t.run_after IS NULL
+            FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND AND public.wan2gp_lease_out(p_claim_id, p_worker, v_id, p_lease_s) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+    RETURN false;
+END
+$fn$;
+
 -- Answers {tasks: [...], next_due_s}. The same p_claim_id gives the same rows for as long as they are held.
+-- With p_prefer (see wan2gp_claim_warm) it also says how many of them went before an older one: passed, which a repeat of
+-- the claim does not know any more. The functions of an earlier contract must go: beside them, a call without p_prefer
+-- would be ambiguous.
+DROP FUNCTION IF EXISTS public.wan2gp_claim(text, text, text[], int, float8);
+DROP FUNCTION IF EXISTS public.wan2gp_claim_bare(text, text, text[], int, float8);
 CREATE OR REPLACE FUNCTION public.wan2gp_claim(
-    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8
+    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8, p_prefer jsonb DEFAULT NULL
 ) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $fn$
 DECLARE
     v_tasks jsonb;
     v_type text;
     v_count int := 0;
+    v_passed int := 0;
     v_found boolean;
     v_due timestamptz;
     v_patience text := current_setting('lock_timeout');
@@ -93,7 +166,7 @@ BEGIN
 
     WHILE v_count < p_limit LOOP
         v_found := false;
-        IF cardinality(p_types) = 1 THEN
+        IF cardinality(p_types) = 1 AND p_prefer IS NULL THEN
             v_found := public.wan2gp_claim_one(p_claim_id, p_worker, p_types[1], p_lease_s);
         ELSE
             -- The first row of each type, unlocked, gives the order of the types; the claim itself locks only what it takes.
@@ -106,6 +179,11 @@ BEGIN
                      ORDER BY t.priority DESC, t.created_at, t.id LIMIT 1) AS head
                  ORDER BY head.priority DESC, head.created_at
             LOOP
+                IF p_prefer IS NOT NULL THEN
+                    v_found := public.wan2gp_claim_warm(p_claim_id, p_worker, p_lease_s, p_prefer, p_types, v_type);
+                    v_passed := v_passed + v_found::int;
+                    EXIT WHEN v_found;
+                END IF;
                 v_found := public.wan2gp_claim_one(p_claim_id, p_worker, v_type, p_lease_s);
                 EXIT WHEN v_found;
             END LOOP;
@@ -122,20 +200,21 @@ BEGIN
     END IF;
     RETURN jsonb_build_object(
         'tasks', CASE WHEN v_count = 0 THEN '[]' ELSE public.wan2gp_claimed(p_claim_id) END,
-        'next_due_s', CASE WHEN v_due IS NOT NULL THEN greatest(extract(epoch FROM v_due - clock_timestamp()), 0) END);
+        'next_due_s', CASE WHEN v_due IS NOT NULL THEN greatest(extract(epoch FROM v_due - clock_timestamp()), 0) END,
+        'passed', CASE WHEN p_prefer IS NOT NULL THEN v_passed END);
 END
 $fn$;
 
 -- The same claim for a caller that cannot hold what some row has in its params: they are left out of the answer, which
 -- says instead how many bytes they are as text.
 CREATE OR REPLACE FUNCTION public.wan2gp_claim_bare(
-    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8
+    p_claim_id text, p_worker text, p_types text[], p_limit int, p_lease_s float8, p_prefer jsonb DEFAULT NULL
 ) RETURNS jsonb LANGUAGE sql VOLATILE AS $fn$
     SELECT jsonb_set(claim.reply, '{tasks}', coalesce(
                (SELECT jsonb_agg(t.value - 'params' || jsonb_build_object('params_bytes', octet_length(t.value ->> 'params'))
                                  ORDER BY t.n)
                   FROM jsonb_array_elements(claim.reply -> 'tasks') WITH ORDINALITY AS t(value, n)), '[]'))
-      FROM public.wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s) AS claim(reply)
+      FROM public.wan2gp_claim(p_claim_id, p_worker, p_types, p_limit, p_lease_s, p_prefer) AS claim(reply)
 $fn$;
 
 -- The worker's row, as a pod scaler reads it: the time, and metadata of which only our own keys change. A worker that was

@@ -174,4 +174,4 @@ LANGUAGE sql VOLATILE AS $fn$
 $fn$;
 
 -- Raised whenever a function's parameters or answers change.
-CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 3 $fn$;
+CREATE OR REPLACE FUNCTION public.wan2gp_version() RETURNS int LANGUAGE sql IMMUTABLE AS $fn$ SELECT 4 $fn$;

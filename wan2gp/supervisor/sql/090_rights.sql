@@ -117,10 +117,10 @@ END
 $step$;
 
 -- The claim's plan may never depend on how large the table was when the session first claimed.
-ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8) SET enable_seqscan = off;
-ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8) SET enable_bitmapscan = off;
-ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8) SET enable_hashjoin = off;
-ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8) SET enable_mergejoin = off;
+ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8, jsonb) SET enable_seqscan = off;
+ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8, jsonb) SET enable_bitmapscan = off;
+ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8, jsonb) SET enable_hashjoin = off;
+ALTER FUNCTION public.wan2gp_claim(text, text, text[], int, float8, jsonb) SET enable_mergejoin = off;
 
 -- A REST front end keeps a list of the functions; this makes it look again.
 NOTIFY pgrst, 'reload schema';
