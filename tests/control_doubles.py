@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -184,7 +184,8 @@ class PaperWorker:
 class PaperSupervisor:
     """A control server as a supervisor has it, with lock, token and run.json in ``data_dir``."""
 
-    def __init__(self, data_dir: Path, run_dir: Path) -> None:
+    def __init__(self, data_dir: Path, run_dir: Path, ours: Callable[[int], bool] = lambda pid: False) -> None:
+        """``ours``: processes that may not ask; none, since all that a test starts is below it."""
         self.data_dir = data_dir
         self.queue = PaperQueue()
         self.worker = PaperWorker()
@@ -199,6 +200,7 @@ class PaperSupervisor:
             self.worker,
             data_dir=data_dir,
             fault=self.faults.append,
+            ours=ours,
         )
         self.server.start()
         ticks = start_time(os.getpid()) or 0

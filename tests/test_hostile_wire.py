@@ -20,7 +20,8 @@ from tests.conftest_worker import Worker, eventually
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
 from tests.shared_worker import shared_worker
 from wan2gp.protocol import Beat, Event, Finished, ProtocolError, Run, Succeeded, Unload, Up, encode
-from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, HANDSHAKE_S, MESSAGES, REFUSALS_MAX, Router, Unreachable
+from wan2gp.supervisor.connections import HANDSHAKE_S
+from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, MESSAGES, REFUSALS_MAX, Router, Unreachable
 
 A, B = b"a#1#secret-of-a", b"b#1#secret-of-b"
 Heard = list[tuple[bytes, Up | ProtocolError]]

@@ -300,6 +300,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """How handlers are confined: best, require or off."""
     unprotected: dict[str, str] = {}
     """Layers of the sandbox that this machine does not give every handler, and why."""
+    turned_away: dict[str, int] = {}
+    """Connections to the control socket that were closed for what they are or did, by reason; ``handler``: by a process
+    that a handler, or anything else below the supervisor, has started."""
 
 
 class TaskEvent(msgspec.Struct, frozen=True):

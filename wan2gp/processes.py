@@ -170,6 +170,33 @@ def is_below(pid: int, root: int) -> bool:
     return False
 
 
+def may_be_below(pid: int, root: int) -> bool:
+    """False only when ``pid`` is surely no descendant of ``root``: one that is gone, or that hides, may have been. A
+    ``pid`` of 0 names a process of an outer pid namespace, see unix(7), and nobody leaves his own for that."""
+    if pid == root:
+        return False
+    while pid > 1:
+        fields = _stat(pid)
+        if not fields:
+            return not _of_another_user(pid)
+        pid = int(fields[1])
+        if pid == root:
+            return True
+    return False
+
+
+def _of_another_user(pid: int) -> bool:
+    """Whether it is there and not ours to signal: hidden from us where /proc is mounted with ``hidepid``. Of those that
+    are below us none is: only root starts processes under other users, and sees all."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
+
+
 def running_as(uid: int) -> list[int]:
     """The processes of a user, by the id that they act under; zombies hold nothing and are left out."""
     found = []

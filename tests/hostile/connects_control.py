@@ -36,7 +36,10 @@ def ordered(path: str, token: bytes) -> str:
         made.sendall(GREETING)
         made.recv(64, socket.MSG_WAITALL)
         made.sendall(READY)
-        made.recv(made.recv(2, socket.MSG_WAITALL)[1], socket.MSG_WAITALL)
+        head = made.recv(2, socket.MSG_WAITALL)
+        if len(head) < 2:
+            raise Refused("hung up")
+        made.recv(head[1], socket.MSG_WAITALL)
         made.sendall(frame(b"1", True) + frame(token, True) + frame(request, False))
         try:
             answer = made.recv(4096)

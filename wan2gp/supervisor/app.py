@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import zmq
-
 from wan2gp import __version__, cgroups
 from wan2gp.config import Config
 from wan2gp.logs import Facts, Log
@@ -158,8 +156,6 @@ class App:
         opened: contextlib.ExitStack,
     ) -> None:
         config, facts, queue = self._config, self._facts, self._backend.queue
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        opened.callback(context.term)
         router = Router(run_dir.router)
         if run_dir.group is not None:
             router.open_to(run_dir.group)
@@ -219,7 +215,7 @@ class App:
         watches = Watches(config, loop, inbox, facts, self._nvml)
         opened.callback(watches.stop)
         watches.start()
-        self._announce(run_dir, LoopOperations(loop, inbox, self._backend, watches), opened)
+        self._announce(run_dir, LoopOperations(loop, inbox, self._backend, watches), inbox, opened)
         self._stop_if_superseded()
         claimer.start()
         opened.callback(self._last_claims, claimer, inbox, settler)
@@ -306,7 +302,9 @@ class App:
                 self._superseded.set()
         self._stop_if_superseded()
 
-    def _announce(self, run_dir: RunDir, operations: LoopOperations, opened: contextlib.ExitStack) -> None:
+    def _announce(
+        self, run_dir: RunDir, operations: LoopOperations, inbox: Inbox, opened: contextlib.ExitStack
+    ) -> None:
         config = self._config
         token = create_token(config.data_dir)
         control = ControlServer(
@@ -317,6 +315,8 @@ class App:
             data_dir=config.data_dir,
             fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
             gpus=self._gpus.read,
+            turned_away=lambda counts: self._facts("control.turned_away", counts=_counted(counts)),
+            intruded=lambda pid: inbox.post(lambda: self._loop.intruded(pid)),
         )
         control.start()
         opened.callback(control.stop)
@@ -489,6 +489,10 @@ def _off_signals() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} ({why})" for why, count in sorted(counts.items()))
 
 
 def _secrets(config: Config) -> list[str]:

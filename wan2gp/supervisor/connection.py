@@ -1,4 +1,4 @@
-"""One child's connection to the supervisor: a socket that never blocks, what waits to be sent, what was paid for."""
+"""One connection to the supervisor: a socket that never blocks, what waits to be sent, what was paid for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import select
 import socket
 import struct
 
-from wan2gp.protocol import MAX_MESSAGE_BYTES
 from wan2gp.supervisor.zmtp import Session
 
 READ_BYTES = 256 * 1024
-QUEUE_BYTES = 2 * MAX_MESSAGE_BYTES
-"""How much may wait for a peer that does not read, bytes."""
 _UCRED = struct.Struct("3i")
 
 
 class Connection:
     """Owns its socket. ``closed`` is True once nothing can come from it any more."""
 
-    def __init__(self, own: socket.socket, now: float) -> None:
+    def __init__(self, own: socket.socket, session: Session, queue_bytes: int, now: float) -> None:
+        """``queue_bytes``: how much may wait for a peer that does not read."""
         own.setblocking(False)
         self._socket = own
-        self.session = Session(MAX_MESSAGE_BYTES)
+        self._queue_bytes = queue_bytes
+        self.session = session
         self.opened_at = now
         self.ended = False
         """The peer has closed it; what it had said before is still to be heard."""
@@ -35,7 +34,12 @@ class Connection:
     @property
     def wishes(self) -> int:
         """The events of ``epoll(7)`` to wait for."""
-        return select.EPOLLIN | (select.EPOLLOUT if self._out else 0)
+        return select.EPOLLIN | (select.EPOLLOUT if self.unsent else 0)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits until the peer reads."""
+        return bool(self._out or self.session.answer)
 
     def read(self) -> None:
         """Take what has come, at most one read of it."""
@@ -50,22 +54,26 @@ class Connection:
 
     def queue(self, data: bytes) -> bool:
         """Send it now, or as the peer reads. False when too much waits already."""
-        if self._out and len(self._out) + len(data) > QUEUE_BYTES:
+        if self._out and len(self._out) + len(data) > self._queue_bytes:
             return False
+        self._put_answer()
         self._out += data
         self.flush()
         return True
 
     def flush(self) -> None:
         """Send what the kernel takes."""
-        answer = self.session.answer
-        if answer:
-            self._out += answer  # no message is queued before it
-            answer.clear()
         # Of a connection that is broken the end is read, behind the peer's last words.
         with contextlib.suppress(OSError):
-            while self._out:
+            while self.unsent:
+                self._put_answer()
                 del self._out[: self._socket.send(self._out)]
+
+    def _put_answer(self) -> None:
+        """Behind all that waits already, so that a session knows how much its peer leaves unread."""
+        if not self._out:
+            self._out += self.session.answer
+            self.session.answer.clear()
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -73,6 +73,7 @@ class ControlDesk:
     data_dir: Path
     census: Census
     gpus: Callable[[], tuple[control.Gpu, ...]]
+    turned_away: Callable[[], Mapping[str, int]]
 
     def answer(self, request: AnyRequest) -> AnyReply:
         """The reply. Raises :class:`ControlRefused`; anything else is a fault of ours."""
@@ -127,6 +128,7 @@ class ControlDesk:
             database_ok=worker.database_ok and stats.error is None,
             unclaimable=unclaimable(worker, stats),
             gpus=self.gpus(),
+            turned_away=dict(self.turned_away()),
         )
         return control.StatusReply(worker, stats)
 

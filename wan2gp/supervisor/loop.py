@@ -15,7 +15,7 @@ from typing import Any
 
 from wan2gp.config import Config
 from wan2gp.logs import Facts
-from wan2gp.protocol import Failed, Fetched, Outcome, Source
+from wan2gp.protocol import Failed, Fetched, Outcome, ProtocolError, Source
 from wan2gp.supervisor.blame import UNHEALTHY, Blame
 from wan2gp.supervisor.child import Child
 from wan2gp.supervisor.claimer import Claimer
@@ -149,6 +149,7 @@ class Loop:
             cancel_grace_s=spec.cancel_grace_s,
             prefetch=self.config.prefetch if spec.prefetch else 0,
             early_inputs=spec.early_inputs,
+            may_fetch=spec.may_fetch(self.config),
         )
 
     def _courier_desk(self) -> CourierDesk:
@@ -379,6 +380,12 @@ class Loop:
         """Let a handler give the GPU back. None when there is no such handler."""
         desk = self.handlers.get(name)
         return None if desk is None else desk.free()
+
+    def intruded(self, pid: int) -> None:
+        """A process connects to the control socket without end: whoever has brought it forth ends."""
+        for desk in self.desks:
+            if desk.child is not None and desk.child.owns(pid):
+                desk.hear(ProtocolError("it opens connection after connection to the control socket"))
 
     def publish_again(self, task_id: str | None) -> int:
         """Send what could not be published now; how many results that are."""

@@ -7,43 +7,34 @@ like that is reported as a :class:`~wan2gp.protocol.ProtocolError`, for which th
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import select
-import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
-from wan2gp.protocol import Down, ProtocolError, Up, encode
+from wan2gp.protocol import MAX_MESSAGE_BYTES, Down, ProtocolError, Up, encode
 from wan2gp.supervisor.allowance import Allowance, Rate
 from wan2gp.supervisor.bounds import understood
-from wan2gp.supervisor.connection import Connection, peer_pid
-from wan2gp.supervisor.zmtp import Violation, frame
+from wan2gp.supervisor.connection import Connection
+from wan2gp.supervisor.connections import Connections
+from wan2gp.supervisor.zmtp import Session, Violation, frame
 
 BURST = 256
 """Messages taken from one peer in one go, so that a chatty child cannot keep the loop from its other duties."""
-BACKLOG = 64
-ACCEPTS = 16
-"""Connections taken in one go."""
+QUEUE_BYTES = 2 * MAX_MESSAGE_BYTES
+"""How much may wait for a child that does not read, bytes."""
 CONNECTIONS_MAX = 3
 """Of one peer at a time. One is enough; it may be replaced before its end is seen."""
 REFUSALS_MAX = 32
 """So many connections of one peer may be turned away before it counts as flooding."""
 SECRET_MIN = 8
 """Shorter ones are no tokens, and may be part of any word."""
-HANDSHAKE_S = 10.0
 PAUSE_S = 0.1
 """Shortest pause of one that has said too much: the loop is not to be woken for each message more, seconds."""
 MESSAGES = Rate(per_s=2000, burst=4000, flood=40_000)
 BYTES = Rate(per_s=8 << 20, burst=32 << 20, flood=256 << 20)
 """A task's outcome, with all its texts, may be 8 MiB."""
-_SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Heard = tuple[bytes, "Up | ProtocolError"]
 
@@ -91,36 +82,24 @@ class Router:
     def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
         """``endpoint``: ``ipc://`` and an absolute path of at most 107 bytes. Raises :class:`OSError`."""
         self.endpoint = endpoint
-        self._path = Path(endpoint.removeprefix("ipc://"))
         self._clock = clock
-        self._path.unlink(missing_ok=True)  # of an earlier life: the data directory's lock is ours
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(str(self._path))
-        self._path.chmod(0o600)
-        self._listener.listen(BACKLOG)
-        self._spare = _spare()
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener, select.EPOLLIN)
+        self._connections = Connections(endpoint, lambda: Session(MAX_MESSAGE_BYTES), QUEUE_BYTES, clock)
         self._peers: dict[bytes, _Peer] = {}
-        self._owners: dict[int, tuple[_Peer, Connection]] = {}
-        """By descriptor: every connection, and whose it is."""
-        self._unread: dict[int, None] = {}
-        """Descriptors of those that may have whole messages in memory yet."""
-        self._paused: dict[int, float] = {}
-        """Of those that have said too much, and are not waited for: until when, by descriptor."""
-        self.turned_away: Counter[str] = Counter()
-        """Connections that were closed, by reason."""
+        self._owners: dict[Connection, _Peer] = {}
 
     @property
     def descriptor(self) -> int:
         """Readable when there is something to do here; for a poller."""
-        return self._epoll.fileno()
+        return self._connections.descriptor
+
+    @property
+    def turned_away(self) -> Mapping[str, int]:
+        """Connections that were closed, by reason."""
+        return self._connections.turned_away
 
     def open_to(self, group: int) -> None:
         """Let this group's members connect too: handlers that have a user of their own. Raises :class:`OSError`."""
-        os.chown(self._path, -1, group)
-        self._path.chmod(0o660)
+        self._connections.listener.open_to(group)
 
     def admit(self, identity: bytes, owns: Callable[[int], bool], secrets: Iterable[str] = ()) -> None:
         """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own; what it
@@ -143,80 +122,51 @@ class Router:
             raise Unreachable(f"cannot reach {_name(identity)}: it is not connected")
         if not peer.connection.queue(data):
             raise Unreachable(f"cannot reach {_name(identity)}: it does not read")
-        self._wait_for(peer.connection)
+        self._connections.settle(peer.connection)
 
     def receive(self) -> Iterator[Heard]:
         """What has arrived, at most a burst from each peer; what is no message comes as the error it is."""
         now = self._clock()
-        ready = dict(self._epoll.poll(0))
-        if ready.pop(self._listener.fileno(), 0):
-            yield from self._accept(now)
-        self._resume(now)
-        for descriptor in [*ready, *(each for each in self._unread if each not in ready)]:
-            known = self._owners.get(descriptor)  # an answer to a message may have dropped it
-            if known is not None:
-                yield from self._serve(*known, ready.get(descriptor, 0), now)
-        yield from self._hurry(now)
+        for connection, pid in self._connections.arrivals():
+            yield from self._judge(connection, pid)
+        for connection in self._connections.turns():
+            yield from self._serve(self._owners[connection], connection, now)
+        for connection in self._connections.late():
+            yield from self._refuse(self._forget(connection))
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether something has come within the time."""
-        return self.due_s() == 0.0 or bool(self._epoll.poll(timeout_ms / 1000, 1))
+        return self._connections.wait(timeout_ms)
 
     def due_s(self) -> float | None:
         """After how many seconds :meth:`receive` has something to do, whatever the descriptor says; None: not known."""
-        if self._unread:
-            return 0.0
-        now = self._clock()
-        pauses = [until - now for until in self._paused.values()]
-        shaking = [each.opened_at + HANDSHAKE_S - now for each in self._unknown()]
-        return max(0.0, min([*pauses, *shaking])) if pauses or shaking else None
+        return self._connections.due_s()
 
     def close(self) -> None:
         """Unbind and close."""
-        for _, connection in list(self._owners.values()):
-            self._drop(connection)
-        self._epoll.close()
-        self._listener.close()
-        os.close(self._spare)
-        self._path.unlink(missing_ok=True)
+        self._connections.close()
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    def _accept(self, now: float) -> Iterator[Heard]:
-        for _ in range(ACCEPTS):
-            try:
-                own, _ = self._listener.accept()
-            except OSError as error:
-                if error.errno in _SHORT_OF_DESCRIPTORS:
-                    self._turn_one_away()
-                return
-            yield from self._judge(Connection(own, now), peer_pid(own))
-
     def _judge(self, connection: Connection, pid: int) -> Iterator[Heard]:
-        peer = next((each for each in self._peers.values() if each.owns(pid)), None)
+        try:
+            peer = next((each for each in self._peers.values() if each.owns(pid)), None)
+        except OSError:  # /proc cannot be read: it may try again
+            self._connections.count("no descriptor")
+            connection.close()
+            return
         if peer is None:
-            self.turned_away["stranger"] += 1
+            self._connections.count("stranger")
             connection.close()
         elif peer.reported or len(peer.held) >= CONNECTIONS_MAX:
             connection.close()
-            yield from self._refuse(peer, "too many")
-        else:
+            self._connections.count("too many")
+            yield from self._refuse(peer)
+        elif self._connections.add(connection):
             peer.held.append(connection)
-            self._owners[connection.fileno()] = peer, connection
-            self._epoll.register(connection, connection.wishes)
-            connection.flush()
+            self._owners[connection] = peer
 
-    def _turn_one_away(self) -> None:
-        """There is no descriptor for a connection: one is kept back, to take it and close it."""
-        os.close(self._spare)
-        with contextlib.suppress(OSError):
-            own, _ = self._listener.accept()
-            own.close()
-        self.turned_away["no descriptor"] += 1
-        self._spare = _spare()
-
-    def _refuse(self, peer: _Peer, why: str) -> Iterator[Heard]:
-        self.turned_away[why] += 1
+    def _refuse(self, peer: _Peer) -> Iterator[Heard]:
         peer.refused += 1
         yield from self._report(peer, peer.offence)
 
@@ -229,41 +179,26 @@ class Router:
             self._drop(connection)
         yield peer.identity, ProtocolError(offence)
 
-    def _hurry(self, now: float) -> Iterator[Heard]:
-        """A handshake that takes for ever only costs a descriptor: it is not waited for."""
-        for connection in self._unknown():
-            if not connection.closed and now - connection.opened_at > HANDSHAKE_S:
-                peer, _ = self._owners[connection.fileno()]
-                self._drop(connection)
-                yield from self._refuse(peer, "no handshake")
-
-    def _unknown(self) -> list[Connection]:
-        return [connection for _, connection in self._owners.values() if connection.session.identity is None]
-
     def _drop(self, connection: Connection) -> None:
-        descriptor = connection.fileno()
-        peer, _ = self._owners.pop(descriptor)
-        if descriptor not in self._paused:
-            self._epoll.unregister(descriptor)
-        self._unread.pop(descriptor, None)
-        self._paused.pop(descriptor, None)
+        self._connections.drop(connection)
+        self._forget(connection)
+
+    def _turn_away(self, connection: Connection, why: str) -> Iterator[Heard]:
+        self._connections.drop(connection)
+        self._connections.count(why)
+        yield from self._refuse(self._forget(connection))
+
+    def _forget(self, connection: Connection) -> _Peer:
+        """Of a connection that is closed, whose it was."""
+        peer = self._owners.pop(connection)
         peer.held.remove(connection)
         if peer.connection is connection:
             peer.connection = None
-        connection.close()
-
-    def _wait_for(self, connection: Connection) -> None:
-        if not connection.closed and connection.fileno() not in self._paused:
-            self._epoll.modify(connection, connection.wishes)
+        return peer
 
     # -- what they say -----------------------------------------------------------------------------------------------
 
-    def _serve(self, peer: _Peer, connection: Connection, events: int, now: float) -> Iterator[Heard]:
-        descriptor = connection.fileno()
-        if events & select.EPOLLOUT:
-            connection.flush()
-        if events & ~select.EPOLLOUT and descriptor not in self._unread:
-            connection.read()
+    def _serve(self, peer: _Peer, connection: Connection, now: float) -> Iterator[Heard]:
         try:
             if connection.session.identity is None:
                 yield from self._shake(peer, connection)
@@ -273,12 +208,12 @@ class Router:
             yield from self._report(peer, str(violation))
         if connection.closed:
             return
-        if connection.ended and descriptor not in self._unread and descriptor not in self._paused:
-            self._drop(connection)
-            if connection.session.identity is None:
-                yield from self._refuse(peer, "no handshake")
+        if not self._connections.over(connection):
+            self._connections.settle(connection)
+        elif connection.session.identity is None:
+            yield from self._turn_away(connection, "no handshake")
         else:
-            self._wait_for(connection)
+            self._drop(connection)
 
     def _shake(self, peer: _Peer, connection: Connection) -> Iterator[Heard]:
         done = connection.session.shake()
@@ -288,21 +223,19 @@ class Router:
         if connection.session.identity != peer.identity:
             raise Violation("a connection under another's name")
         if peer.connection is not None and not peer.connection.ended:
-            self._drop(connection)
-            yield from self._refuse(peer, "second")
+            yield from self._turn_away(connection, "second")
         else:
             peer.connection = connection
 
     def _messages(self, peer: _Peer, connection: Connection, now: float) -> Iterator[Heard]:
-        descriptor = connection.fileno()
-        self._unread.pop(descriptor, None)
         for _ in range(BURST):
             if peer.pause_s(now) > 0:
-                self._pause(connection, now + max(PAUSE_S, peer.pause_s(now)))
+                self._connections.pause(connection, now + max(PAUSE_S, peer.pause_s(now)))
                 return
-            payload = connection.session.take()
-            if payload is None:
+            frames = connection.session.take()
+            if frames is None:
                 return
+            (payload,) = frames
             peer.pay(len(payload), now)
             if peer.offence is not None:
                 yield from self._report(peer, peer.offence)
@@ -312,23 +245,7 @@ class Router:
             yield peer.identity, understood(payload)
             if connection.closed:
                 return
-        self._unread[descriptor] = None
-
-    def _pause(self, connection: Connection, until: float) -> None:
-        self._epoll.unregister(connection)
-        self._paused[connection.fileno()] = until
-
-    def _resume(self, now: float) -> None:
-        for descriptor, until in list(self._paused.items()):
-            _, connection = self._owners[descriptor]
-            if until <= now:
-                del self._paused[descriptor]
-                self._epoll.register(connection, connection.wishes)
-                self._unread[descriptor] = None
-
-
-def _spare() -> int:
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._connections.unread(connection)
 
 
 def _name(identity: bytes) -> str:

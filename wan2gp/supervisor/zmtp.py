@@ -1,17 +1,19 @@
 """The supervisor's side of ZMTP, the protocol between ZeroMQ's sockets: bytes in, messages out, no I/O.
 
-Why not libzmq here, which the children use: it trusts its peers. It ends the whole process (an assertion in
-``ipc_listener.cpp``) when one peer opens more connections than there are descriptors, it limits how many messages wait
-but not how many bytes, and it keeps the parts of a message that never ends without any limit, at sixteen times their
-size. Each of these would let one child end the supervisor, and everybody's tasks with it.
+Why not libzmq here, which children and `wan2gp-ctl` use: it trusts its peers. It ends the whole process (an assertion
+in ``ipc_listener.cpp``) when one peer opens more connections than there are descriptors, it limits how many messages
+wait but not how many bytes, and it keeps the parts of a message that never ends without any limit, at sixteen times
+their size. Each of these would let one handler end the supervisor, and everybody's tasks with it.
 
-A peer is a DEALER: greeting, NULL handshake, which gives its identity, then messages of one frame each. Anything else
-is a :class:`Violation`. Source: ZMTP 3.0, https://rfc.zeromq.org/spec/23/.
+A peer is a DEALER: greeting, NULL handshake, which gives its identity, then messages of so many frames at most, with
+one limit for the whole. Anything else is a :class:`Violation`. Source: ZMTP 3.0, https://rfc.zeromq.org/spec/23/; its
+heartbeats, which libzmq sends where it is told to, are those of 3.1, https://rfc.zeromq.org/spec/37/.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 MORE, LONG, COMMAND = 1, 2, 4
 """The bits of a frame's first byte."""
@@ -21,6 +23,11 @@ _GREETING_BYTES = 64
 GREETING = (_SIGNATURE + b"\x03\x00" + _NULL).ljust(_GREETING_BYTES, b"\0")
 """Version 3.0, no encryption: the socket is local, and its peers are known by the kernel's word."""
 _READY = b"\x05READY"
+_PING, _PONG = b"\x04PING", b"\x04PONG"
+_TTL_BYTES = 2
+_CONTEXT_MAX = 16
+_UNSENT_MAX = 4096
+"""Most of our answers to heartbeats that may wait for a peer that does not read them, bytes."""
 _SHORT_MAX = 255
 _HANDSHAKE_MAX = 1024
 """Longest handshake, bytes: it holds two names and two short values."""
@@ -37,6 +44,12 @@ def frame(payload: bytes, flags: int = 0) -> bytes:
     return struct.pack("!BQ", flags | LONG, len(payload)) + payload
 
 
+def message(parts: Sequence[bytes]) -> bytes:
+    """``parts`` as one message."""
+    *before, last = parts
+    return b"".join(frame(each, MORE) for each in before) + frame(last)
+
+
 def ready(socket_type: bytes, identity: bytes = b"") -> bytes:
     """The command that ends the handshake on one side."""
     properties = ((b"Socket-Type", socket_type), (b"Identity", identity))
@@ -48,15 +61,19 @@ class Session:
     """One connection's protocol. Feed it what has come; send :attr:`answer` as it grows; take messages with
     :meth:`take`."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """``max_bytes``: the longest message."""
+    def __init__(self, max_bytes: int, max_frames: int = 1, *, heartbeats: bool = False) -> None:
+        """``max_bytes``, ``max_frames``: the longest message, all its frames together. ``heartbeats``: answer them."""
         self._max_bytes = max_bytes
+        self._max_frames = max_frames
+        self._heartbeats = heartbeats
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
         self._buffer = bytearray()
         self._greeted = False
         self.identity: bytes | None = None
         """What the peer calls itself, once the handshake is done."""
         self.answer = bytearray(GREETING)
-        """What is to be sent for the handshake; whoever sends it empties it."""
+        """What is to be sent beside messages, between two of them; whoever sends it empties it."""
 
     def feed(self, data: bytes) -> None:
         """Take what has come. No more than one message and one read are ever held."""
@@ -70,15 +87,32 @@ class Session:
             self._hear_ready()
         return self.identity is not None
 
-    def take(self) -> bytes | None:
-        """The next message, or None until more has come. Raises :class:`Violation`."""
-        found = self._frame(self._max_bytes)
-        if found is None:
-            return None
-        flags, body = found
-        if flags & COMMAND:
+    @property
+    def held(self) -> int:
+        """Bytes that have come and were not taken yet."""
+        return len(self._buffer) + self._parts_bytes
+
+    def take(self) -> list[bytes] | None:
+        """The next message's frames, or None until all have come. Raises :class:`Violation`."""
+        while (found := self._frame(self._max_bytes - self._parts_bytes)) is not None:
+            flags, body = found
+            if flags & COMMAND:
+                self._hear_command(body)
+                continue
+            self._parts.append(body)
+            self._parts_bytes += len(body)
+            if not flags & MORE:
+                whole, self._parts, self._parts_bytes = self._parts, [], 0
+                return whole
+        return None
+
+    def _hear_command(self, body: bytes) -> None:
+        context = body[len(_PING) + _TTL_BYTES :]
+        if not self._heartbeats or not body.startswith(_PING) or len(context) > _CONTEXT_MAX:
             raise Violation("a command after the handshake")
-        return body
+        self.answer += frame(_PONG + context, COMMAND)
+        if len(self.answer) > _UNSENT_MAX:
+            raise Violation("more heartbeats than it reads answers to")
 
     def _greet(self) -> None:
         start = self._buffer[:_GREETING_BYTES]
@@ -109,9 +143,10 @@ class Session:
         if not buffer:
             return None
         flags = buffer[0]
-        if flags & MORE:
-            raise Violation("a message of several frames")
-        if flags & ~(LONG | COMMAND):
+        if flags & MORE and len(self._parts) + 1 >= self._max_frames:
+            most = "several" if self._max_frames == 1 else f"more than {self._max_frames}"
+            raise Violation(f"a message of {most} frames")
+        if flags & ~(MORE | LONG | COMMAND) or flags & MORE and flags & COMMAND:
             raise Violation("a frame with reserved bits")
         start = 9 if flags & LONG else 2
         if len(buffer) < start:
