@@ -238,7 +238,8 @@ def generate_media(task, send_cmd, *, state, prompt="", model_type="", mode="", 
     if settings["override_attention"] not in ("", "sdpa"):
         send_cmd("info", f"Attention mode {settings['override_attention']} is not supported")
         return True
-    width, height = map(int, settings["resolution"].split("x"))
+    width, height = settings["resolution"].split("x")
+    width, height = int(width), int(height)
     for key in ATTACHMENT_KEYS:
         for path in settings.get(key) if isinstance(settings.get(key), list) else [settings.get(key)]:
             if path and not os.path.isfile(path):
@@ -289,9 +290,10 @@ def in_second_step(words, orders, send_cmd):
         os.kill(os.getpid(), signal.SIGKILL)
     if "@silent" in words:
         LATER.wait(60)
-    if "@bad-word" in words:
+    if "@bad-word" in words:  # as what has found the descriptor could write
         for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            place = f"/proc/self/fd/{name}"
+            if int(name) > 2 and os.path.exists(place) and os.readlink(place).startswith("socket:"):
                 os.write(int(name), b'{"is": "gibberish"}\n')
 
 

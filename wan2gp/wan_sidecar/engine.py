@@ -102,7 +102,7 @@ class WanEngine:
         try:
             self._about = self._started(self._link, found, progress, cancelled)
         except BaseException:
-            self.stop()
+            self._end(0)  # while it imports, it reads nothing
             raise
         return self._about
 
@@ -172,7 +172,7 @@ class WanEngine:
             said = f"has not answered for {limit_s:g} s" if heard is None else f"answered with {heard}"
             raise BadWord(f"the engine's process, asked for {do}, {said}"[:500])
         except (Gone, BadWord):
-            self.stop()
+            self._end(0)
             raise
 
     def _ready(self) -> HostLink:
@@ -222,14 +222,14 @@ class WanEngine:
         except BadWord as error:
             found = broken(str(error), self._tail(), cancel_asked=talk.cancel_asked)
         except BaseException:
-            self.stop()
+            self._end(0)
             raise
         else:
             self._loaded = ended.model
             found = verdict(ended, made_files(ended.files, output_dir), cancel_asked=talk.cancel_asked)
         found = self._counted(found)
         if found.fresh:
-            self.stop()
+            self._end(0)
         if talk.raised is not None:
             raise talk.raised
         return found
@@ -257,13 +257,16 @@ class WanEngine:
 
     def stop(self) -> None:
         """End the process and all below it. Safe to call again."""
+        self._end(self._limits.stop_grace_s)
+
+    def _end(self, grace_s: float) -> None:
         link, self._link = self._link, None
         self._about = self._loaded = None
         self._names = ()
         self._definitions = {}
         self._out_of_memory = 0
         if link is not None:
-            link.stop(self._limits.stop_grace_s)
+            link.stop(grace_s)
 
 
 def _why(kind: str) -> Why:

@@ -131,16 +131,19 @@ class HostLink:
         return self.process.lines(TAIL_LINES)
 
     def stop(self, grace_s: float) -> None:
-        """End it and all below it. Safe to call again."""
+        """End it and all below it: without ``grace_s`` seconds to leave by itself, at once. Safe to call again."""
         if self._channel.fileno() >= 0:
-            try:
-                self._channel.settimeout(0)
-                self._channel.send(encode("leave"))
-            except OSError:  # it is gone, or does not read
-                grace_s = min(grace_s, 1.0)
-            self.process.wait(grace_s)
+            if grace_s > 0 and self._asked_to_leave():
+                self.process.wait(grace_s)
             self._channel.close()
-        self.process.stop(0 if grace_s <= 0 else 0.2)
+        self.process.stop(0)
+
+    def _asked_to_leave(self) -> bool:
+        self._channel.settimeout(0)
+        try:
+            return self._channel.send(encode("leave")) > 0
+        except OSError:  # it is gone, or reads nothing
+            return False
 
 
 def own_environ() -> Mapping[str, str]:

@@ -24,7 +24,7 @@ CODE = (
     *("scripts", "shared"),
 )
 """Directories that are copied; others are linked."""
-OURS = ("ckpts", "loras", "settings", "outputs", "wgp_config.json", "ffmpeg_bins")
+OURS = ("ckpts", "loras", "settings", "outputs", "wgp_config.json")
 """What the engine writes to: of these the private root has its own."""
 LEFT_OUT = (*VENVS, "__pycache__", "startup.lock", "queue.zip", "error_queue.zip", "loras_url_cache_v2.json")
 LARGE_BYTES = 16 << 20
@@ -124,7 +124,7 @@ def _copy(source: Path, target: Path) -> None:
     if source.stat().st_size > LARGE_BYTES:
         target.symlink_to(os.path.realpath(source))
     else:
-        shutil.copyfile(source, target)
+        shutil.copy(source, target)
 
 
 def _removed(place: Path) -> None:

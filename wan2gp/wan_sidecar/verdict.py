@@ -110,7 +110,7 @@ def _is_out_of_memory(ended: Ended, errors: Sequence[str]) -> bool:
 
 def _memory(ended: Ended, errors: Sequence[str]) -> str:
     """With the line that names the bytes, which the engine's own sentence leaves out, and sometimes contradicts."""
-    found = [line for line in ended.tail[-LAST_LINES:] if OUT_OF_MEMORY.search(line)]
+    found = [line for line in ended.tail[-LAST_LINES:] if OUT_OF_MEMORY.search(line) and line not in errors]
     first = errors[0] if errors else ""
     parts = dict.fromkeys(part for part in (_told(first), *found[-1:]) if part)
     return "the engine ran out of memory: " + "; ".join(parts)

@@ -363,6 +363,8 @@ def _run_job(session, job, tasks):
                 session._output_dir.mkdir(parents=True, exist_ok=True)
                 module.save_path = str(session._output_dir)
             gen.update(abort=False, progress_phase=("", -1))
+            if module.gen_in_progress:
+                module.written("trampled")  # the end of the job before would reset what is set here
             module.gen_in_progress = True
             job.events.put("started", {"tasks": len(tasks)})
             worker = threading.Thread(
