@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,39 @@ def test_a_handler_with_a_user_id_of_its_own_may_change_its_own_files_and_no_oth
         assert seen.refused == {} and seen.said.startswith("640\n") and "not permitted" in seen.said
     finally:
         shared.unlink(missing_ok=True)
+
+
+TERMINALS = """
+import os, sys
+def attempt(name, what):
+    try:
+        what()
+        print(name, "ok")
+    except OSError as error:
+        print(name, error.strerror)
+def talk():
+    ours, theirs = os.openpty()
+    os.write(theirs, b"hello")
+    assert os.read(ours, 5) == b"hello"
+attempt("own", talk)
+attempt("another's", lambda: os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY))
+"""
+
+
+def test_the_terminal_that_the_worker_was_started_from_is_opened_by_no_handler(tmp_path: Path) -> None:
+    """A pseudo-terminal of its own only under a user of its own, whom the others' modes keep out."""
+    ours, theirs = os.openpty()
+    python = shutil.which("python3", path="/usr/bin:/bin")
+    try:
+        for uid in (None, UID) if can_change_user() and python else (None,):
+            profile = profile_of(tmp_path, uid=uid, terminals=("/dev/ptmx", "/dev/pts"))
+            program = [python if uid else sys.executable, "-I", "-c", TERMINALS, os.ttyname(theirs)]
+            seen = confined_command(profile, [str(part) for part in program])
+            own = "ok" if uid else "Permission denied"
+            assert seen.said == f"own {own}\nanother's Permission denied\n" and seen.refused == {}
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("machine", list(NUMBERS))

@@ -50,6 +50,9 @@ class Profile:
     """The same, to write, make and remove as well."""
     devices: tuple[str, ...] = ()
     """Device files, or directories of them, to read, write and control."""
+    terminals: tuple[str, ...] = ()
+    """The same, granted only to a process that has taken a user id of its own: of pseudo-terminals, which have one
+    directory for all, modes alone tell whose is whose."""
     models: tuple[str, ...] = ()
     """Directories below which links may lead elsewhere: what they lead to may be read too."""
     path_lists: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ class Sandbox:
             tcp=tcp != () or self._landlock >= landlock.TCP_SINCE,
             fast_open=tcp is None,
             truncate=not 0 < self._landlock < landlock.TRUNCATE_SINCE,
-            modes=os.geteuid() != self._owner,
+            modes=self._is_other_user(),
         )
 
     def enter(self) -> None:
@@ -102,7 +102,7 @@ class Sandbox:
         self._try(self._without_privileges, privileges.no_new_privileges)
         self._try(self._without_privileges, privileges.drop_capabilities)
         if self._ruleset is not None:
-            self._try(self._without_landlock, self._ruleset.enforce)
+            self._try(self._without_landlock, self._enter_landlock)
         self._try(self._without_filter, lambda: seccomp.enforce(seccomp.program(MACHINE, self._wishes())))
         self._judge()
 
@@ -122,6 +122,16 @@ class Sandbox:
         if uid is not None:
             own_group = uid if gid is None else gid
             self._try(self._without_user, lambda: privileges.become(uid, own_group, profile.groups))
+
+    def _is_other_user(self) -> bool:
+        """Whether a user id was taken: a profile may ask for it, and the container refuse it."""
+        return os.geteuid() != self._owner
+
+    def _enter_landlock(self) -> None:
+        assert self._ruleset is not None
+        if self._is_other_user():
+            self._ruleset.allow(self.profile.terminals, landlock.DEVICE)
+        self._ruleset.enforce()
 
     def _judge(self) -> None:
         needed = {layer: reason for layer, reason in self.refused.items() if layer not in WATCHED}

@@ -34,7 +34,9 @@ FONTS = (".fonts", ".local/share/fonts")
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "ssl", "etc", "pyvenv.cfg")
 """What an interpreter needs of its prefix, where that is too large to be granted whole."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
-"""No pseudo-terminals: that of whoever started the worker is one of them, and belongs to the same user."""
+TERMINALS = ("/dev/ptmx", "/dev/pts")
+"""Not among those: the terminal of whoever started the worker is one of them, and belongs to the same user. A handler
+with a user of its own gets them: the kernel looks at Landlock's rules for the other end of a new one too."""
 GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")
 OWN = (
     *("spool", "pg", "pg.lock", "outputs", "logs", "work", "handlers", "run.json", "control.token"),

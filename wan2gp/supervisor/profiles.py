@@ -11,7 +11,7 @@ from typing import Any
 
 from wan2gp.config import Config
 from wan2gp.profile import Layer, Profile
-from wan2gp.supervisor.grants import common_reads, device_groups, devices, private_places
+from wan2gp.supervisor.grants import TERMINALS, common_reads, device_groups, devices, private_places
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
@@ -165,6 +165,7 @@ class Profiles:
             read=(*self.common_read, *needs.read),
             write=(*self._writes(name), *needs.write),
             devices=devices(),
+            terminals=TERMINALS,
             models=needs.models,
             path_lists=needs.path_lists,
             never=tuple(map(str, private_places(config))),
