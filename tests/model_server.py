@@ -1,4 +1,4 @@
-"""A hub on the loopback: files with sizes, validators, checksums and ranges, each of which it can be told to get wrong."""
+"""A hub on the loopback: files with sizes, validators, checksums and ranges; it can be told to get each wrong."""
 
 from __future__ import annotations
 

@@ -158,7 +158,8 @@ def test_a_taken_port_costs_no_start_since_spare_ones_are_granted(tmp_path: Path
 
 def test_the_courier_writes_to_no_tasks_directory_and_reaches_every_port(tmp_path: Path) -> None:
     profile = profiles(tmp_path).of(COURIER).profile
-    assert set(profile.write) == {f"{tmp_path}/handlers/courier", f"{tmp_path}/work/courier", "/dev/shm"}
+    kept = {f"{tmp_path}/models/loras", f"{tmp_path}/models/weights"}
+    assert set(profile.write) == {f"{tmp_path}/handlers/courier", f"{tmp_path}/work/courier", "/dev/shm", *kept}
     assert profile.tcp is None and profile.udp
 
 

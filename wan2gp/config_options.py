@@ -118,13 +118,13 @@ def _directories(value: str) -> tuple[str, ...]:
 
 def _model_sources(value: str) -> tuple[str, ...]:
     """Host and first parts of the path, each; ``http://`` in front where a mirror in the house has no TLS."""
-    found = tuple(name.rstrip("/") for name in _names(value))
+    found = _names(value)
     for name in found:
-        parts = _split(name if "://" in name else f"https://{name}")
+        parts = _split((name if "://" in name else f"https://{name}").rstrip("/"))
         wrong = parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc
         if wrong or parts.query or parts.fragment or not {"", ".", ".."}.isdisjoint(parts.path.split("/")[1:]):
             raise ValueError("give hosts with an owner's name, as in huggingface.co/DeepBeepMeep")
-    return found
+    return tuple(name.rstrip("/") for name in found)
 
 
 def _place(value: str) -> str:

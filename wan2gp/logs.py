@@ -146,6 +146,13 @@ FACTS: dict[str, tuple[str, str]] = {
         "ComfyUI was denied {path}, perhaps by its sandbox: `wan2gp-ctl doctor` names the setting that would allow it",
     ),
     "comfy.log_warning": ("WARNING", "{text}"),
+    "wan.starting": ("INFO", "Starting Wan2GP at {path}"),
+    "wan.ready": ("INFO", "Wan2GP {version} is ready (pid {pid}, {seconds:.1f}s)"),
+    "wan.start_failed": ("ERROR", "{reason}"),
+    "wan.stopped": ("WARNING", "Wan2GP stopped: {cause}"),
+    "wan.unloaded": ("INFO", "Wan2GP gave its model's memory back"),
+    "wan.verdict": ("WARNING", "Wan2GP is {verdict}: {detail}"),
+    "wan.completed": ("INFO", "Wan2GP made {files} file(s) with {model}"),
 }
 """Every fact's level and wording, by name."""
 

@@ -12,7 +12,9 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from wan2gp.errors import retryable
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
@@ -21,7 +23,11 @@ from wan2gp.handlers.flights import Flights, SharedDownload
 from wan2gp.handlers.input_cache import InputCache
 from wan2gp.handlers.link import Link
 from wan2gp.handlers.locations import shown_url
+from wan2gp.handlers.model_download import ModelDownload
+from wan2gp.handlers.model_store import Shelf
 from wan2gp.handlers.webstream import Limits
+from wan2gp.model_places import FOLDERS, LORA, WEIGHTS
+from wan2gp.model_places import KINDS as KEPT
 from wan2gp.protocol import Cancel, Event, Failed, Fetch, Fetched, Progress, ProtocolError, Shutdown, Signed, Source
 
 SIMULTANEOUS = 4
@@ -31,20 +37,32 @@ CACHE = "cache"
 """Below the courier's directory."""
 Told = Callable[[int, "int | None"], None]
 """``(done, total)`` in bytes."""
-Make = Callable[[Source, "Signed | None", Path, Told], SharedDownload]
+
+
+class Fetching(Protocol):
+    """A download under way."""
+
+    def run(self) -> Downloaded: ...
+
+    def cancel(self) -> None: ...
+
+
+Make = Callable[[Source, "Signed | None", Path, Told], Fetching]
 PROGRESS_EVERY_S = 1.0
 """Least time between two progress messages of an errand, seconds."""
 
 
 class Courier:
     """Settings: ``allow_private_urls``, ``allow_private_hosts``, ``cache_bytes`` (0: keep nothing), ``max_bytes``,
-    ``total_s``, ``idle_s``; of the last three, 0 is no limit."""
+    ``total_s``, ``idle_s``; of the last three, 0 is no limit. ``models_dir``, ``weights_bytes``, ``loras_bytes``,
+    ``lora_max_bytes``: see :mod:`wan2gp.handlers.model_store`."""
 
     def __init__(self, context: HandlerContext, link: Link) -> None:
         self._link = link
         self._limits = _limits(context)
         self._cache = InputCache(context.home / CACHE, _cache_bytes(context))
         self._flights = Flights()
+        self._shelves = _shelves(context)
         self._errands: dict[tuple[str, str], _Errand] = {}
         self._lock = threading.Lock()
 
@@ -75,7 +93,12 @@ class Courier:
             self._say(errand, Fetched(*key))
         errand.start()
 
-    def _make(self, source: Source, signed: Signed | None, directory: Path, progress: Told) -> SharedDownload:
+    def _make(self, source: Source, signed: Signed | None, directory: Path, progress: Told) -> Fetching:
+        if source.kind in self._shelves:
+            # Weights come from whom the operator trusts, and are as large as they are: only silence ends them.
+            limits = self._limits if source.kind == LORA else replace(self._limits, total_s=_NO_LIMIT_S)
+            return ModelDownload(source, self._shelves[source.kind], limits, signed=signed, progress=progress)
+
         def alone(progress: Told) -> Download:
             return Download(source, directory, self._limits, signed=signed, progress=progress, cache=self._cache)
 
@@ -147,12 +170,13 @@ class _Errand:
             traceback.print_exc()
             self._failed(name, TaskFailure("handler.crashed", f"the download failed: {type(error).__name__}: {error}"))
 
-    def _plan(self, name: str, source: Source, make: Make) -> SharedDownload:
+    def _plan(self, name: str, source: Source, make: Make) -> Fetching:
         signed, directory = self.fetch.signed.get(name), Path(self.fetch.directory)
         return make(source, signed, directory, lambda done, total: self._progressed(name, done, total))
 
     def _arrived(self, name: str, got: Downloaded) -> None:
-        name_of_fact = "input.from_cache" if got.cached else "input.downloaded"
+        kept = "input.kept" if self.fetch.sources[name].kind in KEPT else "input.from_cache"
+        name_of_fact = kept if got.cached else "input.downloaded"
         self._event(name_of_fact, url=got.url, bytes=got.bytes, seconds=round(got.seconds, 3))
         with self._lock:
             self._files[name] = str(got.path)
@@ -183,7 +207,7 @@ class _Errand:
 
 def _said(kind: str) -> str:
     """The kind of a source, for people."""
-    return "file" if kind == "any" else kind
+    return {"any": "file", LORA: "LoRA"}.get(kind, kind)
 
 
 def _amount(done: dict[str, tuple[int, int | None]], sources: int) -> str:
@@ -191,6 +215,23 @@ def _amount(done: dict[str, tuple[int, int | None]], sources: int) -> str:
     got = sum(amount for amount, _ in done.values()) / 1e6
     totals = [total for _, total in done.values() if total is not None]
     return f"{got:.1f} of {sum(totals) / 1e6:.1f} MB" if len(totals) == sources else f"{got:.1f} MB"
+
+
+def _shelves(context: HandlerContext) -> dict[str, Shelf]:
+    """By kind; nothing where no place is given."""
+    settings = context.settings
+    if not settings.get("models_dir"):
+        return {}
+    try:
+        root = Path(settings["models_dir"])
+        largest, loras = int(settings["lora_max_bytes"]), int(settings["loras_bytes"])
+        weights = int(settings["weights_bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the courier's settings are not what it takes: {error}") from error
+    return {
+        LORA: Shelf(root / FOLDERS[LORA], budget=loras, max_bytes=largest, option="wan.loras_bytes"),
+        WEIGHTS: Shelf(root / FOLDERS[WEIGHTS], budget=weights, max_bytes=weights, option="wan.weights_bytes"),
+    }
 
 
 def _limits(context: HandlerContext) -> Limits:

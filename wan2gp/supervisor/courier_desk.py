@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from wan2gp.model_places import KINDS as KEPT
 from wan2gp.protocol import SIGNATURE, Cancel, Failed, Fetch, Fetched, Progress, ProtocolError, Source, Up
 from wan2gp.storage_address import NO_STORAGE, BadAddress, StorageAddress, is_storage, parse_address
 from wan2gp.supervisor.child import Death
@@ -68,7 +69,7 @@ class CourierDesk(Desk):
             self.answered(running, Fetched(*running.key, failure=failure))
             return
         try:
-            directory = self._directory(running)
+            directory = self._directory(running, sources)
         except OSError as error:
             self.answered(running, Fetched(*running.key, failure=unplaced("the inputs", error)))
             return
@@ -79,8 +80,11 @@ class CourierDesk(Desk):
             self.on(On.WANTED)
         self.ready()
 
-    def _directory(self, running: Running) -> str:
-        """A place for the files, made, among the courier's own: it may write nowhere else."""
+    def _directory(self, running: Running, sources: Mapping[str, Source]) -> str:
+        """A place for the files, made, among the courier's own: it may write nowhere else. None is made for what stays
+        where it is kept."""
+        if all(each.kind in KEPT for each in sources.values()):
+            return ""
         directory = self.around.profiles.places.errand(self.name, running.task.id)
         running.left = (*running.left, str(directory))
         self.around.profiles.make_errand(directory)
@@ -108,7 +112,7 @@ class CourierDesk(Desk):
         if errand.refused:
             return False
         try:
-            directory = self._directory(errand.running)
+            directory = self._directory(errand.running, errand.request.sources)
         except OSError:
             return False
         errand.refused, errand.sent = True, False
@@ -182,9 +186,15 @@ class CourierDesk(Desk):
 
     def _handed_over(self, errand: _Errand, answer: Fetched) -> Fetched:
         """The answer, with the files where the task's handler may have them."""
-        running, directory = errand.running, Path(errand.request.directory)
+        running, request = errand.running, errand.request
+        kinds = {name: request.sources[name].kind for name in answer.files if name in request.sources}
+        kept = {name: path for name, path in answer.files.items() if kinds.get(name) in KEPT}
+        moved = {name: path for name, path in answer.files.items() if name not in kept}
         try:
-            files = self.around.profiles.hand_over(running.handler, answer.files, directory, running.work_dir)
+            files = {name: self.around.profiles.kept(kinds[name], path) for name, path in kept.items()}
+            if moved:
+                directory = Path(request.directory)
+                files |= self.around.profiles.hand_over(running.handler, moved, directory, running.work_dir)
         except NotHanded as error:
             self.hang(f"broke the protocol: {error}", "handler.protocol")
             return Fetched(*running.key, failure=Failed("handler.protocol", f"the courier failed: {error}", True))

@@ -32,7 +32,7 @@ from wan2gp.supervisor.registry import CANCEL_GRACE_S, PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
 from wan2gp.supervisor.running import Running, Why, unplaced
 from wan2gp.supervisor.spool import Ending
-from wan2gp.supervisor.wanted import refusal
+from wan2gp.supervisor.wanted import MayFetch, refusal
 from wan2gp.supervisor.weight import Weighed
 
 DANGER_GRACE_S = 2.0
@@ -66,6 +66,7 @@ class HandlerDesk(Desk):
     cancel_grace_s: float = CANCEL_GRACE_S
     prefetch: int = 0
     early_inputs: Callable[[Any], Mapping[str, Source]] = lambda params: {}
+    may_fetch: MayFetch = MayFetch()
     accepting: bool = True
     """False while the worker drains or stops."""
     current: Running | None = None
@@ -242,7 +243,7 @@ class HandlerDesk(Desk):
         if running.sources != dict(sources):
             running.inputs = None
             running.wishes += 1
-            refused = refusal(running.task.params, sources, running.wishes)
+            refused = refusal(running.task.params, sources, running.wishes, self.may_fetch)
             if refused is not None:
                 running.inputs = Inputs(*running.key, failure=refused)
             else:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from wan2gp.supervisor.emptying import discard
@@ -67,6 +67,30 @@ class Places:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
         self._give_home(home, user)
+
+    def prepare_shelves(self, folders: Iterable[str], user: User | None) -> None:
+        """Before the courier starts: where it keeps files for all tasks. What is in it may be from a life under another
+        id, and files that an operator put there stay the operator's. A place that cannot be made is found to be none
+        when something is to be kept: until then everything else goes on."""
+        for folder in map(Path, folders):
+            with contextlib.suppress(OSError):
+                _make_passable(folder.parent, user)
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    folder.chmod(0o755)  # whatever the umask: engines read there
+                if user is not None and os.geteuid() == 0:
+                    self._give_shelf(folder, user)
+
+    def _give_shelf(self, shelf: Path, user: User) -> None:
+        for where, folders, files, folder in os.fwalk(shelf, follow_symlinks=False):
+            if len(Path(where).relative_to(shelf).parts) > DEEPEST:
+                folders.clear()
+            if os.fstat(folder).st_uid in (user.uid, os.geteuid()) or os.fstat(folder).st_uid in self._ours:
+                os.fchown(folder, user.uid, user.gid)
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid in self._ours:
+                        self._give(name, folder, user.uid, user.gid)
 
     def _give_home(self, home: Path, user: User | None) -> None:
         """What is in it may be from a life under another id."""
@@ -134,6 +158,29 @@ class Places:
             finally:
                 os.close(inner)
         return {name: str(target / Path(path).name) for name, path in files.items()}
+
+    def kept(self, path: str, shelf: Path) -> str:
+        """The path of a file that stays where the courier keeps it: a plain one, really below ``shelf``. Raises
+        :class:`NotHanded`."""
+        try:
+            parts = Path(path).relative_to(shelf).parts
+        except ValueError as error:
+            raise NotHanded("it names a file outside of where it keeps them") from error
+        if not parts or ".." in parts or len(parts) > DEEPEST:
+            raise NotHanded("it names a file outside of where it keeps them")
+        folder = os.open(shelf, _FOLDER & ~os.O_NOFOLLOW)
+        try:
+            for part in parts[:-1]:
+                inner = os.open(part, _FOLDER, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            if not stat.S_ISREG(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
+                raise NotHanded("it names what is no plain file")
+        except OSError as error:
+            raise NotHanded(f"it names a file that cannot be had: {error.strerror}") from error
+        finally:
+            os.close(folder)
+        return path
 
     def _move(self, path: str, errand: Path, source: int, target: int) -> None:
         place = Path(path)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from wan2gp.config import Config
+from wan2gp.model_places import FOLDERS
 from wan2gp.profile import Layer, Profile
 from wan2gp.supervisor.grants import TERMINALS, common_reads, device_groups, devices, private_places
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
-from wan2gp.supervisor.registry import COURIER, Registry, courier_needs
+from wan2gp.supervisor.registry import COURIER, Registry, courier_needs, model_folders
 from wan2gp.supervisor.users import NOT_ROOT, User, closed_to, common_places, number_of, why_none
 
 MIB = 1024 * 1024
@@ -95,7 +96,9 @@ class Profiles:
         base = self._config.sandbox_uid_base
         uid = base + number_of(name, self._registry.specs)
         user = User(uid, uid, (base, *self._device_groups))
-        engine = (*self.needs(name).read, *self.needs(name).path_lists) if name in self._registry.specs else ()
+        engine: tuple[str | Path, ...] = (self._config.models_directory(),)
+        if name in self._registry.specs:
+            engine = (*self.needs(name).read, *self.needs(name).path_lists)
         reason = closed_to(user, (*common_places(self._config), *engine))
         return (None, reason) if reason else (user, None)
 
@@ -135,6 +138,8 @@ class Profiles:
     def prepare(self, name: str) -> None:
         """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
         self.places.prepare(name, self.user(name)[0])
+        if name == COURIER:
+            self.places.prepare_shelves(model_folders(self._config), self.user(name)[0])
 
     def make_run(self, name: str, work_dir: str | Path) -> None:
         """Make the directory of a run, or of an errand, for a handler that cannot make its own. Raises
@@ -149,6 +154,10 @@ class Profiles:
     def hand_over(self, name: str, files: Mapping[str, str], errand: Path, work_dir: str) -> dict[str, str]:
         """See :meth:`Places.hand_over`: from the courier to the handler of that name."""
         return self.places.hand_over(files, errand, work_dir, (self.user(COURIER)[0], self.user(name)[0]))
+
+    def kept(self, kind: str, path: str) -> str:
+        """See :meth:`Places.kept`."""
+        return self.places.kept(path, self._config.models_directory() / FOLDERS[kind])
 
     def needs(self, name: str) -> Needs:
         """What the handler's specification asks for."""

@@ -14,11 +14,14 @@ from typing import Any
 
 from wan2gp.comfy_sources import sources_of
 from wan2gp.config import Config, ConfigError
+from wan2gp.model_places import FOLDERS
 from wan2gp.protocol import Source
 from wan2gp.supervisor.comfy_needs import comfy_needs
 from wan2gp.supervisor.lifecycle import Patience
 from wan2gp.supervisor.memory_watch import memory_limits
 from wan2gp.supervisor.needs import Needs
+from wan2gp.supervisor.wanted import MayFetch
+from wan2gp.wan_types import OWN_URLS
 
 GROUP = "wan2gp.handlers"
 COURIER = "courier"
@@ -48,6 +51,10 @@ def _no_secrets(config: Config) -> Mapping[str, str]:
 
 def _nothing(params: Any) -> Mapping[str, Source]:
     return {}
+
+
+def _only_what_stands_in_params(config: Config) -> MayFetch:
+    return MayFetch()
 
 
 def _needs_nothing(config: Config) -> Needs:
@@ -85,6 +92,8 @@ class HandlerSpec:
     """How long a cancelled run may take to end before the process is killed, seconds."""
     silence_s: float = SILENCE_S
     """How long the process may show no sign of life at all, seconds."""
+    may_fetch: Callable[[Config], MayFetch] = _only_what_stands_in_params
+    """What the courier may fetch for it besides the URLs in its tasks' params."""
     needs: Callable[[Config], Needs] = _needs_nothing
     """What its sandbox must allow besides the common; looked at before each start, so it may look at the disk."""
 
@@ -204,9 +213,24 @@ def courier_settings(config: Config) -> dict[str, Any]:
         "total_s": config.input_total_s,
         "idle_s": config.input_idle_s,
         "cache_bytes": config.input_cache_bytes,
+        "models_dir": str(config.models_directory()),
+        "weights_bytes": config.wan_weights_bytes,
+        "loras_bytes": config.wan_loras_bytes,
+        "lora_max_bytes": config.wan_lora_max_bytes,
     }
 
 
 def courier_needs(config: Config) -> Needs:
-    """It is there to reach the network, by names too."""
-    return Needs(tcp=None, udp=True)
+    """It is there to reach the network, by names too, and to keep the files of models."""
+    return Needs(write=model_folders(config), tcp=None, udp=True)
+
+
+def model_folders(config: Config) -> tuple[str, ...]:
+    """Where the courier keeps LoRAs and weights."""
+    return tuple(str(config.models_directory() / name) for name in FOLDERS.values())
+
+
+def wan_may_fetch(config: Config) -> MayFetch:
+    """The LoRAs that belong to a type, and weights from those whom the operator trusts: what the engine asks for may
+    be anything that a file of its checkout says."""
+    return MayFetch(OWN_URLS, config.wan_model_sources if config.wan_download else (), models=True)
