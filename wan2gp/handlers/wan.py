@@ -1,0 +1,41 @@
+"""The handler of generation tasks: a prompt and media become videos or images, by Wan2GP."""
+
+from __future__ import annotations
+
+from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job
+from wan2gp.handlers.wan_engine import WarmEngine
+from wan2gp.handlers.wan_options import WanSettings
+from wan2gp.handlers.wan_request import read_request
+from wan2gp.handlers.wan_run import WanRun
+from wan2gp.protocol import Cancelled, Outcome
+
+
+class WanHandler(Handler):
+    """Starts Wan2GP at the first task, and keeps its model for the next. One that cannot start costs no task."""
+
+    def __init__(self, context: HandlerContext) -> None:
+        super().__init__(context)
+        self._settings = WanSettings.of(context.settings)
+        self._engine = WarmEngine(context, self._settings)
+
+    def warm(self) -> None:
+        with self._engine.turn():
+            self._engine.ensure(lambda line: None, lambda: False)
+
+    def run(self, job: Job) -> Outcome:
+        request = read_request(job.task_type, job.params)
+        run = WanRun(self._engine, self._settings, job, request)
+        try:
+            with self._engine.turn(run.kept.weights):
+                return run.run()
+        except Interrupted:
+            return Cancelled()
+        finally:
+            run.close()
+
+    def unload(self) -> None:
+        with self._engine.turn():
+            self._engine.free()
+
+    def close(self) -> None:
+        self._engine.close()
