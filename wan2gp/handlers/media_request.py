@@ -1,4 +1,4 @@
-"""The ``params`` of ``rife_interpolate_images``, read before anything is fetched: typed, complete, nothing left over."""
+"""The ``params`` of ``rife_interpolate_images``, read before anything is fetched: typed, and nothing left over."""
 
 from __future__ import annotations
 

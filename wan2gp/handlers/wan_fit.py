@@ -40,7 +40,12 @@ def fit_picture(source: Path, target: Path, fit: Fit, *, mask: bool = False) -> 
 
     Raises :class:`~wan2gp.handlers.media_probe.Unreadable`.
     """
-    _write(_shaped(_read(source, mask), fit), target)
+    _write(shaped(_read(source, mask), fit), target)
+
+
+def read_picture(source: Path, fit: Fit) -> Image.Image:
+    """The same in memory, as RGB. Raises :class:`~wan2gp.handlers.media_probe.Unreadable`."""
+    return shaped(_read(source, False), fit)
 
 
 def paint_picture(source: Path, mask: Path, target: Path, fit: Fit) -> bool:
@@ -55,7 +60,7 @@ def paint_picture(source: Path, mask: Path, target: Path, fit: Fit) -> bool:
     marks = marks.point(lambda value: EIGHT_BITS if value >= MARKED else 0)
     picture.paste(GREEN, mask=marks)
     # The size comes last: an edge of the paint that is blended is still the picture's, as with any other edge.
-    _write(_shaped(picture, fit), target)
+    _write(shaped(picture, fit), target)
     return marks.getbbox() is not None
 
 
@@ -144,7 +149,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # --- the size --------------------------------------------------------------------------------------------------------
 
 
-def _shaped(picture: Image.Image, fit: Fit) -> Image.Image:
+def shaped(picture: Image.Image, fit: Fit) -> Image.Image:
+    """In the size of ``fit``."""
     from PIL import Image, ImageOps
 
     if fit.size is None or picture.size == (fit.size.width, fit.size.height):

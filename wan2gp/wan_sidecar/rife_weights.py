@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,6 @@ CHECKPOINTS = ("ckpts", ".")
 FILES = (("v4", "rife4.26.pkl", "RIFE v4.26"), ("v3", "flownet.pkl", "RIFE HDv3"))
 """Version, file, what it is called; the better first."""
 HUB = "https://huggingface.co/DeepBeepMeep/Wan2.1"
-ENVIRONMENTS = ("venv", ".venv", "env")
 
 
 @dataclass(frozen=True)
@@ -57,14 +54,3 @@ def checkpoints(root: Path) -> list[Path]:
     listed = named if isinstance(named, (list, tuple)) else ()
     found = [root / name for name in listed if isinstance(name, str)]
     return found or [root / name for name in CHECKPOINTS]
-
-
-def interpreter(checkout: Path, given: str) -> str:
-    """WAN2GP_PYTHON, else that of the checkout's own environment, else ours."""
-    return given or next(_own(checkout), sys.executable)
-
-
-def _own(checkout: Path) -> Iterator[str]:
-    for name in ENVIRONMENTS:
-        if os.access(python := checkout / name / "bin" / "python", os.X_OK):
-            yield str(python)
