@@ -17,8 +17,6 @@ from wan2gp.config import Config
 from wan2gp.supervisor.grants import around, interpreter_reads, own_places
 from wan2gp.supervisor.needs import Needs
 
-STORE = "models"
-"""Below the data directory: what this worker has fetched."""
 WEIGHTS = "ckpts"
 LORAS = "loras"
 OWN_CONFIG = "wgp_config.json"
@@ -32,7 +30,7 @@ def wan_needs(config: Config) -> Needs:
         return Needs()
     checkout = Path(config.wan2gp_path).expanduser().absolute()
     closed = own_places(config)
-    places = [*_weights(checkout), str(config.data_dir / STORE)]
+    places = [*_weights(checkout), str(config.models_directory())]
     read = [grant for place in (*_reads(config, checkout), *places) for grant in around(place, closed)]
     return Needs(read=tuple(dict.fromkeys(read)), models=tuple(places))
 

@@ -281,7 +281,7 @@ def made_files(names: list[str], output_dir: Path) -> list[Path]:
         path = Path(name)
         try:
             status = path.lstat()
-        except OSError:
+        except (OSError, ValueError):  # gone, or no path at all
             continue
         inside = place in Path(os.path.realpath(path)).parents
         if inside and stat.S_ISREG(status.st_mode) and status.st_size > 0:

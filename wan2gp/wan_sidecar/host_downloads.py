@@ -45,7 +45,7 @@ class Downloads:
 
     def interpose(self) -> None:
         """Before the engine is imported."""
-        urllib.request.urlretrieve = self.urlretrieve  # type: ignore[assignment]
+        urllib.request.urlretrieve = self.urlretrieve
         try:
             hub: Any = importlib.import_module("huggingface_hub")
         except ImportError:  # then the engine, which imports it, says so itself

@@ -152,15 +152,27 @@ def _lay_finetunes(checkout: Path, root: Path, finetunes: Mapping[str, Mapping[s
 
 def _lay_loras(checkout: Path, root: Path, stores: Stores) -> None:
     """Links to the operator's LoRAs in directories of our own: the engine moves LoRAs about when it starts."""
-    sources = [*own_places(checkout).loras, *([stores.loras] if stores.loras is not None else [])]
+    places = [*own_places(checkout).loras, *([stores.loras] if stores.loras is not None else [])]
     count = 0
-    for source in sources:
-        for folder, folders, files in os.walk(source, followlinks=True):
-            below = root / "loras" / os.path.relpath(folder, source)
-            count += len(files) + len(folders)
-            if count > MANY_LORAS:  # a loop of links, or a directory that was never meant
-                return
+    for place in places:
+        for folder, files in _folders(place):
+            below = root / "loras" / os.path.relpath(folder, place)
             below.mkdir(parents=True, exist_ok=True)
+            count += len(files)
+            if count > MANY_LORAS:  # it was never meant to be a directory of LoRAs
+                return
             for name in files:
                 if not os.path.lexists(below / name):
                     (below / name).symlink_to(os.path.realpath(Path(folder, name)))
+
+
+def _folders(place: Path) -> Iterator[tuple[str, list[str]]]:
+    """All directories with their files, also those that links lead to, each once: links may lead back."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield folder, files

@@ -134,8 +134,8 @@ def readable(message: str) -> str:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         try:
             inner = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):  # it only looks like one
-            inner = text[1:-1]
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # it only looks like one: 'a' and 'b'
+            inner = None
         text = inner if isinstance(inner, str) else text
     return text.strip()
 
