@@ -7,8 +7,9 @@ import gc
 import os
 import socket
 import time
+from pathlib import Path
 
-from tests.raw_zmtp import MORE, connect, frame, join
+from tests.raw_zmtp import GREETING, MORE, connect, frame, join, ready
 from wan2gp.handlers.api import Handler, Job
 from wan2gp.handlers.link import Link
 from wan2gp.protocol import Beat, Finished, Outcome, Progress, Succeeded, encode
@@ -28,6 +29,18 @@ class Vice(Handler):
         for _ in range(job.params["count"]):
             held.append(connect(link._endpoint))
         time.sleep(60)
+
+    def _control(self, link: Link, job: Job) -> None:
+        """The same of the operator's socket, one after the other."""
+        for _ in range(job.params["count"]):
+            with contextlib.suppress(OSError):
+                connect(_control_of(link)).close()
+
+    def _control_endless(self, link: Link, job: Job) -> None:
+        own = connect(_control_of(link))
+        own.sendall(GREETING + ready(b""))
+        for _ in range(job.params["times"]):
+            own.sendall(frame(b"xx", MORE) * 10_000)
 
     def _endless(self, link: Link, job: Job) -> None:
         """A message whose last part never comes; small parts, since each costs its reader the same."""
@@ -59,6 +72,10 @@ class Vice(Handler):
         own.sendall(frame(encode(Beat())) * 10)
         while own.recv(4096):
             pass
+
+
+def _control_of(link: Link) -> str:
+    return str(Path(link._endpoint.removeprefix("ipc://")).with_name("control"))
 
 
 def _socket_of(link: Link) -> socket.socket:

@@ -162,8 +162,9 @@ class ControlDoor:
 
     def _note_intrusion(self, pid: int) -> None:
         now = self._clock()
-        self._intrusions.spend(1, now)
-        if self._intrusions.pause_s(now) > 0 and now >= self._report_at:
+        if self._intrusions.pause_s(now) == 0:  # no debt beyond: the next handler that tries once is not its cause
+            self._intrusions.spend(1, now)
+        elif now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
             self._intruded(pid)
 
