@@ -15,6 +15,8 @@ INTERPOLATE = "rife_interpolate_images"
 TYPES = (INTERPOLATE,)
 """What the handler takes."""
 MOST_IMAGES = 64
+RIFE_URL = "https://huggingface.co/DeepBeepMeep/Wan2.1/resolve/main/rife4.26.pkl"
+"""The weights of the better of the engine's two."""
 
 FILES: Mapping[str, Media] = {
     row.name: row

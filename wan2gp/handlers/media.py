@@ -15,7 +15,7 @@ from wan2gp.handlers.media_make import FFMPEG, Made, Plan, make_clip
 from wan2gp.handlers.media_parameters import IMAGES_FPS, LARGEST_PIXELS
 from wan2gp.handlers.media_probe import sha256_of
 from wan2gp.handlers.media_request import MediaRequest, read_request
-from wan2gp.handlers.media_rife import WarmRife, choose
+from wan2gp.handlers.media_rife import WarmRife, Way, choose, fetched
 from wan2gp.handlers.media_scenes import Film, Scenes, Stills
 from wan2gp.handlers.media_settings import MediaSettings
 from wan2gp.handlers.poster import add_posters
@@ -68,14 +68,11 @@ class Interpolation:
         self._began_s = 0.0
 
     def run(self) -> Outcome:
-        model, why_ffmpeg = choose(self._request.method, self._settings)  # before anything is fetched
-        if why_ffmpeg:
-            self._warnings.append(f"made by {FFMPEG}, not by RIFE: {why_ffmpeg}")
+        way = choose(self._request.method, self._settings)  # before anything is fetched
         files = take_files(self._job, self._request.files, self._settings)
         scenes = self._scenes(files)
         plan = self._plan(scenes)
-        rife = None if model is None else self._warm.running(model, self._starting, self._job.cancelled)
-        target = self._job.work_dir / NAME
+        rife, target = self._ready(way), self._job.work_dir / NAME
         self._began_s = time.monotonic()
         made = make_clip(scenes, plan, rife, target, written=self._written(plan.frames), abandoned=self._job.cancelled)
         return self._succeeded(target, scenes, plan, made, _engine(rife))
@@ -92,6 +89,15 @@ class Interpolation:
         self._job.progress(0.0, "decode", detail="looking at the video")
         if self._job.cancelled():
             raise Interrupted
+
+    def _ready(self, way: Way) -> Rife | None:
+        """RIFE, running, or None for ffmpeg."""
+        way = fetched(way, self._request.method, self._settings, self._job)
+        if way.why:
+            self._warnings.append(f"made by {FFMPEG}, not by RIFE: {way.why}")
+        if way.model is None:
+            return None
+        return self._warm.running(way.model, self._starting, self._job.cancelled)
 
     def _starting(self) -> None:
         self._job.progress(LOOKED_AT, "load", detail="RIFE")

@@ -5,32 +5,70 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
+from wan2gp.handlers.api import HandlerContext, Interrupted, Job, TaskFailure
 from wan2gp.handlers.media_make import rife_failure
 from wan2gp.handlers.media_parameters import AUTO, FFMPEG
 from wan2gp.handlers.media_settings import MediaSettings
+from wan2gp.media_sources import RIFE_URL
+from wan2gp.model_places import WEIGHTS
+from wan2gp.protocol import Source
 from wan2gp.wan_sidecar.checkout import interpreter
 from wan2gp.wan_sidecar.errors import Abandoned, NotInstalled
 from wan2gp.wan_sidecar.rife import Rife, RifeFailed
-from wan2gp.wan_sidecar.rife_weights import RifeModel, find_rife
+from wan2gp.wan_sidecar.rife_weights import RifeModel, WeightsMissing, find_rife
+
+PASSING = ("worker.disk_full", "input.unplaced")
+"""What may pass besides what is retryable."""
 
 
-def choose(method: str, settings: MediaSettings) -> tuple[RifeModel | None, str]:
-    """The model, or None for ffmpeg; and why that is so, where nobody asked for ffmpeg by name.
+@dataclass(frozen=True)
+class Way:
+    """``model`` None: ffmpeg, and ``why`` where nobody asked for it by name. ``fetch``: its weights are still to be
+    fetched."""
 
-    A row has the last word. ffmpeg serves one that leaves the choice only where the worker is set up so. Raises
-    :class:`TaskFailure` (``media.no_rife``).
-    """
-    if method == FFMPEG or (method == AUTO and settings.interpolation == FFMPEG):
-        return None, "" if method == FFMPEG else "as this worker is set up (wan.interpolation)"
+    model: RifeModel | None
+    why: str = ""
+    fetch: bool = False
+
+
+def choose(method: str, settings: MediaSettings) -> Way:
+    """A row has the last word. ffmpeg serves one that leaves the choice only where the worker is set up so. Raises
+    :class:`TaskFailure` (``media.no_rife``)."""
+    if method == FFMPEG:
+        return Way(None)
+    if method == AUTO and settings.interpolation == FFMPEG:
+        return Way(None, "as this worker is set up (wan.interpolation)")
     try:
-        return find_rife(settings.checkout, settings.stores), ""
+        return Way(find_rife(settings.checkout, settings.stores))
+    except WeightsMissing as error:
+        if settings.download:
+            return Way(error.model, fetch=True)
+        return _without(method, settings, str(error))
     except NotInstalled as error:
-        if method == AUTO and settings.interpolation == AUTO:
-            return None, str(error)
-        instead = 'ask for `"method": "ffmpeg"`, or set wan.interpolation=auto'
-        raise TaskFailure("media.no_rife", f"this worker has no RIFE: {error}; or {instead}") from error
+        return _without(method, settings, str(error))
+
+
+def fetched(way: Way, method: str, settings: MediaSettings, job: Job) -> Way:
+    """The same with weights that are there. Raises as :func:`choose` does, what may pass until the next attempt, or
+    ``Interrupted``."""
+    if way.model is None or not way.fetch:
+        return way
+    try:
+        found = job.fetch({"weights": Source(RIFE_URL, WEIGHTS)})["weights"]
+    except TaskFailure as failure:
+        if failure.retryable or failure.code in PASSING:
+            raise
+        return _without(method, settings, f"{WeightsMissing(way.model)}; it cannot be fetched: {failure.message}")
+    return Way(replace(way.model, weights=found))
+
+
+def _without(method: str, settings: MediaSettings, why: str) -> Way:
+    if method == AUTO and settings.interpolation == AUTO:
+        return Way(None, why)
+    instead = 'ask for `"method": "ffmpeg"`, or set wan.interpolation=auto'
+    raise TaskFailure("media.no_rife", f"this worker has no RIFE: {why}; or {instead}")
 
 
 class WarmRife:
@@ -75,7 +113,9 @@ class WarmRife:
         except RifeFailed as error:
             self._context.engine_state("failed", reason=str(error))
             raise rife_failure(error) from error
-        self._context.engine_state("ready", model=about.name, device=about.device, torch=about.torch, pid=about.pid)
+        self._context.engine_state(
+            "ready", interpolation=about.name, device=about.device, torch=about.torch, pid=about.pid
+        )
         return self._rife
 
     def stop(self, cause: str) -> None:

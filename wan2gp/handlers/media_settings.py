@@ -23,6 +23,8 @@ class MediaSettings:
     """Directories of weights besides the checkout's own."""
     interpolation: str = ASK
     """``ask``, ``auto``, ``rife`` or ``ffmpeg``: what serves a row that leaves the choice."""
+    download: bool = False
+    """Whether missing weights of RIFE are fetched."""
     device: str = "cpu"
     """``cpu`` or ``cuda``, for RIFE."""
     start_timeout_s: float = 300.0

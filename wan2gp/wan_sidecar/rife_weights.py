@@ -29,20 +29,30 @@ class RifeModel:
     """For people."""
 
 
+class WeightsMissing(NotInstalled):
+    """RIFE is there, and has no weights. ``model``: the one that is best, with the place where they go."""
+
+    def __init__(self, model: RifeModel) -> None:
+        super().__init__(f"RIFE's weights are missing: put {model.weights.name} of {HUB} into {model.weights.parent}")
+        self.model = model
+
+
 def find_rife(checkout: str, stores: Sequence[str] = ()) -> RifeModel:
-    """``stores``: directories of weights that are looked at first. Raises :class:`NotInstalled`, naming what is
-    missing and where it goes."""
+    """``stores``: directories of weights that are looked at first. Raises :class:`NotInstalled`, which
+    may be :class:`WeightsMissing`, naming what is missing and where it goes."""
     if not checkout:
         raise NotInstalled("WAN2GP_PATH is not set, and RIFE is a part of Wan2GP")
     root = Path(checkout).expanduser().absolute()
     if not (root / "postprocessing" / "rife").is_dir():
         raise NotInstalled(f"there is no Wan2GP with RIFE at {root} (WAN2GP_PATH)")
-    places = [*map(Path, stores), *checkpoints(root)]
+    own = checkpoints(root)
+    places = [*map(Path, stores), *own]
     for version, file, name in FILES:
         for place in places:
             if (place / file).is_file():
                 return RifeModel(root, place / file, version, name)
-    raise NotInstalled(f"RIFE's weights are missing: put {FILES[0][1]} of {HUB} into {places[0]}")
+    version, file, name = FILES[0]
+    raise WeightsMissing(RifeModel(root, own[0] / file, version, name))
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -52,5 +62,5 @@ def checkpoints(root: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError):
         named = CHECKPOINTS
     listed = named if isinstance(named, (list, tuple)) else ()
-    found = [root / name for name in listed if isinstance(name, str)]
+    found = [root / Path(name.strip()).expanduser() for name in listed if isinstance(name, str) and name.strip()]
     return found or [root / name for name in CHECKPOINTS]
