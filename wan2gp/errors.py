@@ -305,6 +305,18 @@ _TABLE = (
         "Read the message, and `result_data.detail.tail` for what it printed.",
     ),
     (
+        "wan.lora_corrupt",
+        False,
+        "A LoRA is damaged, also after it was fetched once more.",
+        "Give another URL; replace a file that lies on the worker.",
+    ),
+    (
+        "wan.lora_unavailable",
+        False,
+        "A LoRA cannot be had. The task has used no GPU.",
+        "Check its URL or name.",
+    ),
+    (
         "wan.missing_weights",
         False,
         "Weights of the model are not on this machine, and could not be had.",

@@ -1,4 +1,4 @@
-"""LoRAs by name or URL: what is meant, and what the file is called. A leaf; nothing is looked up or fetched.
+"""LoRAs by name or URL: what is meant, and what the file is called. A leaf; nothing is fetched.
 
 Two repositories publish files of one name, and one repository publishes several under names like
 ``high_noise_model.safetensors``: so a fetched file lies in a directory of its URL's hash, under the name that it has.
@@ -7,8 +7,10 @@ Two repositories publish files of one name, and one repository publishes several
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from pathlib import PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 SUFFIX = ".safetensors"
@@ -16,6 +18,8 @@ SUFFIX = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 LONGEST_NAME = 120
 """Characters."""
+MOST_FOLDERS = 2000
+"""Below one directory for LoRAs, that are looked into."""
 _SECRET = re.compile(
     r"token|api_?key|key|access_token|download|expires|signature|policy|key-pair-id|x-(amz|goog)-.*|se|sp|sv|sr|st|sig"
 )
@@ -92,6 +96,22 @@ def file_name(source: str) -> str:
     name = re.sub(r"[^\w.+-]+", "_", unquote(re.split(r"[/\\]", unquote(path.rstrip("/")))[-1])).strip("._")
     stem = name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
     return (stem[: LONGEST_NAME - len(SUFFIX)] or "lora") + SUFFIX
+
+
+def found_below(name: str, folders: Iterable[Path]) -> list[Path]:
+    """The files that a name may mean: directly in one of the directories, else in any below it, each file once."""
+    for folder in folders:
+        if (folder / name).is_file():
+            return [folder / name]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for count, (where, below, _) in enumerate(os.walk(folder)):
+            below[:] = [each for each in below if not each.startswith(".")]
+            if count > MOST_FOLDERS:
+                break
+            if (Path(where) / name).is_file():
+                found.setdefault(os.path.realpath(f"{where}/{name}"), Path(where) / name)
+    return list(found.values())
 
 
 def stored_at(url: str) -> PurePosixPath:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job
 from wan2gp.handlers.wan_engine import WarmEngine
+from wan2gp.handlers.wan_kept import KeptWeights
 from wan2gp.handlers.wan_options import WanSettings
 from wan2gp.handlers.wan_request import read_request
 from wan2gp.handlers.wan_run import WanRun
 from wan2gp.protocol import Cancelled, Outcome
+
+WEIGHTS_NOTED = "weights.json"
+"""In the handler's own directory: which files each model has asked for."""
 
 
 class WanHandler(Handler):
@@ -17,6 +21,7 @@ class WanHandler(Handler):
         super().__init__(context)
         self._settings = WanSettings.of(context.settings)
         self._engine = WarmEngine(context, self._settings)
+        self._weights = KeptWeights(context.home / WEIGHTS_NOTED)
 
     def warm(self) -> None:
         with self._engine.turn():
@@ -24,9 +29,9 @@ class WanHandler(Handler):
 
     def run(self, job: Job) -> Outcome:
         request = read_request(job.task_type, job.params)
-        run = WanRun(self._engine, self._settings, job, request)
+        run = WanRun(self._engine, self._settings, job, request, self._weights)
         try:
-            with self._engine.turn(run.kept.weights):
+            with self._engine.turn(run.supply):
                 return run.run()
         except Interrupted:
             return Cancelled()
@@ -36,6 +41,7 @@ class WanHandler(Handler):
     def unload(self) -> None:
         with self._engine.turn():
             self._engine.free()
+        self._weights.keep_only(self._engine.loaded)
 
     def close(self) -> None:
         self._engine.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wan2gp.handlers.media_limits import MediaLimits
+from wan2gp.model_places import FOLDERS, LORA
+from wan2gp.wan_sidecar.settings import own_places
 from wan2gp.wan_sidecar.work import WanLimits
 
 
@@ -25,6 +28,8 @@ class WanSettings:
     cancel_grace_s: float = 60.0
     idle_unload_s: float = 600.0
     """0: models stay in memory."""
+    models_dir: str = ""
+    """Where this worker keeps LoRAs and weights."""
     download: bool = True
     """Whether weights that are missing may be fetched."""
     allow_paths: Sequence[str] = ()
@@ -43,6 +48,11 @@ class WanSettings:
         """From a handler's settings; keys that are not fields belong to others."""
         known = {name: settings[name] for name in cls.__dataclass_fields__ if settings.get(name) is not None}
         return cls(**known)
+
+    def lora_folders(self) -> list[Path]:
+        """Where LoRAs lie that a row names by their file: the engine's own, and ours."""
+        kept = [Path(self.models_dir) / FOLDERS[LORA]] if self.models_dir else []
+        return [*own_places(Path(self.path).expanduser()).loras, *(folder for folder in kept if folder.is_dir())]
 
     def media_limits(self) -> MediaLimits:
         return MediaLimits(self.max_pixels, self.max_frames, self.max_duration_s)

@@ -17,7 +17,7 @@ from wan2gp.handlers.wan_collect import Kept, Made, collect, whole_of
 from wan2gp.handlers.wan_engine import WarmEngine
 from wan2gp.handlers.wan_errors import failure_of
 from wan2gp.handlers.wan_files import WanFiles
-from wan2gp.handlers.wan_kept import KeptFiles
+from wan2gp.handlers.wan_kept import KeptLoras, KeptWeights
 from wan2gp.handlers.wan_models import ModelFacts, facts_of, known_model
 from wan2gp.handlers.wan_options import WanSettings
 from wan2gp.handlers.wan_progress import WanProgress
@@ -43,13 +43,18 @@ MISSING = "missing"
 class WanRun:
     """Of one task, while it has the engine. :meth:`close` ends it."""
 
-    def __init__(self, engine: WarmEngine, settings: WanSettings, job: Job, request: WanRequest) -> None:
+    def __init__(
+        self, engine: WarmEngine, settings: WanSettings, job: Job, request: WanRequest, weights: KeptWeights
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._job = job
         self._request = request
         self._files = WanFiles(job, settings, request)
-        self.kept = KeptFiles(job)
+        self._loras = KeptLoras(job, settings.lora_folders())
+        self._weights = weights
+        self._model = request.model
+        self.supply = weights.supply(job, lambda: self._model)
         self._warnings: list[str] = []
         self._jobs = 0
         self._reported_s = -START_REPORT_S
@@ -60,7 +65,10 @@ class WanRun:
         self._ensure()
         facts = self._facts()
         self._refuse(facts)
-        lora_files = {lora.source: self.kept.lora(lora) for lora in loras_of(self._request, facts)[0]}
+        self._model = facts.name
+        lora_files = self._loras.all_of(loras_of(self._request, facts)[0])
+        if self._engine.loaded != facts.name:
+            self._weights.prepare(self._job, facts.name)
         self._files.take_remote()
         size = self._files.input_size
         task = self._task(facts, lora_files, size)
@@ -73,7 +81,8 @@ class WanRun:
         return self._succeeded(about, task, collect(self._job, results))
 
     def close(self) -> None:
-        self.kept.close()
+        self._loras.close()
+        self._weights.keep_only(self._engine.loaded)
 
     # --- before -------------------------------------------------------------------------------------------------------
 

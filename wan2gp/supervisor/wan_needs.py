@@ -32,7 +32,8 @@ def wan_needs(config: Config) -> Needs:
     closed = own_places(config)
     places = [*_weights(checkout), str(config.models_directory())]
     read = [grant for place in (*_reads(config, checkout), *places) for grant in around(place, closed)]
-    return Needs(read=tuple(dict.fromkeys(read)), models=tuple(places))
+    # The store is written to by the courier: a link that lay there would open what it leads to.
+    return Needs(read=tuple(dict.fromkeys(read)), models=tuple(_weights(checkout)))
 
 
 def _reads(config: Config, checkout: Path) -> Iterator[str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from wan2gp.wan_sidecar.host_line import Line
 
-HUB = "https://huggingface.co"
+HUB = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+"""The hub's own library reads the same variable: an operator may have a mirror."""
 CANCELLED = "the task was cancelled"
 
 
