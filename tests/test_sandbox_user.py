@@ -120,6 +120,18 @@ import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.killpg(0, signa
     assert (seen.answers, seen.refused) == ({"fork": "EAGAIN"}, {})
 
 
+def test_no_process_runs_before_it_is_in_its_control_group(tmp_path: Path) -> None:
+    """It enters by itself before it is the program, under whatever user: what it starts cannot be outside."""
+    if not (can_limit("processes") and can_limit("memory")):
+        pytest.skip("no control groups here")
+    for uid in (None, UID) if can_change_user() else (None,):
+        profile = profile_of(tmp_path, group="inside", processes=20, memory_bytes=2**30, uid=uid)
+        seen = confined_command(profile, ["/bin/sh", "-c", "cat /proc/self/cgroup"])
+        inside = [line.split(":")[1] for line in seen.said.splitlines() if "/inside-" in line]
+        assert seen.refused == {}
+        assert inside == [""] or {"memory", "pids"} <= set(",".join(inside).split(","))
+
+
 def can_limit(what: str) -> bool:
     group = cgroups.open_group("probe", 2**30, 100, os.getpid())
     if isinstance(group, str):

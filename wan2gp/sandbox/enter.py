@@ -110,7 +110,7 @@ class Sandbox:
         group = self.group
         if group is not None:
             told = dict.fromkeys(group.directories)
-            self._try(lambda why: self._without_group(dict.fromkeys(told, why)), lambda: group.enter(os.getpid()))
+            self._try(lambda why: self._without_group(dict.fromkeys(told, why)), group.enter_alone)
 
     def _enter_user(self) -> None:
         profile = self.profile
