@@ -99,6 +99,8 @@ class Config:
     wan_profile: str
     wan_attention: str
     wan_vram_coefficient: float
+    wan_interpolation: str
+    wan_interpolation_device: str
     wan_download: bool
     wan_model_sources: tuple[str, ...]
     wan_models_dir: str

@@ -456,6 +456,21 @@ OPTIONS: dict[str, Option] = {
         _share,
         "share of the GPU's memory that Wan2GP plans with",
     ),
+    "wan_interpolation": Option(
+        "wan.interpolation",
+        "WAN2GP_INTERPOLATION",
+        "ask",
+        _one_of("ask", "auto", "rife", "ffmpeg"),
+        "what makes frames between frames for tasks that leave the choice: RIFE alone (`ask`); RIFE where it is, else "
+        "ffmpeg (`auto`); ffmpeg; or `rife`, without which those tasks are not claimed",
+    ),
+    "wan_interpolation_device": Option(
+        "wan.interpolation_device",
+        "WAN2GP_INTERPOLATION_DEVICE",
+        "cpu",
+        _one_of("cpu", "cuda"),
+        "where RIFE computes",
+    ),
     "wan_download": Option(
         "wan.download", "WAN2GP_DOWNLOAD", True, _flag, "fetch weights that Wan2GP does not find, at their first use"
     ),

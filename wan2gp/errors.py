@@ -196,6 +196,24 @@ _TABLE = (
     ),
     ("input.corrupt", False, "An input cannot be decoded.", "Encode it again."),
     (
+        "media.bad_output",
+        True,
+        "The clip that was made is not what was asked for, or cannot be decoded.",
+        "Look at the disk's space, and at the video behind the task; report it.",
+    ),
+    (
+        "media.no_rife",
+        False,
+        "The task is for RIFE, and the worker has none.",
+        'Mend what the message names; or give `"method": "ffmpeg"`, or set wan.interpolation=auto.',
+    ),
+    (
+        "media.rife_failed",
+        True,
+        "RIFE's process did not start, or failed under the task.",
+        "See the message: an environment without PyTorch, spoilt weights; else nothing, it is retried.",
+    ),
+    (
         "output.refused",
         False,
         "A result's file is not a regular file inside the task's directory.",
