@@ -23,6 +23,7 @@ from wan2gp.protocol import (
     ProtocolError,
     Source,
     Succeeded,
+    Unloaded,
     Up,
     Want,
     decode_down,
@@ -60,6 +61,7 @@ LAWFUL = [
     Progress(*IDS, 0.5, "step", 3, 20, "KSampler", 12.0),
     Event("comfy.ready", {"text": "x" * 10_000}),
     EngineState("ready", {"pid": 1}),
+    Unloaded("RuntimeError: no"),
 ]
 
 
@@ -73,6 +75,7 @@ TALK = {
     "a long progress": Progress(*IDS, 0.1, "x" * TALK_MAX_BYTES),
     "a large state": EngineState("ready", {"x": "y" * TALK_MAX_BYTES}),
     "no state": EngineState("\x1b[2Jready"),
+    "a long failure to unload": Unloaded("x" * TALK_MAX_BYTES),
 }
 
 
@@ -137,7 +140,9 @@ def test_a_run_may_not_have_its_inputs_downloaded_again_and_again() -> None:
 
 # -- whatever it says --------------------------------------------------------------------------------------------------
 
-TYPES = "hello beat progress event enginestate want fetched finished run inputs fetch cancel unload shutdown nothing"
+TYPES = (
+    "hello beat progress event enginestate unloaded want fetched finished run inputs fetch cancel unload shutdown nothing"
+)
 FIELDS = (
     "pid task_id lease_id fraction phase step steps detail eta_s preview name fields state sources files failure "
     "outcome type code message retryable recycle artifacts warnings engine data path kind mime bytes sha256 url width"

@@ -155,7 +155,7 @@ class Cancel(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Give back the GPU when idle; the process stays."""
+    """Give the GPU's memory back; sent to an idle child, whose process stays. It answers :class:`Unloaded`."""
 
 
 class Shutdown(Message, frozen=True):
@@ -205,10 +205,22 @@ class Event(Message, frozen=True):
 
 
 class EngineState(Message, frozen=True):
-    """What the engine below the handler is: ``stopped``, ``starting``, ``ready`` or ``failed``."""
+    """What the engine below the handler is: ``stopped``, ``starting``, ``ready`` or ``failed``.
+
+    ``detail.model``: the name of the model that it has loaded, as tasks name it in ``params.model``; none: no name.
+    """
 
     state: str
     detail: dict[str, Any] = {}
+
+
+class Unloaded(Message, frozen=True):
+    """The answer to each :class:`Unload`: the engine has given the GPU's memory back, or could not, and why.
+
+    What it holds after that is looked at; this says only that there is nothing more to come.
+    """
+
+    failure: str | None = None
 
 
 class Want(Message, frozen=True):
@@ -240,7 +252,7 @@ class Finished(Message, frozen=True):
     outcome: Outcome
 
 
-Up = Union[Hello, Beat, Progress, Event, EngineState, Want, Fetched, Finished]
+Up = Union[Hello, Beat, Progress, Event, EngineState, Unloaded, Want, Fetched, Finished]
 
 _encoder = msgspec.json.Encoder()
 _down = msgspec.json.Decoder(Down)

@@ -28,7 +28,8 @@ class HandlerContext:
     """``event(name, **fields)``: a fact to log; the names are in :mod:`wan2gp.logs`."""
     engine_state: Callable[..., None]
     """``engine_state(state, **detail)``: ``stopped``, ``starting``, ``ready`` or ``failed``; ``detail`` is shown by
-    ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …)."""
+    ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …). ``model``: the name of what is loaded now, as tasks name it
+    in ``params.model``; tasks of that model are preferred until the next word, a failed start or an unload."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The tokens that its spec asked for, by name. They are in no setting, variable or argument, and whatever this
     process says to the supervisor has ``***`` in their place."""
@@ -137,7 +138,10 @@ class Handler(abc.ABC):
         """Do the task. May raise: :mod:`wan2gp.handlers.classify` turns the exception into ``Failed``."""
 
     def unload(self) -> None:
-        """Give the GPU back; called when idle."""
+        """Give the GPU's memory back, all but a bare context, before this returns; called when idle.
+
+        Another engine may be waiting for it. Whoever cannot raises, and its process is replaced.
+        """
 
     def close(self) -> None:
         """Leave nothing behind; called once, before the process ends."""

@@ -31,6 +31,7 @@ from wan2gp.protocol import (
     Shutdown,
     Source,
     Unload,
+    Unloaded,
     Want,
 )
 
@@ -38,6 +39,9 @@ PROGRESS_EVERY_S = 0.1
 """Least time between two progress messages of the same phase, seconds."""
 WAKE_S = 1.0
 """How long a wait may last without a look at the cancel flag, seconds."""
+
+FAILURE_MAX = 1000
+"""Of what an engine says when it cannot unload, characters."""
 
 
 def serve(handler: Handler, link: Link, *, warm: bool) -> int:
@@ -59,12 +63,23 @@ def _until_told(handler: Handler, link: Link) -> None:
         if isinstance(message, Run):
             _run(handler, link, message)
         elif isinstance(message, Unload):
-            handler.unload()
+            link.send(_unload(handler))
         elif isinstance(message, Shutdown):
             return
         elif isinstance(message, Fetch):
             raise ProtocolError("a handler was asked to fetch")
         # Cancel and Inputs of a run that is over by now: nothing to do.
+
+
+def _unload(handler: Handler) -> Unloaded:
+    """Somebody waits for the GPU, and must hear of the end of this: the supervisor replaces what cannot unload."""
+    try:
+        handler.unload()
+    except Exception as error:
+        # The outcome of an order, as in _outcome: whatever the engine raises is the answer.
+        traceback.print_exc(file=sys.stderr)
+        return Unloaded(f"{type(error).__name__}: {error}"[:FAILURE_MAX])
+    return Unloaded()
 
 
 def _run(handler: Handler, link: Link, run: Run) -> None:

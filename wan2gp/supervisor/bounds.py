@@ -25,6 +25,7 @@ from wan2gp.protocol import (
     Progress,
     ProtocolError,
     Succeeded,
+    Unloaded,
     Up,
     Want,
     decode_up,
@@ -45,10 +46,12 @@ STATES = frozenset({"stopped", "starting", "ready", "failed"})
 THEIRS = ("comfy.", "input.", "wan.", "media.", "remote.")
 """Begin the names of worded facts that a child may state; the others are the supervisor's alone."""
 NAME_MAX = 100
+MODEL_MAX = 200
+"""Longest name of a model, characters: it goes to the database with each claim."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CODE = re.compile(r"[\w.-]{1,100}")
 _PHASE = re.compile(r"[a-z][a-z_]{0,29}")
-_TALK = (Hello, Beat, Progress, Event, EngineState)
+_TALK = (Hello, Beat, Progress, Event, EngineState, Unloaded)
 _WISHES = (Want, Fetched)
 
 
@@ -110,6 +113,11 @@ def fact_name(name: str) -> str:
     """The name of a fact that a child states: what only the supervisor can know is marked as said."""
     shown = name[:NAME_MAX]
     return f"said.{shown}" if shown in FACTS and not shown.startswith(THEIRS) else shown
+
+
+def model(said: Any) -> str | None:
+    """The name of a model that an engine has loaded; None for what is no name."""
+    return said if isinstance(said, str) and 0 < len(said) <= MODEL_MAX else None
 
 
 def phase(said: str) -> str:
