@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from wan2gp.comfy_sources import sources_of
+from wan2gp import comfy_sources, wan_sources
 from wan2gp.config import Config, ConfigError
 from wan2gp.model_places import FOLDERS
 from wan2gp.protocol import Source
@@ -20,8 +20,9 @@ from wan2gp.supervisor.comfy_needs import comfy_needs
 from wan2gp.supervisor.lifecycle import Patience
 from wan2gp.supervisor.memory_watch import memory_limits
 from wan2gp.supervisor.needs import Needs
+from wan2gp.supervisor.wan_needs import wan_needs
 from wan2gp.supervisor.wanted import MayFetch
-from wan2gp.wan_types import OWN_URLS
+from wan2gp.wan_types import OWN_URLS, TYPES
 
 GROUP = "wan2gp.handlers"
 COURIER = "courier"
@@ -37,6 +38,8 @@ PHASE_LIMITS_S: Mapping[str, float] = {
 """How long a phase may go on without any progress before the handler counts as hung, seconds."""
 
 CANCEL_GRACE_S = 15.0
+START_SPARE_S, STUCK_SPARE_S = 30.0, 60.0
+"""Over a handler's own limits for its engine, which end the engine and not the handler."""
 SILENCE_S = 60.0
 """One C call that keeps the interpreter's lock can silence the beats for seconds: only so long a silence kills."""
 
@@ -125,7 +128,7 @@ class Registry:
 def load_registry(config: Config) -> Registry:
     """The built-in handlers and those of installed packages. Raises :class:`RegistryError`, and
     :class:`~wan2gp.config.ConfigError` when `prewarm` names none of them."""
-    registry = Registry([comfy_spec(), *_plugins()])
+    registry = Registry([comfy_spec(), wan_spec(config), *_plugins()])
     unknown = [name for name in config.prewarm if name not in registry.specs]
     if unknown:
         known = ", ".join(registry.specs)
@@ -153,7 +156,7 @@ def comfy_spec() -> HandlerSpec:
         task_types=("comfy",),
         settings=_comfy_settings,
         unable=_comfy_unable,
-        early_inputs=sources_of,
+        early_inputs=comfy_sources.sources_of,
         warm_start_s=_comfy_warm_start_s,
         limits_s={},
         needs=comfy_needs,
@@ -202,6 +205,55 @@ def _comfy_unable(config: Config) -> str | None:
     if (Path(config.comfy_path) / "main.py").is_file():
         return None
     return f"no ComfyUI at {config.comfy_path} (COMFY_PATH), and COMFY_WHEN_MISSING=leave"
+
+
+def wan_spec(config: Config) -> HandlerSpec:
+    """Wan2GP, by its sidecar."""
+    return HandlerSpec(
+        name="wan",
+        target="wan2gp.handlers.wan:WanHandler",
+        task_types=tuple(TYPES),
+        settings=_wan_settings,
+        unable=_wan_unable,
+        early_inputs=wan_sources.sources_of,
+        warm_start_s=lambda config: config.wan_start_timeout_s + START_SPARE_S,
+        limits_s={phase: config.wan_stuck_s + STUCK_SPARE_S for phase in ("load", "step", "decode")},
+        # The engine's process is ended first, and the handler lives on.
+        cancel_grace_s=config.wan_cancel_grace_s + CANCEL_GRACE_S,
+        may_fetch=wan_may_fetch,
+        needs=wan_needs,
+    )
+
+
+def _wan_settings(config: Config) -> dict[str, Any]:
+    return {
+        "path": _absolute(config.wan2gp_path),
+        "python": config.wan2gp_python,
+        "profile": config.wan_profile,
+        "attention": config.wan_attention,
+        "vram_coefficient": config.wan_vram_coefficient,
+        "start_timeout_s": config.wan_start_timeout_s,
+        "stuck_s": config.wan_stuck_s,
+        "cancel_grace_s": config.wan_cancel_grace_s,
+        "idle_unload_s": config.wan_idle_unload_s,
+        "models_dir": str(config.models_directory()),
+        "download": config.wan_download,
+        "allow_paths": list(config.input_allow_paths),
+        "input_max_bytes": config.input_max_bytes,
+        "max_pixels": config.input_max_pixels,
+        "max_frames": config.input_max_frames,
+        "max_duration_s": config.input_max_duration_s,
+        "storage": bool(config.supabase_url and config.supabase_key),
+        "posters": config.publishes_to_storage,
+    }
+
+
+def _wan_unable(config: Config) -> str | None:
+    if not config.wan2gp_path:
+        return "no Wan2GP on this worker: set WAN2GP_PATH to its checkout"
+    if not (Path(_absolute(config.wan2gp_path)) / "wgp.py").is_file():
+        return f"no Wan2GP at {config.wan2gp_path} (WAN2GP_PATH): it holds no wgp.py"
+    return None
 
 
 def courier_settings(config: Config) -> dict[str, Any]:
