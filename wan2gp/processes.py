@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+HOPS_MAX = 32
+"""From a process up to whom it may belong to: each step reads a file, and who is asked about may have made a chain of
+thousands to keep the asker busy. What is ours and speaks to us is one or two steps away."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -162,8 +165,10 @@ def _below(root: int, families: dict[int, list[int]]) -> list[int]:
 
 
 def is_below(pid: int, root: int) -> bool:
-    """True when ``pid`` is a descendant of ``root``."""
-    while pid > 1 and (fields := _stat(pid)):
+    """True when ``pid`` is a descendant of ``root``, by no more than :data:`HOPS_MAX` steps."""
+    for _ in range(HOPS_MAX):
+        if pid <= 1 or not (fields := _stat(pid)):
+            return False
         pid = int(fields[1])
         if pid == root:
             return True
@@ -171,18 +176,21 @@ def is_below(pid: int, root: int) -> bool:
 
 
 def may_be_below(pid: int, root: int) -> bool:
-    """False only when ``pid`` is surely no descendant of ``root``: one that is gone, or that hides, may have been. A
-    ``pid`` of 0 names a process of an outer pid namespace, see unix(7), and nobody leaves his own for that."""
+    """False only when ``pid`` is surely no descendant of ``root``: one that is gone, that hides, or that is more than
+    :data:`HOPS_MAX` steps from the beginning of all, may be one. A ``pid`` of 0 names a process of an outer pid
+    namespace, see unix(7), and nobody leaves his own for that."""
     if pid == root:
         return False
-    while pid > 1:
+    for _ in range(HOPS_MAX):
+        if pid <= 1:
+            return False
         fields = _stat(pid)
         if not fields:
             return not _of_another_user(pid)
         pid = int(fields[1])
         if pid == root:
             return True
-    return False
+    return True
 
 
 def _of_another_user(pid: int) -> bool:

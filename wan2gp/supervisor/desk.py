@@ -170,6 +170,11 @@ class Desk(abc.ABC):
         facts(fact_name(message.name), **message.fields)
 
     def _note_engine(self, message: EngineState) -> None:
+        now = self.around.clock()
+        if self._events.pause_s(now) > 0:  # whose its process is costs a look at several
+            self.unheard("too many states of its engine")
+            return
+        self._events.spend(1, now)
         self.engine = {"state": message.state, **message.detail}
         pid = self.engine.get("pid")
         if self.child is None or not isinstance(pid, int) or not is_below(pid, self.child.shim_pid):
