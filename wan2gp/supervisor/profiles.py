@@ -138,8 +138,8 @@ class Profiles:
     def prepare(self, name: str) -> None:
         """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
         self.places.prepare(name, self.user(name)[0])
-        if name == COURIER:
-            self.places.prepare_shelves(model_folders(self._config), self.user(name)[0])
+        if name == COURIER or self._registry.specs[name].may_fetch(self._config).models:
+            self.places.prepare_shelves(model_folders(self._config), self.user(COURIER)[0])
 
     def make_run(self, name: str, work_dir: str | Path) -> None:
         """Make the directory of a run, or of an errand, for a handler that cannot make its own. Raises
