@@ -33,6 +33,7 @@ from wan2gp.supervisor.bounds import (
     ARTIFACTS_MAX,
     DETAIL_MAX,
     TALK_MAX_BYTES,
+    THEIRS,
     Dropped,
     detail,
     fact_name,
@@ -112,7 +113,7 @@ def test_an_answer_beyond_a_bound_breaks_the_protocol(what: str) -> None:
     assert isinstance(found, ProtocolError) and not isinstance(found, Dropped)
 
 
-@pytest.mark.parametrize("name", [name for name in FACTS if not name.startswith(("comfy.", "input."))])
+@pytest.mark.parametrize("name", [name for name in FACTS if not name.startswith(THEIRS)])
 def test_what_only_the_supervisor_can_know_is_no_childs_to_state(name: str) -> None:
     level, line = word(fact_name(name), {"task_id": "t", "text": "x"})
     assert level == "INFO" and line.startswith(f"said.{name}")
@@ -141,7 +142,8 @@ def test_a_run_may_not_have_its_inputs_downloaded_again_and_again() -> None:
 # -- whatever it says --------------------------------------------------------------------------------------------------
 
 TYPES = (
-    "hello beat progress event enginestate unloaded want fetched finished run inputs fetch cancel unload shutdown nothing"
+    "hello beat progress event enginestate unloaded want fetched finished "
+    "run inputs fetch cancel unload shutdown nothing"
 )
 FIELDS = (
     "pid task_id lease_id fraction phase step steps detail eta_s preview name fields state sources files failure "
