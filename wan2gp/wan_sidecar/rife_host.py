@@ -110,12 +110,13 @@ class Server:
 
 
 def guarded(why: str, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns. What PyTorch raises has many classes, and none for memory that all releases share."""
+    """What ``work`` returns. Whatever PyTorch, a file of weights and the engine's models raise is this answer: there is
+    no class for memory that all releases share."""
     try:
         return work()
     except Failure:
         raise
-    except (RuntimeError, MemoryError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:
         said = f"{type(error).__name__}: {error}"
         lacks = "out of memory" in said.lower() or "allocate memory" in said.lower() or isinstance(error, MemoryError)
         raise Failure("memory" if lacks else why, said) from error
