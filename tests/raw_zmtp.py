@@ -23,8 +23,8 @@ def ready(identity: bytes, socket_type: bytes = b"DEALER") -> bytes:
 def connect(endpoint: str) -> socket.socket:
     """A connection that has said nothing yet."""
     own = socket.socket(socket.AF_UNIX)
+    own.connect(endpoint.removeprefix("ipc://"))  # before it has a time limit: with one, a full queue is an error
     own.settimeout(10)
-    own.connect(endpoint.removeprefix("ipc://"))
     return own
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest_db import PgServer
-from tests.conftest_worker import Worker
+from tests.conftest_worker import ROOT, Worker, eventually
 from tests.shared_worker import shared_worker
+from wan2gp.supervisor.control_door import INTRUSIONS
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_a_process_that_it_names_as_its_engine_is_not_killed_by_the_next_life(la
         stranger.communicate(b"\n")
 
 
-@pytest.mark.parametrize("depth", [150, 600])
+@pytest.mark.parametrize("depth", [pytest.param(150, marks=pytest.mark.long), 600])
 def test_deep_params_of_a_stranger_reach_the_handler_or_fail_alone(lasting: Worker, depth: int) -> None:
     deep: Any = "x"
     for _ in range(depth):
@@ -88,3 +91,102 @@ def test_deep_params_of_a_stranger_reach_the_handler_or_fail_alone(lasting: Work
     assert row["status"] == "Failed"
     assert row["error_message"].split(":")[0] in ("input.forbidden_address", "input.too_large", "input.bad_params")
     assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+# -- on the sockets of the supervisor -------------------------------------------------------------------------------
+
+
+def test_a_child_with_more_connections_than_the_supervisor_has_descriptors(lasting: Worker) -> None:
+    """An assertion of libzmq ended the whole worker here."""
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (supervisor.num_fds() + 40, before[1]))
+    try:
+        row = lasting.ended(lasting.insert("intruder", {"how": "connections", "count": 200}))
+    finally:
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: it opens connection after connection"
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+@pytest.mark.long
+def test_a_message_without_an_end_costs_the_supervisor_no_memory(lasting: Worker) -> None:
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.memory_info().rss
+    row = lasting.ended(lasting.insert("intruder", {"how": "endless", "times": 400}))
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a message of several frames"
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert supervisor.memory_info().rss - before < 64 << 20
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+@pytest.mark.long
+def test_an_end_told_under_anothers_name_ends_nobody_elses_task(lasting: Worker) -> None:
+    sleeper = lasting.insert("sleeper", {"seconds": 60})
+    lasting.running(sleeper)
+    lease = lasting.sql("SELECT lease_id FROM task_leases WHERE task_id = %s", sleeper)[0]["lease_id"]
+    forged = {"how": "forged", "identity": "sleeper#1#" + "0" * 32, "task": sleeper, "lease": str(lease)}
+    row = lasting.ended(lasting.insert("intruder", forged))
+    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a connection under another's name"
+    assert lasting.row(sleeper)["status"] == "In Progress"
+    lasting.ctl("cancel", sleeper)
+    assert lasting.ended(sleeper)["status"] == "Cancelled"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["chatter", "second"])
+def test_what_is_only_too_much_costs_its_sender_time_alone(lasting: Worker, how: str) -> None:
+    task = lasting.insert("intruder", {"how": how, "count": 6000})
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+    row = lasting.ended(task)
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+
+
+@pytest.mark.long
+def test_garbage_on_the_socket_is_told_as_what_it_is(lasting: Worker) -> None:
+    row = lasting.ended(lasting.insert("intruder", {"how": "garbage"}))
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert "a greeting that is not ZMTP's" in row["result_data"]["attempts"][0]["message"]
+
+
+def test_a_handler_with_thousands_of_connections_to_the_control_socket_ends_itself_alone(lasting: Worker) -> None:
+    """An assertion of libzmq ended the whole worker here."""
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (supervisor.num_fds() + 40, before[1]))
+    try:
+        row = lasting.ended(lasting.insert("intruder", {"how": "control", "count": 1_000_000}))
+    finally:
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+    (attempt,) = row["result_data"]["attempts"]
+    assert attempt["message"] == "broke the protocol: it opens connection after connection to the control socket"
+    assert (row["status"], row["attempts"]) == ("Complete", 2)
+    assert lasting.status()["worker"]["turned_away"]["handler"] > INTRUSIONS.burst
+    assert "Connections to the control socket were turned away so far: " in lasting.log
+    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
+
+
+@pytest.mark.long
+def test_a_handlers_endless_message_to_the_control_socket_is_not_even_read(lasting: Worker) -> None:
+    supervisor = psutil.Process(lasting.process.pid)
+    before = supervisor.memory_info().rss
+    row = lasting.ended(lasting.insert("intruder", {"how": "control_endless", "times": 400}))
+    assert (row["status"], row["attempts"]) == ("Complete", 1)
+    assert supervisor.memory_info().rss - before < 64 << 20
+    eventually("it is counted", lambda: lasting.status()["worker"]["turned_away"]["handler"])
+
+
+@pytest.mark.long
+def test_the_operators_command_is_answered_while_a_handler_floods_its_socket(lasting: Worker) -> None:
+    script = "import socket, sys\nown = socket.socket(1)\nown.connect(sys.argv[1])\nwhile own.recv(64): pass"
+    path = str(Path(lasting.environ["WAN2GP_RUN_DIR"]) / "control")
+    outsiders = [subprocess.Popen([sys.executable, "-c", script, path], cwd=ROOT) for _ in range(4)]
+    try:
+        task = lasting.insert("intruder", {"how": "control", "count": 1_000_000})
+        while lasting.row(task)["status"] not in ("Complete", "Failed"):
+            assert lasting.status()["worker"]["state"] == "running"
+    finally:
+        for each in outsiders:
+            each.kill()
+            each.wait()

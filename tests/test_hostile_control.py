@@ -13,15 +13,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import zmq
 
-from tests.conftest_db import PgServer
-from tests.conftest_worker import ROOT, Worker, eventually
 from tests.control_doubles import PaperSupervisor
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
-from tests.shared_worker import shared_worker
 from wan2gp import control
 from wan2gp.control_client import ControlClient
 from wan2gp.processes import may_be_below
@@ -353,51 +349,3 @@ def test_callers_that_do_it_all_at_once_keep_nobody_else_waiting(supervisor: Pap
     assert supervisor.faults == []
     for own in held:
         own.close()
-
-
-@pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
-    with shared_worker(tmp_path_factory.mktemp("door"), _pg_session) as worker:
-        yield worker
-
-
-def test_a_handler_with_thousands_of_connections_to_the_control_socket_ends_itself_alone(lasting: Worker) -> None:
-    """An assertion of libzmq ended the whole worker here."""
-    supervisor = psutil.Process(lasting.process.pid)
-    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
-    supervisor.rlimit(psutil.RLIMIT_NOFILE, (supervisor.num_fds() + 40, before[1]))
-    try:
-        row = lasting.ended(lasting.insert("intruder", {"how": "control", "count": 1_000_000}))
-    finally:
-        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
-    (attempt,) = row["result_data"]["attempts"]
-    assert attempt["message"] == "broke the protocol: it opens connection after connection to the control socket"
-    assert (row["status"], row["attempts"]) == ("Complete", 2)
-    assert lasting.status()["worker"]["turned_away"]["handler"] > INTRUSIONS.burst
-    assert "Connections to the control socket were turned away so far: " in lasting.log
-    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
-
-
-@pytest.mark.long
-def test_a_handlers_endless_message_to_the_control_socket_is_not_even_read(lasting: Worker) -> None:
-    supervisor = psutil.Process(lasting.process.pid)
-    before = supervisor.memory_info().rss
-    row = lasting.ended(lasting.insert("intruder", {"how": "control_endless", "times": 400}))
-    assert (row["status"], row["attempts"]) == ("Complete", 1)
-    assert supervisor.memory_info().rss - before < 64 << 20
-    eventually("it is counted", lambda: lasting.status()["worker"]["turned_away"]["handler"])
-
-
-@pytest.mark.long
-def test_the_operators_command_is_answered_while_a_handler_floods_its_socket(lasting: Worker) -> None:
-    script = CONNECT.replace("own.connect(sys.argv[1])\n", "own.connect(sys.argv[1])\nwhile own.recv(64): pass\n")
-    path = str(Path(lasting.environ["WAN2GP_RUN_DIR"]) / "control")
-    outsiders = [subprocess.Popen([sys.executable, "-c", script, path], cwd=ROOT) for _ in range(4)]
-    try:
-        task = lasting.insert("intruder", {"how": "control", "count": 1_000_000})
-        while lasting.row(task)["status"] not in ("Complete", "Failed"):
-            assert lasting.status()["worker"]["state"] == "running"
-    finally:
-        for each in outsiders:
-            each.kill()
-            each.wait()

@@ -11,14 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import zmq
 
-from tests.conftest_db import PgServer
-from tests.conftest_worker import Worker, eventually
+from tests.conftest_worker import eventually
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
-from tests.shared_worker import shared_worker
 from wan2gp.protocol import Beat, Event, Finished, ProtocolError, Run, Succeeded, Unload, Up, encode
 from wan2gp.supervisor.connections import HANDSHAKE_S
 from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, MESSAGES, REFUSALS_MAX, Router, Unreachable
@@ -295,64 +292,3 @@ def test_one_that_is_not_there_or_over_cannot_be_reached(wire: Wire) -> None:
         wire.router.send(A, Unload())
     again = wire.join()
     assert wire.hear() == [] and closed(again)
-
-
-# -- in a real worker ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
-    with shared_worker(tmp_path_factory.mktemp("wire"), _pg_session) as worker:
-        yield worker
-
-
-def test_a_child_with_more_connections_than_the_supervisor_has_descriptors(lasting: Worker) -> None:
-    """An assertion of libzmq ended the whole worker here."""
-    supervisor = psutil.Process(lasting.process.pid)
-    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
-    supervisor.rlimit(psutil.RLIMIT_NOFILE, (supervisor.num_fds() + 40, before[1]))
-    try:
-        row = lasting.ended(lasting.insert("intruder", {"how": "connections", "count": 200}))
-    finally:
-        supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
-    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: it opens connection after connection"
-    assert (row["status"], row["attempts"]) == ("Complete", 2)
-    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
-
-
-def test_a_message_without_an_end_costs_the_supervisor_no_memory(lasting: Worker) -> None:
-    supervisor = psutil.Process(lasting.process.pid)
-    before = supervisor.memory_info().rss
-    row = lasting.ended(lasting.insert("intruder", {"how": "endless", "times": 400}))
-    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a message of several frames"
-    assert (row["status"], row["attempts"]) == ("Complete", 2)
-    assert supervisor.memory_info().rss - before < 64 << 20
-    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
-
-
-@pytest.mark.long
-def test_an_end_told_under_anothers_name_ends_nobody_elses_task(lasting: Worker) -> None:
-    sleeper = lasting.insert("sleeper", {"seconds": 60})
-    lasting.running(sleeper)
-    lease = lasting.sql("SELECT lease_id FROM task_leases WHERE task_id = %s", sleeper)[0]["lease_id"]
-    forged = {"how": "forged", "identity": "sleeper#1#" + "0" * 32, "task": sleeper, "lease": str(lease)}
-    row = lasting.ended(lasting.insert("intruder", forged))
-    assert row["result_data"]["attempts"][0]["message"] == "broke the protocol: a connection under another's name"
-    assert lasting.row(sleeper)["status"] == "In Progress"
-    lasting.ctl("cancel", sleeper)
-    assert lasting.ended(sleeper)["status"] == "Cancelled"
-
-
-@pytest.mark.parametrize("how", ["chatter", pytest.param("second", marks=pytest.mark.long)])
-def test_what_is_only_too_much_costs_its_sender_time_alone(lasting: Worker, how: str) -> None:
-    task = lasting.insert("intruder", {"how": how, "count": 6000})
-    assert lasting.ended(lasting.insert("noop"))["status"] == "Complete"
-    row = lasting.ended(task)
-    assert (row["status"], row["attempts"]) == ("Complete", 1)
-
-
-@pytest.mark.long
-def test_garbage_on_the_socket_is_told_as_what_it_is(lasting: Worker) -> None:
-    row = lasting.ended(lasting.insert("intruder", {"how": "garbage"}))
-    assert (row["status"], row["attempts"]) == ("Complete", 2)
-    assert "a greeting that is not ZMTP's" in row["result_data"]["attempts"][0]["message"]

@@ -63,8 +63,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> 
         options = ("--database-url", url, "--supabase-access-token", FLAG)
         with shared_worker(place, _pg_session, *options, **{**PLANTED, **KEPT, **comfy}) as worker:
             worker.url = url
-            for kind, params in TASKS:
-                worker.ended(worker.insert(kind, params, max_attempts=1))
+            for task in [worker.insert(kind, params, max_attempts=1) for kind, params in TASKS]:
+                worker.ended(task)
             yield worker
         _pg_session.drop_database(database)
         admin.execute("DROP ROLE planted")
@@ -192,8 +192,8 @@ def test_the_memory_of_supervisor_and_shims_is_closed_to_others_of_their_user(
     assert set(seen.values()) == {"Permission denied"}, seen
 
 
-def test_a_lease_token_is_the_supervisors_alone(start_worker: Start) -> None:
-    worker = start_worker()
+def test_a_lease_token_is_the_supervisors_alone(planted: Worker) -> None:
+    worker = planted
     task = worker.insert("sleeper", {"seconds": 60})
     worker.running(task)
     token = worker.sql("SELECT token FROM task_leases WHERE task_id = %s", task)[0]["token"].encode()
@@ -218,7 +218,7 @@ WRONG_URLS = [
 ]
 
 
-@pytest.mark.parametrize("url", WRONG_URLS)
+@pytest.mark.parametrize("url", [WRONG_URLS[0], *(pytest.param(url, marks=pytest.mark.long) for url in WRONG_URLS[1:])])
 @pytest.mark.parametrize("command", [(), ("check",)])
 def test_a_connection_string_that_cannot_be_read_is_not_repeated(
     tmp_path: Path, url: str, command: tuple[str, ...]
@@ -234,6 +234,7 @@ def test_a_connection_string_that_cannot_be_read_is_not_repeated(
     assert done.returncode == 2 and "DATABASE_URL = *** cannot be used" in done.stderr
 
 
+@pytest.mark.long
 def test_a_password_that_is_changed_under_a_running_worker_is_not_told(
     start_worker: Start, pg_server: PgServer, queue_db: str
 ) -> None:
