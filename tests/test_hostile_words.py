@@ -34,6 +34,7 @@ from wan2gp.supervisor.bounds import (
     DETAIL_MAX,
     TALK_MAX_BYTES,
     THEIRS,
+    THEIRS,
     Dropped,
     detail,
     fact_name,
