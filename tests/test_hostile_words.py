@@ -34,7 +34,6 @@ from wan2gp.supervisor.bounds import (
     DETAIL_MAX,
     TALK_MAX_BYTES,
     THEIRS,
-    THEIRS,
     Dropped,
     detail,
     fact_name,
