@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def began(worker: Worker, task: str) -> bool:
 
 def files_of(worker: Worker, task: str) -> list[Path]:
     """What is left of it anywhere in the worker's directory but for its line in the spool."""
-    return [path for name in ("outputs", "work") for path in (worker.data_dir / name).rglob(f"*{task}*")]
+    # Not rglob, which does not bear with what goes meanwhile.
+    places = (os.walk(worker.data_dir / name) for name in ("outputs", "work"))
+    found = [Path(root, each) for root, folders, files in chain(*places) for each in (*folders, *files)]
+    return [path for path in found if task in path.name]
 
 
 def output(row: Row) -> str:

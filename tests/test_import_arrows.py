@@ -46,7 +46,8 @@ for name in sys.argv[1:]:
     if pid == 0:
         sys.argv[1:] = []
         try:
-            __import__(name)
+            for each in name.split():
+                __import__(each)
             said = sorted(set(sys.modules) - bare)
         except BaseException as error:
             said = repr(error)
@@ -86,8 +87,19 @@ def matches(module: str, forbidden: tuple[str, ...], allowed: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("package", list(FORBIDDEN))
+def test_no_package_brings_in_what_it_may_not(package: str) -> None:
+    """All modules of a package in one process: a wrong import shows, and who made it is found by the long test."""
+    judge(package, [" ".join(modules(package))])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("package", [package for package in FORBIDDEN if len(modules(package)) > 1])
 def test_every_module_brings_in_only_what_it_may(package: str) -> None:
-    names = modules(package)
+    judge(package, modules(package))
+
+
+def judge(package: str, names: list[str]) -> None:
+    """Raise for what any of these brings in against the rules of its package."""
     found = imports(names)
     assert set(found) == set(names)
     allowed = ALLOWED.get(package, ())
