@@ -5,23 +5,28 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import tempfile
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.model_server import safetensors
+from wan2gp.brake import Brake
 from wan2gp.handlers import model_store
 from wan2gp.handlers.api import Interrupted, TaskFailure
 from wan2gp.handlers.download import Downloaded
 from wan2gp.handlers.model_checks import damage
 from wan2gp.handlers.model_download import ModelDownload
-from wan2gp.handlers.model_store import Shelf
+from wan2gp.handlers.model_store import Draft, Shelf
 from wan2gp.handlers.webstream import Limits
 from wan2gp.model_places import place_of
 from wan2gp.protocol import Source
+from wan2gp.supervisor.places import Places
+from wan2gp.supervisor.users import User
 
 if TYPE_CHECKING:
     from tests.model_server import ModelServer
@@ -375,6 +380,57 @@ def test_a_signed_file_that_has_changed_is_fetched_again(shelf: Shelf, hub: Mode
     get(shelf, url)
     hub.files["/a.safetensors"].body = safetensors(2000)
     assert get(shelf, url).path.read_bytes() == safetensors(2000)
+
+
+def as_user(uid: int, act: Callable[[], None]) -> int:
+    """Do it in a process of that user, whose umask is a careful one; returns the exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.umask(0o077)
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give user ids away")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_the_couriers_user_keeps_the_engines_user_can_lock_and_nobody_else_can_change() -> None:
+    """Also when the courier had another id in its life before, and what an operator put there stays as it is."""
+    with tempfile.TemporaryDirectory() as base:
+        os.chmod(base, 0o711)
+        shelf, place = shelf_at(Path(base) / "models"), PurePosixPath("owner/repo/a.safetensors")
+        own = shelf.root / "mine.safetensors"
+        places = Places(Path(base), 65000)
+
+        def keep() -> None:
+            shelf.open()
+            shelf.begin(Draft(str(place)), Brake())
+            shelf.part(place).write_bytes(safetensors())
+            shelf.keep(place, "0" * 64)
+
+        def use() -> None:
+            with (shelf.root / place).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            with pytest.raises(PermissionError):
+                (shelf.root / place).open("r+b")
+            with pytest.raises(PermissionError):
+                (shelf.root / place).unlink()
+
+        places.prepare_shelves([str(shelf.root)], User(65001, 65001))
+        own.write_bytes(safetensors())
+        assert as_user(65001, keep) == 0
+        assert as_user(65003, use) == 0
+        places.prepare_shelves([str(shelf.root)], User(65101, 65101))
+        assert as_user(65101, lambda: shelf.remove(place)) == 0
+        assert as_user(65101, keep) == 0
+        assert own.stat().st_uid == 0
 
 
 def test_a_malformed_url_is_a_failure_and_no_crash(shelf: Shelf) -> None:
