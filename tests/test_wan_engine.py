@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.contract_wan import STAND_IN, Driven, driven, frames_of, never
 from tests.test_wan_types import made, refusal
-from wan2gp.wan_sidecar.errors import Abandoned, Gone, NotInstalled, Unavailable, Why
+from wan2gp.wan_sidecar.errors import Abandoned, AnswerTooLong, Gone, NotInstalled, Unavailable, Why
 from wan2gp.wan_sidecar.verdict import Outcome
 from wan2gp.wan_sidecar.work import Event, Loaded, Loading, Preview, Step, WanLimits, Want
 
@@ -216,6 +216,20 @@ def test_trap_18_a_job_that_says_very_much_is_heard_to_the_end(same: Driven) -> 
     assert "line 4999" in (same.place / "engine.log").read_text()
 
 
+def test_settings_that_are_too_long_to_be_said_cost_nobody_his_engine(same: Driven) -> None:
+    found = same.run("x" * 2_000_000)
+    assert found.outcome is Outcome.VALIDATION and "bytes" in found.sentence
+
+
+def test_a_definition_that_is_too_long_to_be_said_is_told_as_such(tmp_path: Path) -> None:
+    endless = {"endless": {"model": {"architecture": "t2v", "description": "x" * 2_000_000}}}
+    with driven(STAND_IN, tmp_path, finetunes=endless, limits=PATIENT) as engine:
+        pid = engine.ensure().pid
+        with pytest.raises(AnswerTooLong):
+            engine.engine.model_def("endless")
+        assert engine.engine.pid == pid and engine.engine.availability("t2v") == "available"
+
+
 # What stays in memory.
 
 
@@ -278,7 +292,7 @@ def test_an_error_that_spoils_the_card_for_its_process_costs_the_process(fragile
 def test_any_other_error_is_told_without_quotes_and_without_a_terminal(same: Driven) -> None:
     found = same.run("@boom")
     assert found.outcome is Outcome.FAILED and not found.fresh
-    assert found.sentence.endswith("'boom'") and "terminal" not in found.sentence and found.sentence[0] != '"'
+    assert found.sentence.endswith("error: 'boom'") and "terminal" not in found.sentence and found.sentence[0] != '"'
 
 
 # Deaths.
@@ -303,6 +317,12 @@ def test_an_engine_that_was_killed_between_two_jobs_is_started_again(fragile: Dr
         fragile.engine.availability("t2v")
     works_again(fragile)
     assert fragile.engine.pid != pid
+
+
+def test_a_job_for_an_engine_that_was_not_started_is_an_outcome_too(fragile: Driven) -> None:
+    found = fragile.engine.run(fragile.job(), fragile.events.append, never)
+    assert found.outcome is Outcome.EXITED and found.fresh and "no process" in found.sentence
+    assert fragile.engine.unload()
 
 
 def test_an_engine_that_says_nothing_any_more_is_ended(fragile: Driven) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wan2gp.wan_sidecar import protocol
 from wan2gp.wan_sidecar.engine import made_files
+from wan2gp.wan_sidecar.errors import RequestTooLong
 from wan2gp.wan_sidecar.host_line import LINE_BYTES
 from wan2gp.wan_sidecar.host_plain import plain
 from wan2gp.wan_sidecar.protocol import Ended, EngineError, Missing
@@ -128,7 +129,7 @@ def test_both_sides_of_the_line_know_the_same_words() -> None:
 
 
 def test_a_request_that_is_too_long_is_refused_before_it_is_sent() -> None:
-    with pytest.raises(ValueError, match="describe"):
+    with pytest.raises(RequestTooLong, match="describe"):
         protocol.encode("describe", model="x" * protocol.LINE_BYTES)
 
 

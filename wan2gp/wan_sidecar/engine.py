@@ -13,7 +13,18 @@ from wan2gp.wan_sidecar import checkout as checkouts
 from wan2gp.wan_sidecar import protocol
 from wan2gp.wan_sidecar.checkout import Checkout
 from wan2gp.wan_sidecar.conversation import Conversation
-from wan2gp.wan_sidecar.errors import Abandoned, BadWord, Gone, Unavailable, UnknownModel, WanError, Why, describe_exit
+from wan2gp.wan_sidecar.errors import (
+    Abandoned,
+    AnswerTooLong,
+    BadWord,
+    Gone,
+    RequestTooLong,
+    Unavailable,
+    UnknownModel,
+    WanError,
+    Why,
+    describe_exit,
+)
 from wan2gp.wan_sidecar.link import HostLink, own_environ
 from wan2gp.wan_sidecar.root import Stores, lay_root
 from wan2gp.wan_sidecar.verdict import Outcome, Verdict, broken, death, verdict
@@ -143,7 +154,7 @@ class WanEngine:
         return self._names
 
     def model_def(self, name: str) -> Mapping[str, Any]:
-        """The engine's ``get_model_def``, without what is not JSON. Raises UnknownModel."""
+        """The engine's ``get_model_def``, without what is not JSON. Raises UnknownModel, AnswerTooLong."""
         if name not in self._definitions:
             answer = self._ask(protocol.Model, "describe", model=name)
             if not answer.found:
@@ -167,9 +178,13 @@ class WanEngine:
         try:
             link.send(do, **fields)
             heard = link.hear(limit_s)
+            while isinstance(heard, protocol.Wanted):  # of a thread that has outlived its job, which was told already
+                heard = link.hear(limit_s)
             if isinstance(heard, kind):
                 return heard
             said = f"has not answered for {limit_s:g} s" if heard is None else f"answered with {heard}"
+            if isinstance(heard, protocol.TooLong):
+                raise AnswerTooLong(f"the engine's answer, asked for {do}, has {heard.bytes} bytes")
             raise BadWord(f"the engine's process, asked for {do}, {said}"[:500])
         except (Gone, BadWord):
             self._end(0)
@@ -210,6 +225,8 @@ class WanEngine:
         on_event: OnEvent,
         cancelled: Callable[[], bool],
     ) -> Verdict:
+        if self._link is None or self._about is None:
+            return Verdict(Outcome.EXITED, "no process of the engine is ready", fresh=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         self._jobs += 1
         talk = Conversation(self._jobs, preview, self._limits, self._supply, on_event, cancelled)
@@ -219,6 +236,8 @@ class WanEngine:
             ended = talk.until_ended(link)
         except Gone as gone:
             found = death(gone.code, gone.tail, cancel_asked=talk.cancel_asked)
+        except RequestTooLong as error:
+            found = Verdict(Outcome.VALIDATION, str(error))
         except BadWord as error:
             found = broken(str(error), self._tail(), cancel_asked=talk.cancel_asked)
         except BaseException:

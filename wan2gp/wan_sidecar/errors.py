@@ -56,6 +56,14 @@ class BadWord(WanError):
     """The engine's process said something that is not of the protocol, or nothing for too long. It is of no use."""
 
 
+class AnswerTooLong(WanError):
+    """What the engine says of a model is longer than a line may be."""
+
+
+class RequestTooLong(WanError):
+    """The settings are longer than a line may be."""
+
+
 class UnknownModel(WanError):
     """The engine lists no model of that name."""
 

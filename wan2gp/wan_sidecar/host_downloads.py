@@ -41,6 +41,7 @@ class Downloads:
         self._last = 0
         self._open = False
         self._urlretrieve = urllib.request.urlretrieve
+        self._hub: tuple[Any, Any] | None = None
         self.missing: list[dict[str, str]] = []
         """What was refused since the job began."""
 
@@ -51,6 +52,7 @@ class Downloads:
             hub: Any = importlib.import_module("huggingface_hub")
         except ImportError:  # then the engine, which imports it, says so itself
             return
+        self._hub = hub.hf_hub_download, hub.snapshot_download
         hub.hf_hub_download = self.hf_hub_download
         hub.snapshot_download = self.snapshot_download
 
@@ -78,19 +80,26 @@ class Downloads:
 
     def hf_hub_download(
         self, repo_id: str, filename: str, *, subfolder: str | None = None, local_dir: Any = None, **options: Any
-    ) -> str:
-        """As the hub's own, for what the engine asks of it."""
+    ) -> Any:
+        """As the hub's own, for what the engine asks of it. Libraries, which name no directory, look for files that
+        need not be there, and want its own answers."""
+        if local_dir is None:
+            assert self._hub is not None
+            return self._hub[0](repo_id, filename, subfolder=subfolder, **options)
         path = "/".join(part for part in (subfolder, filename) if part)
         revision = options.get("revision") or "main"
-        place = os.path.join(os.fspath(local_dir or "."), path)
+        place = os.path.join(os.fspath(local_dir), path)
         return self._at(place, repo_id, path, f"{HUB}/{repo_id}/resolve/{revision}/{path}")
 
     def snapshot_download(
         self, repo_id: str, *, allow_patterns: Any = None, local_dir: Any = None, **options: Any
-    ) -> str:
+    ) -> Any:
         """A folder of a repository, which is all that the engine asks of it."""
+        if local_dir is None:
+            assert self._hub is not None
+            return self._hub[1](repo_id, allow_patterns=allow_patterns, **options)
         patterns = [allow_patterns] if isinstance(allow_patterns, str) else list(allow_patterns or ["*"])
-        root = os.fspath(local_dir or ".")
+        root = os.fspath(local_dir)
         for pattern in patterns:
             folder = pattern.rstrip("*")
             self._at(os.path.join(root, folder.rstrip("/")), repo_id, folder or "./", "")

@@ -71,7 +71,7 @@ class HostLink:
         return self.process.pid
 
     def send(self, do: str, **fields: Any) -> None:
-        """Raises ValueError for what is too long. That the process is gone is told by :meth:`hear`."""
+        """Raises RequestTooLong. That the process is gone is told by :meth:`hear`."""
         self._write(encode(do, **fields))
 
     def _write(self, line: bytes) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Union
 
 import msgspec
 
+from wan2gp.wan_sidecar.errors import RequestTooLong
+
 LINE_BYTES = 1 << 20
 
 
@@ -144,8 +146,8 @@ def decode(line: bytes) -> Heard:
 
 
 def encode(do: str, **fields: Any) -> bytes:
-    """A request, as a line. Raises ValueError when it is too long."""
+    """A request, as a line. Raises RequestTooLong."""
     line = msgspec.json.encode({"do": do, **fields}) + b"\n"
     if len(line) > LINE_BYTES:
-        raise ValueError(f"the request {do} has {len(line)} bytes: more than {LINE_BYTES}")
+        raise RequestTooLong(f"the request {do} has {len(line)} bytes: more than {LINE_BYTES}")
     return line

@@ -27,7 +27,7 @@ NOT_IN_CACHE = re.compile(
 """The hub's own words, where a module had taken its function before it could be replaced."""
 NO_DEFINITION = "'NoneType' object has no attribute 'get'"
 """How the engine says that it has no such model."""
-GENERIC = re.compile(r"please check your terminal for more information\.?\s*", re.IGNORECASE)
+GENERIC = re.compile(r",? *please check your terminal for more information\.? *(?=.)", re.IGNORECASE)
 LAST_LINES = 40
 
 
@@ -110,7 +110,7 @@ def _is_out_of_memory(ended: Ended, errors: Sequence[str]) -> bool:
 
 def _memory(ended: Ended, errors: Sequence[str]) -> str:
     """With the line that names the bytes, which the engine's own sentence leaves out, and sometimes contradicts."""
-    found = [line for line in ended.tail[-LAST_LINES:] if OUT_OF_MEMORY.search(line) and line not in errors]
+    found = [line for line in ended.tail[-LAST_LINES:] if OUT_OF_MEMORY.search(line) and readable(line) not in errors]
     first = errors[0] if errors else ""
     parts = dict.fromkeys(part for part in (_told(first), *found[-1:]) if part)
     return "the engine ran out of memory: " + "; ".join(parts)
@@ -124,8 +124,7 @@ def _nothing(ended: Ended) -> str:
 
 def _told(message: str) -> str:
     """Without the reference to a terminal that nobody sees, where it says more than that."""
-    rest = GENERIC.sub("", message).strip()
-    return rest or message
+    return GENERIC.sub(": ", message)
 
 
 def readable(message: str) -> str:
