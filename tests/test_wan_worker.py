@@ -122,13 +122,10 @@ def killed_at(worker: Worker, moment: str, task: str, prompt: str) -> int:
     return pid
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("moment", "words", "frames"),
-    [
-        ("load", "@load_s=1.5", 17),
-        pytest.param("step", "@step_s=0.4 @steps=4", 17, marks=pytest.mark.long),
-        pytest.param("decode", "", 4001, marks=pytest.mark.long),
-    ],
+    [("load", "@load_s=1.5", 17), ("step", "@step_s=0.4 @steps=4", 17), ("decode", "", 4001)],
 )
 def test_an_engine_that_is_killed_costs_an_attempt_and_publishes_nothing_of_it(
     worker: Worker, moment: str, words: str, frames: int
