@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -47,9 +48,15 @@ SECRETS += [PASSWORD, quote(PASSWORD, safe="")]
 KEPT = {"HF_HOME": "/models/hf", "CUDA_VISIBLE_DEVICES": "0", "LC_ALL": "C.UTF-8"}
 
 
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.long)])
+def kinds(request: pytest.FixtureRequest) -> str:
+    """Of tasks that the worker has run: each costs a process."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
-    """A worker that has run tasks of all kinds and whose database password is one of the planted secrets."""
+def planted(kinds: str, tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> Iterator[Worker]:
+    """A worker that has run tasks and whose database password is one of the planted secrets."""
     _pg_session.start_server()
     with psycopg.connect(_pg_session.admin_url, autocommit=True) as admin:
         admin.execute("DROP ROLE IF EXISTS planted")
@@ -63,25 +70,31 @@ def planted(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> 
         options = ("--database-url", url, "--supabase-access-token", FLAG)
         with shared_worker(place, _pg_session, *options, **{**PLANTED, **KEPT, **comfy}) as worker:
             worker.url = url
-            for task in [worker.insert(kind, params, max_attempts=1) for kind, params in TASKS]:
+            for task in [worker.insert(kind, params, max_attempts=1) for kind, params in TASKS[kinds]]:
                 worker.ended(task)
             yield worker
         _pg_session.drop_database(database)
         admin.execute("DROP ROLE planted")
 
 
-TASKS = [
+FEW: list[tuple[str, dict[str, Any]]] = [
     ("witness", {}),
+    ("confidant", {"how": "tell"}),
+    ("confidant", {"how": "fail"}),
+    ("confidant", {"how": "die"}),
+]
+OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("raiser", {}),
     ("crasher", {"exit": 3}),
     ("babbler", {}),
     ("maker", {"files": {"a.txt": "x"}}),
     ("fetcher", {"url": "http://127.0.0.1:1/x"}),
-    ("confidant", {"how": "tell"}),
-    ("confidant", {"how": "fail"}),
-    ("confidant", {"how": "die"}),
     ("comfy", {"workflow": picture()}),
 ]
+TASKS = {"few": FEW, "all": FEW + OTHERS}
+LEAST = {"few": 3, "all": 10}
+"""How many processes there are at least."""
+LOGS = {"few": {"confidant.log"}, "all": {"comfy.log", "crasher.log"}}
 
 
 def found_in(data: bytes) -> list[str]:
@@ -92,9 +105,9 @@ def processes(worker: Worker) -> list[int]:
     return [worker.process.pid, *(process.pid for process in worker.family())]
 
 
-def test_no_process_shows_a_secret_in_environment_or_arguments(planted: Worker) -> None:
+def test_no_process_shows_a_secret_in_environment_or_arguments(planted: Worker, kinds: str) -> None:
     pids = processes(planted)
-    assert len(pids) > 10
+    assert len(pids) > LEAST[kinds]
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for name in ("environ", "cmdline"):
@@ -115,10 +128,10 @@ def test_no_process_has_a_file_open_that_holds_a_secret(planted: Worker) -> None
     assert seen > 5
 
 
-def test_no_file_of_ours_holds_a_secret(planted: Worker) -> None:
+def test_no_file_of_ours_holds_a_secret(planted: Worker, kinds: str) -> None:
     folders = [planted.data_dir, Path(planted.environ["WAN2GP_RUN_DIR"])]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"worker.log", "journal", "run.json", "comfy.log", "screen", "crasher.log"}
+    assert {path.name for path in files} >= {"worker.log", "journal", "run.json", "screen", *LOGS[kinds]}
     for path in files:
         assert found_in(path.read_bytes()) == [], path
 
