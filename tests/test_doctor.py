@@ -63,7 +63,7 @@ def test_the_doctor_needs_no_supervisor_and_leaves_nothing(tmp_path: Path) -> No
     found = report(ctl(tmp_path, "doctor", "--json", COMFY_PATH="builtin"))
     assert not found["running"] and list(tmp_path.iterdir()) == []
     assert list(layers(found)) == [layer.value for layer in Layer]
-    assert {handler["name"] for handler in found["handlers"]} == {"comfy", "courier"}
+    assert {handler["name"] for handler in found["handlers"]} == {"comfy", "wan", "media", "courier"}
     for layer in found["layers"]:
         assert layer["about"] and (layer["state"] == "kept") == (layer["reason"] is None), layer
     shown = ctl(tmp_path, "doctor", COMFY_PATH="builtin").stdout

@@ -12,12 +12,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from wan2gp import comfy_sources, wan_sources
+from wan2gp import comfy_sources, media_sources, wan_sources
 from wan2gp.config import Config, ConfigError
 from wan2gp.model_places import FOLDERS
 from wan2gp.protocol import Source
 from wan2gp.supervisor.comfy_needs import comfy_needs
 from wan2gp.supervisor.lifecycle import Patience
+from wan2gp.supervisor.media_needs import media_needs, media_unable, rife_store
 from wan2gp.supervisor.memory_watch import memory_limits
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.wan_needs import wan_needs
@@ -128,7 +129,7 @@ class Registry:
 def load_registry(config: Config) -> Registry:
     """The built-in handlers and those of installed packages. Raises :class:`RegistryError`, and
     :class:`~wan2gp.config.ConfigError` when `prewarm` names none of them."""
-    registry = Registry([comfy_spec(), wan_spec(config), *_plugins()])
+    registry = Registry([comfy_spec(), wan_spec(config), media_spec(), *_plugins()])
     unknown = [name for name in config.prewarm if name not in registry.specs]
     if unknown:
         known = ", ".join(registry.specs)
@@ -254,6 +255,40 @@ def _wan_unable(config: Config) -> str | None:
     if not (Path(_absolute(config.wan2gp_path)) / "wgp.py").is_file():
         return f"no Wan2GP at {config.wan2gp_path} (WAN2GP_PATH): it holds no wgp.py"
     return None
+
+
+def media_spec() -> HandlerSpec:
+    """Frames between frames: by Wan2GP's RIFE, or by ffmpeg."""
+    return HandlerSpec(
+        name="media",
+        target="wan2gp.handlers.media:MediaHandler",
+        task_types=media_sources.TYPES,
+        settings=_media_settings,
+        unable=media_unable,
+        early_inputs=media_sources.sources_of,
+        limits_s={},
+        may_fetch=wan_may_fetch,
+        needs=media_needs,
+    )
+
+
+def _media_settings(config: Config) -> dict[str, Any]:
+    return {
+        "checkout": _absolute(config.wan2gp_path),
+        "python": config.wan2gp_python,
+        "stores": [rife_store(config), str(config.models_directory())],
+        "interpolation": config.wan_interpolation,
+        "download": config.wan_download,
+        "device": config.wan_interpolation_device,
+        "start_timeout_s": config.wan_start_timeout_s,
+        "allow_paths": list(config.input_allow_paths),
+        "input_max_bytes": config.input_max_bytes,
+        "max_pixels": config.input_max_pixels,
+        "max_frames": config.input_max_frames,
+        "max_duration_s": config.input_max_duration_s,
+        "storage": bool(config.supabase_url and config.supabase_key),
+        "posters": config.publishes_to_storage,
+    }
 
 
 def courier_settings(config: Config) -> dict[str, Any]:

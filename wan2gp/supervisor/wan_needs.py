@@ -30,10 +30,10 @@ def wan_needs(config: Config) -> Needs:
         return Needs()
     checkout = Path(config.wan2gp_path).expanduser().absolute()
     closed = own_places(config)
-    places = [*_weights(checkout), str(config.models_directory())]
+    places = [*weights_places(checkout), str(config.models_directory())]
     read = [grant for place in (*_reads(config, checkout), *places) for grant in around(place, closed)]
     # The store is written to by the courier: a link that lay there would open what it leads to.
-    return Needs(read=tuple(dict.fromkeys(read)), models=tuple(_weights(checkout)))
+    return Needs(read=tuple(dict.fromkeys(read)), models=tuple(weights_places(checkout)))
 
 
 def _reads(config: Config, checkout: Path) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _reads(config: Config, checkout: Path) -> Iterator[str]:
         yield from [os.path.realpath(entry.path) for entry in entries if entry.is_symlink()]
 
 
-def _weights(checkout: Path) -> list[str]:
+def weights_places(checkout: Path) -> list[str]:
     """Directories of weights and LoRAs: the engine's usual ones, and those that the operator has told it."""
     found = _own_config(checkout)
     given = found.get("checkpoints_paths")
