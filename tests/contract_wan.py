@@ -22,7 +22,7 @@ from wan2gp.handlers.wan_models import facts_of
 from wan2gp.wan_sidecar.engine import WanEngine
 from wan2gp.wan_sidecar.errors import Unavailable, UnknownModel, Why
 from wan2gp.wan_sidecar.verdict import Outcome, Verdict
-from wan2gp.wan_sidecar.work import EngineAbout, EngineJob, Event, Want
+from wan2gp.wan_sidecar.work import EngineAbout, EngineJob, Event, Loaded, Loading, Step, Want
 from wan2gp.wan_types import TYPES
 
 STAND_IN = Path(__file__).parent / "wan_root"
@@ -132,7 +132,7 @@ class Contract:
             return
         about = started.engine.about
         assert about is not None and about.version and about.pid == started.engine.pid
-        assert started.engine.loaded is None, "a name of a model is no model in memory"
+        assert started.engine.unload() and started.engine.loaded is None, "a name of a model is no model in memory"
 
     def test_it_lists_the_models_of_all_types_and_their_definitions_can_be_read(self, engine: Driven) -> None:
         names = engine.engine.models()
@@ -168,6 +168,7 @@ class Contract:
         assert engine.engine.pid == pid
 
     def test_a_missing_file_is_asked_for_and_named(self, engine: Driven) -> None:
+        assert engine.engine.unload()
         engine.wants.clear()
         found = engine.run("@missing")
         assert found.outcome is Outcome.MISSING_WEIGHTS and not found.fresh
@@ -205,3 +206,61 @@ class Contract:
             pytest.skip(f"the engine does not start here: {started}")
         started.ensure()
         return started
+
+
+class Jobs:
+    """What any engine must do with a model that takes some time to load and to sample, and fails by words of its
+    prompt. Beside the contract: it needs a model, or one in its place."""
+
+    MODEL = "t2v"
+
+    def job(self, engine: Driven, prompt: str, steps: int = 4) -> Verdict:
+        model = {"model_type": self.MODEL, "resolution": "128x96", "num_inference_steps": steps}
+        return engine.run(f"{prompt} @steps={steps}", **model)
+
+    def cancelled(self, engine: Driven, kind: type[Event]) -> Verdict:
+        """When it has said something of that kind, with a number of a step if it is one."""
+
+        def asked() -> bool:
+            said = [event for event in engine.events if isinstance(event, kind)]
+            return any(not isinstance(event, Step) or event.step for event in said)
+
+        engine.ensure()
+        engine.events.clear()
+        more = {"model_type": self.MODEL, "resolution": "128x96", "num_inference_steps": 200}
+        job = engine.job("@steps=200 @step_s=0.05 @load_s=0.3", **more)
+        return engine.engine.run(job, engine.events.append, asked)
+
+    def test_a_task_makes_its_file_with_steps_and_previews_and_a_warm_one_loads_nothing(self, engine: Driven) -> None:
+        for warm in (False, True):
+            found = self.job(engine, "a boat")
+            assert found.outcome is Outcome.OK and frames_of(found.files[0]) == 5, found
+            assert [path.parent for path in found.files] == [engine.output]
+            loads = [type(event) for event in engine.events if isinstance(event, (Loading, Loaded))]
+            assert loads == ([] if warm else [Loading, Loaded]) and engine.engine.loaded == self.MODEL
+            steps = [event for event in engine.events if isinstance(event, Step) and event.steps]
+            assert {event.steps for event in steps} == {4} and {1, 2, 3} <= {event.step for event in steps}
+
+    def test_a_cancel_lands_between_two_steps_and_leaves_the_model(self, engine: Driven) -> None:
+        assert self.job(engine, "before").outcome is Outcome.OK
+        found = self.cancelled(engine, Step)
+        assert found.outcome is Outcome.CANCELLED and not found.files and not found.fresh
+        assert self.job(engine, "after").outcome is Outcome.OK
+        assert not any(isinstance(event, Loading) for event in engine.events)
+
+    def test_a_cancel_in_the_load_comes_after_it_and_leaves_the_model(self, engine: Driven) -> None:
+        assert engine.engine.unload() and engine.engine.loaded is None
+        found = self.cancelled(engine, Loading)
+        assert found.outcome is Outcome.CANCELLED and engine.engine.loaded == self.MODEL
+        assert self.job(engine, "after").outcome is Outcome.OK
+
+    @pytest.mark.parametrize("form", ["oom-a", "oom-c"])
+    def test_memory_that_is_not_enough_is_told_with_the_bytes(self, engine: Driven, form: str) -> None:
+        found = self.job(engine, f"@{form}")
+        assert found.outcome is Outcome.OUT_OF_MEMORY and "allocate" in found.sentence and not found.fresh
+        assert self.job(engine, "after").outcome is Outcome.OK
+
+    def test_any_other_error_is_told_as_it_is(self, engine: Driven) -> None:
+        found = self.job(engine, "@boom")
+        assert found.outcome is Outcome.FAILED and found.sentence.endswith("error: 'boom'"), found
+        assert self.job(engine, "after").outcome is Outcome.OK

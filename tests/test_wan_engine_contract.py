@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract_wan import STAND_IN, Contract, Driven, driven, files_of
+from tests.contract_wan import STAND_IN, Contract, Driven, Jobs, driven, files_of
 from tests.wan_models import MODEL_DEFS
+from tests.wan_without_cuda import told_of_a_card
 from wan2gp.wan_sidecar.errors import Unavailable
 from wan2gp.wan_sidecar.work import WanLimits
 
@@ -31,7 +32,7 @@ def start(checkout: Path, place: Path, python: str, **options: Any) -> Iterator[
             yield found
 
 
-class TestStandIn(Contract):
+class TestStandIn(Contract, Jobs):
     def checkout(self) -> Path:
         return STAND_IN
 
@@ -71,6 +72,31 @@ class TestReal(Contract):
         environ = {"PYTHONDONTWRITEBYTECODE": "1"}
         limits = WanLimits(start_s=300, answer_s=120)
         yield from start(Path(REAL), tmp_path_factory.mktemp("real"), PYTHON, environ=environ, limits=limits)
+
+
+@pytest.mark.skipif(not REAL, reason="WAN2GP_PATH names no Wan2GP")
+@pytest.mark.timeout(400)
+class TestRealToldOfACard(Contract, Jobs):
+    """The real engine's own code, where there is no card: what the stand-in says of it is checked here."""
+
+    MODEL = "t2v_1.3B"
+    changed = Path()
+
+    def checkout(self) -> Path:
+        return self.changed
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def before(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        cls.changed = told_of_a_card(Path(REAL), tmp_path_factory.mktemp("told") / "Wan2GP")
+        return files_of(cls.changed)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def started(cls, before: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        environ = {"PYTHONDONTWRITEBYTECODE": "1"}
+        limits = WanLimits(start_s=300, answer_s=120)
+        yield from start(cls.changed, tmp_path_factory.mktemp("real"), PYTHON, environ=environ, limits=limits)
 
 
 def listed(value: Any) -> Any:
