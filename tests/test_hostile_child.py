@@ -59,6 +59,7 @@ def test_no_other_task_is_ended_or_told_of_by_it(lasting: Worker) -> None:
     assert lasting.ended(sleeper)["status"] == "Cancelled"
 
 
+@pytest.mark.long
 def test_a_flood_of_facts_does_not_drown_the_log(lasting: Worker) -> None:
     before = lasting.handler("forger")["unheard"]
     assert lasting.ended(lasting.insert("forger", {"how": "noise"}))["status"] == "Complete"
@@ -96,6 +97,7 @@ def test_deep_params_of_a_stranger_reach_the_handler_or_fail_alone(lasting: Work
 # -- on the sockets of the supervisor -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_child_with_more_connections_than_the_supervisor_has_descriptors(lasting: Worker) -> None:
     """An assertion of libzmq ended the whole worker here."""
     supervisor = psutil.Process(lasting.process.pid)

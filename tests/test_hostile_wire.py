@@ -236,7 +236,7 @@ def test_a_flood_is_taken_at_its_rate_and_the_rest_stays_with_its_sender(wire: W
 
 def test_a_pause_gives_the_burst_back(wire: Wire) -> None:
     own = wire.join()
-    for _ in range(20):
+    for _ in range(1 + int(MESSAGES.flood / MESSAGES.burst)):
         wire.now += MESSAGES.burst / MESSAGES.per_s + 1
         for _ in range(4):
             own.sendall(frame(encode(Beat())) * (int(MESSAGES.burst) // 4 - 1))
@@ -259,6 +259,7 @@ def test_a_flood_without_a_pause_ends_the_child(wire: Wire) -> None:
     assert closed(own) and wire.errors() == []
 
 
+@pytest.mark.long
 def test_few_large_messages_are_a_flood_too(wire: Wire) -> None:
     own = wire.join()
     own.setblocking(False)

@@ -209,7 +209,7 @@ def is_a_message_down_or_refused(payload: bytes) -> None:
 def test_whatever_a_child_sends_is_understood_or_refused() -> None:
     for payload in corpus("wire"):
         is_understood_or_refused(payload)
-    slice_of(is_understood_or_refused, PAYLOADS, 120)
+    slice_of(is_understood_or_refused, PAYLOADS, 40)
 
 
 def test_whatever_comes_down_is_understood_or_refused() -> None:

@@ -180,7 +180,7 @@ for pid in sys.argv[1:]:
 print(json.dumps(found))
 """
 WITHOUT_PTRACE = "import ctypes\nfor each in (19, 21, 38): ctypes.CDLL(None).prctl(24, each, 0, 0, 0)\n"
-"""PR_CAPBSET_DROP of CAP_SYS_PTRACE, SYS_ADMIN and PERFMON: from the next execution on root has what containers give."""
+"""PR_CAPBSET_DROP of CAP_SYS_PTRACE, SYS_ADMIN and PERFMON: from the next execution root has what containers give."""
 
 
 def test_the_memory_of_supervisor_and_shims_is_closed_to_others_of_their_user(
@@ -232,7 +232,7 @@ WRONG_URLS = [
 
 
 @pytest.mark.parametrize("url", [WRONG_URLS[0], *(pytest.param(url, marks=pytest.mark.long) for url in WRONG_URLS[1:])])
-@pytest.mark.parametrize("command", [(), ("check",)])
+@pytest.mark.parametrize("command", [(), pytest.param(("check",), marks=pytest.mark.long)])
 def test_a_connection_string_that_cannot_be_read_is_not_repeated(
     tmp_path: Path, url: str, command: tuple[str, ...]
 ) -> None:

@@ -55,6 +55,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "lazy": {"patience": HASTY},
     "breaker": {"patience": HASTY},
     "glutton": {"patience": HASTY},
+    "intruder": {"patience": HASTY},
     "frozen": {"silence_s": 8.0},
     "deaf": {"cancel_grace_s": 1.0},
     "confidant": {
