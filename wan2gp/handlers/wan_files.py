@@ -36,6 +36,8 @@ GROWING = "video_guide_outpainting"
 REFERENCES, POSITIONS = "image_refs", "frames_positions"
 SAME_RATE = 0.01
 """Pictures per second that differ by less, of 1, are the same."""
+MOST_FRAMES = 1 << 31
+"""All of them."""
 FIT_FRACTION = 0.01
 
 
@@ -105,7 +107,7 @@ class WanFiles:
                 warnings += self._fit_one(file, plan, films)
             except Unreadable as error:
                 raise _corrupt(file, error) from error
-        _check_mask(films)
+        plan.check_mask(films)
         return (*warnings, *plan.too_short(films))
 
     def _fit_one(self, file: WanFile, plan: _Plan, films: dict[str, Film]) -> list[str]:
@@ -176,8 +178,21 @@ class _Plan:
     def frames_of(self, rate: float) -> int:
         """How many frames of a guide the engine can use, where it has ``rate`` of them a second."""
         if self._frames is None:
-            return 1 << 31
+            return MOST_FRAMES
         return max(self._frames, math.ceil(self._frames / self._fps * rate)) + 1
+
+    def check_mask(self, films: Mapping[str, Film]) -> None:
+        """The engine takes the mask's frames for the guide's as they come, and stops where one of them ends."""
+        guide, mask = films.get("video_guide"), films.get("video_mask")
+        if guide is None or mask is None:
+            return
+        if abs(guide.fps - mask.fps) > SAME_RATE * guide.fps:
+            raise bad(
+                f"`video_mask` has {mask.fps:g} frames a second, and `video_guide` {guide.fps:g}: they must be the same"
+            )
+        needed = MOST_FRAMES if self.continues else self.frames_of(guide.fps) - 1
+        if min(guide.frames, needed) != min(mask.frames, needed):
+            raise bad(f"`video_mask` has {mask.frames} frames, and `video_guide` {guide.frames}: they must be the same")
 
     def too_short(self, films: Mapping[str, Film]) -> Iterator[str]:
         if self._frames is None or self.continues:
@@ -193,19 +208,6 @@ class _Plan:
 
 def _corrupt(file: WanFile, error: Unreadable) -> TaskFailure:
     return TaskFailure("input.corrupt", f"the file of `{file.name}` cannot be decoded: {error}")
-
-
-def _check_mask(films: Mapping[str, Film]) -> None:
-    """The engine takes the mask's frames for the guide's as they come, and stops where one of them ends."""
-    guide, mask = films.get("video_guide"), films.get("video_mask")
-    if guide is None or mask is None:
-        return
-    if abs(guide.fps - mask.fps) > SAME_RATE * guide.fps:
-        raise bad(
-            f"`video_mask` has {mask.fps:g} frames a second, and `video_guide` {guide.fps:g}: they must be the same"
-        )
-    if guide.frames != mask.frames:
-        raise bad(f"`video_mask` has {mask.frames} frames, and `video_guide` {guide.frames}: they must be the same")
 
 
 def _place(source: Path, target: Path) -> None:
