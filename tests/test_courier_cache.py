@@ -129,7 +129,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def keeper(start: Start) -> Courier:
     """A courier that keeps what it downloads."""
-    return start(cache_bytes=10**8)
+    return start(cache_bytes=10**8, shared_user=False)
 
 
 def get(courier: Courier, task_id: str, url: str) -> bytes:
@@ -296,6 +296,16 @@ def test_the_cache_outlives_the_process(start: Start, store: Store) -> None:
     cache = InputCache(first.path / "home" / "cache", 10**8)
     known = cache.look_up(parse_location(store.url("/a.mp4")))
     assert known is not None and known.conditions == {"If-None-Match": '"v1"'}
+
+
+def test_who_may_write_into_its_input_writes_into_no_other_tasks(start: Start, store: Store) -> None:
+    store.put("/a.mp4", clip(b"one"), ETag='"v1"')
+    courier = start(cache_bytes=10**8, shared_user=True)
+    for task_id in ("t1", "t2", "t3"):
+        assert get(courier, task_id, store.url("/a.mp4")) == clip(b"one")
+        (given,) = courier.path.glob(f"{task_id}-*/*")
+        given.write_bytes(b"poison")
+    assert store.statuses() == [200, 304, 304]
 
 
 def test_without_a_budget_nothing_is_kept_and_the_disk_is_given_back(start: Start, store: Store) -> None:

@@ -160,3 +160,29 @@ def test_a_directory_changes_hands_when_its_handler_gets_another_user(tmp_path: 
     assert (home / "link").lstat().st_uid == COMFY.uid
     places.prepare("comfy", None)
     assert home.stat().st_uid == 0 and (home / "engine").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("part", ["home", "cache", "tmp", "engine"])
+def test_what_a_handler_lays_in_the_way_of_its_next_life_is_removed(tmp_path: Path, part: str) -> None:
+    places = Places(tmp_path, BASE)
+    for lay in (Path.touch, lambda place: place.symlink_to("nowhere"), lambda place: place.symlink_to(tmp_path)):
+        places.prepare("comfy", None)
+        place = places.home("comfy") / part
+        if place.is_dir():
+            place.rmdir()
+        lay(place)
+        places.prepare("comfy", None)
+        assert not place.is_symlink() and (part == "engine" or place.is_dir())
+        assert part != "engine" or not place.exists()
+
+
+@ROOT
+def test_a_start_after_a_death_walks_through_nothing_that_the_handler_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(tmp_path, BASE)
+    places.prepare("comfy", COMFY)
+    (places.home("comfy") / "tmp").rmdir()
+    monkeypatch.setattr(os, "fwalk", lambda *_, **__: pytest.fail("it may be a million files, and the loop waits"))
+    places.prepare("comfy", COMFY)
+    assert {path.stat().st_uid for path in (places.home("comfy"), *places.home("comfy").iterdir())} == {COMFY.uid}

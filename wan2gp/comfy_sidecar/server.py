@@ -134,7 +134,10 @@ class Folders:
         return {"input": self.input, "output": self.output, "temp": self.temp}.get(kind)
 
     def make(self) -> None:
-        for folder in (self.input, self.output, self.user, self.temp_parent):
+        """What an earlier server laid in the place of a directory is removed: it would stop every start."""
+        for folder in (self.home, self.home / "temp", self.input, self.output, self.user, self.temp_parent):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                folder.unlink()
             folder.mkdir(parents=True, exist_ok=True)
 
     def flags(self) -> list[str]:

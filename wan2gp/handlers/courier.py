@@ -53,14 +53,17 @@ PROGRESS_EVERY_S = 1.0
 
 
 class Courier:
-    """Settings: ``allow_private_urls``, ``allow_private_hosts``, ``cache_bytes`` (0: keep nothing), ``max_bytes``,
+    """Settings: ``allow_private_urls``, ``allow_private_hosts``, ``cache_bytes`` (0: keep nothing), ``shared_user``
+    (handlers may have this process's user, and so write to its files), ``max_bytes``,
     ``total_s``, ``idle_s``; of the last three, 0 is no limit. ``models_dir``, ``weights_bytes``, ``loras_bytes``,
     ``lora_max_bytes``: see :mod:`wan2gp.handlers.model_store`."""
 
     def __init__(self, context: HandlerContext, link: Link) -> None:
         self._link = link
         self._limits = _limits(context)
-        self._cache = InputCache(context.home / CACHE, _cache_bytes(context))
+        self._cache = InputCache(
+            context.home / CACHE, _cache_bytes(context), links=not context.settings.get("shared_user", True)
+        )
         self._flights = Flights()
         self._shelves = _shelves(context)
         self._errands: dict[tuple[str, str], _Errand] = {}

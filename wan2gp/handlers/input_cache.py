@@ -65,10 +65,15 @@ class Known:
 
 
 class InputCache:
-    """Any thread may use it. ``budget``: bytes of all files together; 0: nothing is kept, and what was is removed."""
+    """Any thread may use it. ``budget``: bytes of all files together; 0: nothing is kept, and what was is removed.
 
-    def __init__(self, root: Path, budget: int) -> None:
+    ``links``: whether a kept file and the one that a task gets may be one. Not where whoever gets it may write to it:
+    it would write into what the next task gets.
+    """
+
+    def __init__(self, root: Path, budget: int, *, links: bool = True) -> None:
         self._root = root
+        self._place = _link if links else _copy
         self._blobs = root / "blobs"
         self._urls = root / "urls"
         self._budget = budget
@@ -102,7 +107,7 @@ class InputCache:
         """Make ``draft`` the kept file. False, and nothing is made, when it is gone or not what it was."""
         blob = self._blobs / known.sha256
         try:
-            _link(blob, draft)
+            self._place(blob, draft)
         except FileNotFoundError:
             return False
         if draft.stat().st_size != known.bytes or file_digest(draft) != known.sha256:
@@ -135,7 +140,7 @@ class InputCache:
         """Also when there is one of that name: it may have been spoilt meanwhile. False when there is no room."""
         draft = blob.with_name(f"{secrets.token_hex(8)}.part")
         try:
-            _link(path, draft)  # the slow part, where it must be a copy
+            self._place(path, draft)  # the slow part, where it must be a copy
             with self._lock:
                 if not self._fits(0 if blob.exists() else size):
                     return False
@@ -242,7 +247,20 @@ def _link(source: Path, place: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:
-        shutil.copyfile(source, place)
+        _copy(source, place)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Of its own bytes; where the file system can, they are shared until one of the two is written to."""
+    with source.open("rb") as whole, place.open("xb") as fresh:
+        try:
+            while os.copy_file_range(whole.fileno(), fresh.fileno(), _CHUNK):
+                pass
+        except OSError:  # not on this file system
+            whole.seek(0)
+            fresh.seek(0)
+            fresh.truncate()
+            shutil.copyfileobj(whole, fresh, _CHUNK)
 
 
 def _key(location: Location) -> str:

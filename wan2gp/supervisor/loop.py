@@ -83,7 +83,7 @@ class Loop:
         self.started = clock()
         self._router = router
         self._once = once
-        self._places = profiles.places
+        self._profiles, self._places = profiles, profiles.places
         self._every_tick = every_tick
         self._clock = clock
         self._poller = select.poll()
@@ -156,7 +156,7 @@ class Loop:
         return CourierDesk(
             name=COURIER,
             target="wan2gp.handlers.courier:Courier",
-            settings=courier_settings(self.config),
+            settings={**courier_settings(self.config), "shared_user": self._profiles.user(COURIER)[0] is None},
             around=self._around,
             start_s=30.0,
             warm_start_s=30.0,

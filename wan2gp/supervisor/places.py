@@ -20,6 +20,8 @@ from wan2gp.supervisor.users import RESERVED, User
 WORK, HANDLERS = "work", "handlers"
 PARTS = ("home", "cache", "tmp")
 """In a handler's own directory."""
+ENGINE = "engine"
+"""There too, where its engine works; made by the handler."""
 DEEPEST = 64
 """Directories below one another that are given to another owner; no handler of ours makes as many."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -63,9 +65,10 @@ class Places:
             _make_passable(self._data_dir / above, user)
         _make_passable(self.work(name), user)
         home = self.home(name)
-        for folder in (home, *(home / part for part in PARTS)):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
+        with contextlib.suppress(FileExistsError):
+            home.mkdir(mode=0o700)
+            _give_path(home, user)
+        _clear_way(home, user)
         self._give_home(home, user)
 
     def prepare_shelves(self, folders: Iterable[str], user: User | None) -> None:
@@ -95,7 +98,7 @@ class Places:
     def _give_home(self, home: Path, user: User | None) -> None:
         """What is in it may be from a life under another id."""
         uid, gid = (os.geteuid(), os.getegid()) if user is None else (user.uid, user.gid)
-        if os.geteuid() != 0 or all(folder.lstat().st_uid == uid for folder in (home, *map(home.joinpath, PARTS))):
+        if os.geteuid() != 0 or home.lstat().st_uid == uid:
             return
         for _, folders, files, folder in os.fwalk(home, follow_symlinks=False):
             if _depth(folder) > DEEPEST:
@@ -255,6 +258,30 @@ def _entered(folder: int, name: str, mode: int | None, *, follow: bool) -> int:
     if made and mode is not None and os.fstat(inner).st_uid == os.geteuid():
         os.fchmod(inner, mode)  # whatever the umask
     return inner
+
+
+def _clear_way(home: Path, user: User | None) -> None:
+    """The parts of a handler's own directory are there, as directories: what it laid in their place, so that no later
+    life of it could start, is removed."""
+    folder = os.open(home, _FOLDER)
+    try:
+        for part in (*PARTS, ENGINE):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.stat(part, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(part, dir_fd=folder)
+        for part in PARTS:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o700, dir_fd=folder)
+                if user is not None:
+                    os.chown(part, user.uid, user.gid, dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(folder)
+
+
+def _give_path(folder: Path, user: User | None) -> None:
+    """A directory that was just made, where nobody else can write."""
+    if user is not None:
+        os.chown(folder, user.uid, user.gid, follow_symlinks=False)
 
 
 def _give_folder(folder: int, user: User | None) -> None:
