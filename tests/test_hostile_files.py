@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from wan2gp.protocol import Artifact
 from wan2gp.supervisor import emptying, staging
-from wan2gp.supervisor.emptying import GONE, remove_set_aside
+from wan2gp.supervisor.emptying import GONE, remove_set_aside, set_tmp_aside
 from wan2gp.supervisor.finisher import clear
 from wan2gp.supervisor.publish import LocalStore
 from wan2gp.supervisor.queue import Verb
@@ -269,3 +269,12 @@ def test_a_directory_that_was_exchanged_for_a_link_is_removed_and_what_it_leads_
     work.symlink_to(elsewhere)
     clear(work, tmp_path)
     assert not work.is_symlink() and (elsewhere / "kept").exists()
+
+
+def test_a_link_in_place_of_the_temporary_files_is_not_kept_for_ever(tmp_path: Path) -> None:
+    home = tmp_path / "handlers" / "comfy"
+    home.mkdir(parents=True)
+    for _ in range(3):
+        (home / "tmp").symlink_to(tmp_path)
+        set_tmp_aside(home)
+    assert [path.name for path in home.parent.iterdir()] == ["comfy"] and list(home.iterdir()) == []

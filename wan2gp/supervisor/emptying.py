@@ -36,10 +36,14 @@ def set_aside(directory: Path, parent: Path) -> None:
 
 
 def set_tmp_aside(home: Path) -> None:
-    """The temporary files in a handler's directory, if there are any; a disk that refuses it costs nothing else."""
+    """The temporary files in a handler's directory, if there are any; a disk that refuses it costs nothing else. What
+    is no directory, a link say, is removed where it is."""
+    tmp = home / "tmp"
     with contextlib.suppress(OSError):
-        if os.listdir(home / "tmp"):
-            set_aside(home / "tmp", home.parent)
+        if tmp.is_symlink() or not tmp.is_dir():
+            tmp.unlink()
+        elif os.listdir(tmp):
+            set_aside(tmp, home.parent)
 
 
 def free_shared_memory(uid: int, place: Path = SHARED_MEMORY) -> int:
