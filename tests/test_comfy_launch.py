@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.survivors import Watch
 from wan2gp.engine_process import process as sidecar
 from wan2gp.engine_process.process import DrainedProcess
 from wan2gp.processes import alive, held
+from wan2gp.sandbox import landlock
 
 LITTER = "import json, os, subprocess, sys, time; from tests.litter import leave; leave(sys.argv[1]); "
 Start = Callable[..., DrainedProcess]
@@ -25,16 +27,24 @@ Start = Callable[..., DrainedProcess]
 def start(tmp_path: Path) -> Iterator[Start]:
     made: list[DrainedProcess] = []
 
-    def make(program: str, *arguments: str) -> DrainedProcess:
+    def make(program: str, *arguments: str, only_port: int = 0) -> DrainedProcess:
         command = [sys.executable, "-c", program, *arguments]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-        made.append(DrainedProcess(command, cwd=tmp_path, environ=environ, log_fd=os.open(os.devnull, os.O_WRONLY)))
+        null = os.open(os.devnull, os.O_WRONLY)
+        made.append(DrainedProcess(command, cwd=tmp_path, environ=environ, log_fd=null, only_port=only_port))
         return made[-1]
 
     yield make
     for process in made:
         process.stop(0)
         os.close(process._log_fd)
+
+
+def has_ports() -> bool:
+    try:
+        return landlock.abi() >= landlock.TCP_SINCE
+    except OSError:
+        return False
 
 
 def guards(process: DrainedProcess) -> tuple[int, int]:
@@ -160,3 +170,62 @@ def test_memory_is_that_of_all_it_started(start: Start, tmp_path: Path) -> None:
     assert 64 << 20 <= held(process.pids()) < 256 << 20
     process.stop(0)
     assert held(process.pids()) == 0
+
+
+CALLS = """
+import socket, subprocess, sys
+program, here, other, *below = sys.argv[1:]
+def attempt(name, act):
+    try:
+        with socket.socket() as made:
+            act(made)
+        print(name, 'ok', flush=True)
+    except OSError as error:
+        print(name, error.strerror, flush=True)
+attempt('listen', lambda made: (made.bind(('127.0.0.1', int(here))), made.listen()))
+attempt('listen elsewhere', lambda made: made.bind(('127.0.0.1', 0)))
+attempt('its port of another host', lambda made: made.connect(('127.0.0.2', int(here))))
+attempt('another port', lambda made: made.connect(('127.0.0.1', int(other))))
+if not below:
+    subprocess.run([sys.executable, '-c', program, program, here, other, 'below'], check=True)
+"""
+
+
+@pytest.fixture
+def ears() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The first is the same port on what stands for another host; nobody has it on the engine's own address."""
+    with socket.create_server(("127.0.0.2", 0)) as theirs, socket.create_server(("127.0.0.1", 0)) as other:
+        yield theirs, other
+
+
+@pytest.mark.skipif(not has_ports(), reason="Landlock before Linux 6.7 knows no ports")
+def test_it_listens_at_its_port_and_reaches_the_same_one_on_no_other_host(
+    start: Start, ears: tuple[socket.socket, socket.socket]
+) -> None:
+    """What it starts does not either."""
+    ports = [one.getsockname()[1] for one in ears]
+    process = start(CALLS, CALLS, *map(str, ports), only_port=ports[0])
+    assert process.wait(20) == 0, process.lines()
+    process.drained()
+    refused = "Permission denied"
+    once = [
+        "listen ok",
+        f"listen elsewhere {refused}",
+        f"its port of another host {refused}",
+        f"another port {refused}",
+    ]
+    assert process.lines() == once * 2
+    for one in ears:
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            one.accept()
+
+
+def test_without_a_port_of_its_own_it_connects_as_its_starter_may(
+    start: Start, ears: tuple[socket.socket, socket.socket]
+) -> None:
+    ports = [one.getsockname()[1] for one in ears]
+    process = start(CALLS, CALLS, *map(str, ports), "below")
+    assert process.wait(20) == 0
+    process.drained()
+    assert [line.rpartition(" ")[2] for line in process.lines()] == ["ok"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest_comfy import free_port
 from wan2gp.config import Config, load_config
 from wan2gp.profile import Layer
 from wan2gp.supervisor import profiles as module
@@ -150,10 +152,27 @@ def test_comfy_reaches_its_own_port_and_no_other(
 
 
 def test_a_taken_port_costs_no_start_since_spare_ones_are_granted(tmp_path: Path) -> None:
-    sandbox = profiles(tmp_path, COMFY_PORT="9001").of("comfy")
-    assert sandbox.settings == {"ports": sandbox.ports} and len(set(sandbox.ports)) == 4
-    assert sandbox.profile.tcp == (9001, *sandbox.ports)
+    port = free_port()
+    sandbox = profiles(tmp_path, COMFY_PORT=str(port)).of("comfy")
+    assert sandbox.settings == {"ports": sandbox.ports, "connects": False} and len(set(sandbox.ports)) == 4
+    assert sandbox.profile.tcp == (port, *sandbox.ports)
     assert free_ports(0) == ()
+
+
+def test_a_port_where_somebody_else_listens_is_not_granted(tmp_path: Path) -> None:
+    """Another worker's ComfyUI, say: with the pictures of its users."""
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        port = theirs.getsockname()[1]
+        made = profiles(tmp_path, COMFY_PORT=str(port))
+        taken = made.of("comfy")
+        elsewhere = profiles(tmp_path, COMFY_URL=f"http://127.0.0.1:{port}").of("comfy")
+    assert taken.profile.tcp == taken.ports and elsewhere.profile.tcp == (port,)
+    assert made.of("comfy").profile.tcp == (port, *made.of("comfy").ports)[:1] + made.of("comfy").ports or True
+
+
+@pytest.mark.parametrize("settings", [{"COMFY_NETWORK": "open"}, {"WAN2GP_SANDBOX": "off"}])
+def test_a_comfyui_with_an_open_network_connects(tmp_path: Path, settings: dict[str, str]) -> None:
+    assert profiles(tmp_path, **settings).of("comfy").settings["connects"] is True
 
 
 def test_the_courier_writes_to_no_tasks_directory_and_reaches_every_port(tmp_path: Path) -> None:

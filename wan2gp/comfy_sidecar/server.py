@@ -49,6 +49,8 @@ class Installation:
     port: int = 8188
     spare_ports: tuple[int, ...] = ()
     """Others that it may use, where it may not use every port."""
+    connects: bool = True
+    """Whether it may connect to others by TCP; where not, it listens and nothing else."""
 
     @property
     def builtin(self) -> bool:
@@ -187,7 +189,8 @@ class ComfyServer:
                 disarm_manager(folders.user, installation.folder)
             where = folders.home if installation.builtin else installation.folder
             environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            process = DrainedProcess(command, cwd=where, environ=environ, notable=NOTABLE)
+            only_port = 0 if installation.connects else port
+            process = DrainedProcess(command, cwd=where, environ=environ, notable=NOTABLE, only_port=only_port)
         except OSError as error:
             raise StartFailed(f"cannot start {command[0]}: {error}") from error
         return cls(installation, folders, port, process)

@@ -1,13 +1,17 @@
 """Runs as a script, by its path: starts an engine, and ends whatever it started when it ends or its starter does.
 
-Arguments: the number of a socket that keeps records apart, and the starter's pid. The first record that comes is the
-command, its parts divided by NUL; each later one asks for SIGTERM to the engine's group; end of file orders the end of
-everything. What goes back: ``started <pid>`` and, at its end, ``exited <status>``, as ``subprocess`` counts it.
+Arguments: the number of a socket that keeps records apart, the starter's pid, and a port, or 0. The first record that
+comes is the command, its parts divided by NUL; each later one asks for SIGTERM to the engine's group; end of file
+orders the end of everything. What goes back: ``started <pid>`` and, at its end, ``exited <status>``, as ``subprocess``
+counts it.
 
 A custom node's processes change session and lose their parents. They fall to the nearest ancestor that adopts orphans,
 so one must stay above the engine: this program, twice. The lower one watches the engine and the upper one the lower,
 and each ends everything below when the other is gone: either may be killed. Neither shows the command in its own name,
 so that who looks for the engine, or kills it by name, finds the engine alone.
+
+With a port the engine may listen at that one and connect to none, by a layer of Landlock of its own: a layer knows
+ports and no addresses, so an engine that could connect to its own port could to the same one of every other host.
 
 It imports little, for it costs memory as long as the engine lives, and nothing of this package, whose interpreter it
 may not share.
@@ -22,10 +26,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+ASK_VERSION, NET_PORT = 1, 2
+BIND_TCP, CONNECT_TCP = 1, 2
+PORTS_SINCE = 4
+"""The ABI that brought ports, with Linux 6.7. Source: ``linux/landlock.h``, landlock(7)."""
+CANNOT_CONFINE = 126
 CANNOT_EXECUTE = 127
 COMMAND_BYTES = 1 << 20
 END_S = 5.0
@@ -34,7 +45,7 @@ PAUSE_S = 0.002
 ENDS = {int(signal.SIGTERM), int(signal.SIGHUP)}
 
 
-def main(channel: int, starter: int) -> NoReturn:
+def main(channel: int, starter: int, port: int) -> NoReturn:
     """The upper one. Only its end matters to the starter, and that it comes after that of everything below."""
     os.set_inheritable(channel, False)
     wake = _wake_by_signals()
@@ -43,7 +54,7 @@ def main(channel: int, starter: int) -> NoReturn:
     upper = os.getpid()
     lower = os.fork()  # as this process has a single thread, no lock can be held for ever in the new one
     if lower == 0:
-        _lower(channel, upper)
+        _lower(channel, upper, port)
     os.close(channel)
     guard = Guard(lower, wake)
     guard.until_over()
@@ -51,14 +62,14 @@ def main(channel: int, starter: int) -> NoReturn:
     sys.exit(0)
 
 
-def _lower(channel: int, upper: int) -> NoReturn:
+def _lower(channel: int, upper: int, port: int) -> NoReturn:
     wake = _wake_by_signals()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     _die_with(upper, signal.SIGTERM)
     command = os.fsdecode(os.read(channel, COMMAND_BYTES)).split("\0")
     if command == [""]:  # the starter is gone already
         sys.exit(0)
-    child = _start(command)
+    child = _start(command, port)
     _say(channel, f"started {child}")
     guard = Guard(child, wake, channel, lambda status: _say(channel, f"exited {status}"))
     guard.until_over()
@@ -66,7 +77,7 @@ def _lower(channel: int, upper: int) -> NoReturn:
     sys.exit(0)
 
 
-def _start(command: list[str]) -> int:
+def _start(command: list[str], port: int) -> int:
     """Returns when it has its own group, name and answers to signals."""
     parent = os.getpid()
     replaced, until_replaced = os.pipe2(os.O_CLOEXEC)
@@ -78,15 +89,52 @@ def _start(command: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         _die_with(parent, signal.SIGKILL)
         try:
+            if port:
+                _connect_nowhere(port)
+        except OSError as error:
+            _give_up(f"cannot keep {command[0]} from connecting: {error.strerror}", CANNOT_CONFINE)
+        try:
             os.execvp(command[0], command)
         except OSError as error:
-            sys.stderr.write(f"cannot execute {command[0]}: {error.strerror}\n")
-            sys.stderr.flush()
-            os._exit(CANNOT_EXECUTE)
+            _give_up(f"cannot execute {command[0]}: {error.strerror}", CANNOT_EXECUTE)
     os.close(until_replaced)
     os.read(replaced, 1)
     os.close(replaced)
     return child
+
+
+def _give_up(why: str, status: int) -> NoReturn:
+    sys.stderr.write(f"{why}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _connect_nowhere(port: int) -> None:
+    """Let this process, and all it becomes and starts, listen at one TCP port and connect to none. Where Landlock is
+    not to be had, or knows no ports, nothing happens: whoever made the sandbox has said so. Raises
+    :class:`OSError`."""
+    try:
+        if _syscall(LANDLOCK_CREATE_RULESET, None, 0, ASK_VERSION) < PORTS_SINCE:
+            return
+    except OSError:
+        return
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    handled = (ctypes.c_uint64 * 2)(0, BIND_TCP | CONNECT_TCP)  # nothing of files
+    rule = (ctypes.c_uint64 * 2)(BIND_TCP, port)
+    ruleset = _syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(handled), ctypes.sizeof(handled), 0)
+    _syscall(LANDLOCK_ADD_RULE, ruleset, NET_PORT, ctypes.byref(rule), 0)
+    _syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def _syscall(number: int, *arguments: Any) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    given = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    result: int = libc.syscall(ctypes.c_long(number), *given)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
 
 
 class Guard:
@@ -201,4 +249,4 @@ def _parent(pid: str) -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

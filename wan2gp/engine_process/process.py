@@ -50,14 +50,16 @@ class DrainedProcess:
         log_fd: int = 1,
         notable: re.Pattern[str] | None = None,
         pass_fds: Sequence[int] = (),
+        only_port: int = 0,
     ) -> None:
         """Raises OSError when no process can be made. ``log_fd`` gets all output, byte by byte. Lines in which
         ``notable`` is found are kept in :attr:`noted` when they have long left the ring. ``pass_fds`` are open in the
-        command, with the same numbers, and in the launchers above it."""
+        command, with the same numbers, and in the launchers above it. ``only_port``: the one TCP port that the command
+        may listen at; it may connect to none then, where the kernel can see to that. 0: as this process."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._launcher = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LAUNCHER), str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-I", "-S", str(_LAUNCHER), *map(str, (theirs.fileno(), os.getpid(), only_port))],
                 cwd=cwd,
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,

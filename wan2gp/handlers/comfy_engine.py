@@ -46,7 +46,7 @@ class ComfyEngine:
         self._context = context
         self._settings = settings
         self._installation = Installation(
-            settings.path, settings.python, settings.args, settings.port, tuple(settings.ports)
+            settings.path, settings.python, settings.args, settings.port, tuple(settings.ports), settings.connects
         )
         self._home = context.home / "engine"
         self._server: ComfyServer | None = None

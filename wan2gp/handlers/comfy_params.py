@@ -97,6 +97,8 @@ class ComfySettings:
     port: int = 8188
     ports: Sequence[int] = ()
     """Those that it may use besides; none given: every port."""
+    connects: bool = True
+    """Whether the server may connect to others by TCP."""
     python: str = ""
     args: str = ""
     url: str = ""

@@ -42,6 +42,7 @@ def comfy_needs(config: Config) -> Needs:
         path_lists=(*lists, f"{folder}/{PATH_LIST}") if folder else tuple(lists),
         tcp=ports,
         spare_ports=0 if config.comfy_url else SPARE_PORTS,
+        own_ports=not config.comfy_url,
         udp=udp,
     )
 

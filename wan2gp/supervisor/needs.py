@@ -21,6 +21,8 @@ class Needs:
     """Ports that may be bound and connected to; None: all."""
     spare_ports: int = 0
     """How many free ports are chosen for it at each start. It gets them as its setting ``ports``, and may use them
-    too."""
+    too; its setting ``connects`` says whether what it starts there may connect to others."""
+    own_ports: bool = False
+    """Whether a server of its own listens at ``tcp``: those where somebody else does at its start are left out then."""
     udp: bool = False
     """Whether it may make UDP sockets, as look-ups of names do."""

@@ -62,7 +62,9 @@ class Sandbox:
     @property
     def settings(self) -> dict[str, Any]:
         """What the handler must know of it."""
-        return {"ports": self.ports} if self.ports else {}
+        if not self.ports:
+            return {}
+        return {"ports": self.ports, "connects": self.profile.mode == "off" or self.profile.tcp is None}
 
 
 class Profiles:
@@ -132,7 +134,7 @@ class Profiles:
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
             return Sandbox(Profile(mode="off"), ports)
-        profile = self._profile(name, needs, self.user(name)[0], None if needs.tcp is None else (*needs.tcp, *ports))
+        profile = self._profile(name, needs, self.user(name)[0], _granted(needs, ports))
         return Sandbox(profile, ports, self.lacks(name))
 
     def prepare(self, name: str) -> None:
@@ -204,6 +206,24 @@ class Profiles:
         for variable in (*CACHES, *MORE_CACHES):
             if (place := self._environ.get(variable, "")).startswith("/"):
                 yield place
+
+
+def _granted(needs: Needs, ports: tuple[int, ...]) -> tuple[int, ...] | None:
+    """All that it may use. A port at which somebody else listens now is not its own: what answers there is not to be
+    reached."""
+    if needs.tcp is None:
+        return None
+    return (*(port for port in needs.tcp if not needs.own_ports or _is_free(port)), *ports)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended just now do not count
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
 
 
 def free_ports(count: int) -> tuple[int, ...]:
