@@ -376,6 +376,28 @@ def test_a_file_that_is_fetched_while_the_engine_waits_is_used(tmp_path: Path) -
         assert engine.run("@missing").outcome is Outcome.OK
 
 
+def test_a_folder_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "model.bin").write_bytes(b"weights")
+    wants: list[Want] = []
+
+    def supply(want: Want) -> Path:
+        wants.append(want)
+        return store
+
+    with driven(STAND_IN, tmp_path, supply=supply, limits=PATIENT) as engine:
+        assert engine.run("@folder").outcome is Outcome.OK
+        assert [want.file for want in wants] == ["pyannote/"] and (wants[0].place / "model.bin").exists()
+
+
+def test_a_file_that_need_not_be_there_is_asked_of_nobody(same: Driven) -> None:
+    same.engine.unload()
+    same.wants.clear()
+    found = same.run("@library")
+    assert found.outcome is Outcome.OK and "no added tokens" in found.tail and same.wants == []
+
+
 def test_a_cancel_while_a_file_is_fetched_ends_the_wait(tmp_path: Path) -> None:
     asked = []
 

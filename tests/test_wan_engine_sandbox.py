@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.contract_wan import STAND_IN
-from tests.sandboxed import confined, profile_of
+from tests.sandboxed import confined
 from tests.test_profiles import config, opened
-from wan2gp.supervisor.grants import common_reads
-from wan2gp.supervisor.wan_needs import wan_needs
+from wan2gp.profile import Profile
+from wan2gp.sandbox import grants
+from wan2gp.supervisor.profiles import Profiles
+from wan2gp.supervisor.registry import Registry, wan_spec
 
 WORKS = """
 sys.path.insert(0, sys.argv[1])
@@ -25,50 +30,53 @@ print("outcome", found.outcome.value, found.sentence)
 engine.stop()
 say("checkout", lambda: (checkout / "new").write_text(""))
 say("weights", lambda: (weights / "new").write_text(""))
+say("kept", lambda: (weights / "a.safetensors").read_bytes())
 say("linked", lambda: (checkout / "ckpts" / "all" / "a.safetensors").read_bytes())
+say("told", lambda: (checkout.parent / "told" / "a.safetensors").read_bytes())
+say("private", lambda: (checkout.parent / "private" / "a.safetensors").read_bytes())
 say("network", lambda: __import__("socket").create_connection(("127.0.0.1", 9), 1))
 """
 
 
-def test_an_engine_works_with_what_it_is_granted_and_writes_to_its_home_alone(tmp_path: Path) -> None:
-    checkout, data, disk = tmp_path / "Wan2GP", tmp_path / "data", tmp_path / "disk"
-    for place in (data / "models", data / "spool", disk / "loras", checkout / "ckpts", tmp_path / "home"):
-        place.mkdir(parents=True)
-    for entry in STAND_IN.iterdir():
-        (checkout / entry.name).symlink_to(entry)
-    (disk / "a.safetensors").write_text("weights")
-    (checkout / "ckpts" / "all").symlink_to(disk)
-    needs = wan_needs(config(data, WAN2GP_PATH=str(checkout)))
-    read = (*common_reads(config(data), {}), *needs.read)
-    profile = profile_of(tmp_path / "home", read=read, models=needs.models, tcp=needs.tcp, udp=needs.udp)
-    root = Path(__file__).parent.parent
-    seen = confined(profile, WORKS, root, checkout, tmp_path / "home", data / "models")
-    assert seen.answers["outcome"].split()[0] == "ok", seen.said
-    assert seen.answers["linked"] == "ok"
-    assert {seen.answers[name] for name in ("checkout", "weights", "network")} == {"EACCES"}
-
-
-def test_weights_are_readable_wherever_the_operator_has_told_the_engine_they_are(tmp_path: Path) -> None:
-    checkout, data, disk = tmp_path / "Wan2GP", tmp_path / "data", tmp_path / "disk"
-    for place in (checkout / "ckpts", data / "models", data / "pg", disk / "weights", disk / "loras"):
-        place.mkdir(parents=True)
-    own = {"checkpoints_paths": [str(disk / "weights"), "."], "loras_root": str(disk / "loras")}
-    (checkout / "wgp_config.json").write_text(json.dumps(own))
-    needs = wan_needs(config(data, WAN2GP_PATH=str(checkout)))
-    for place in (checkout, disk / "weights", disk / "loras", data / "models"):
-        assert opened(needs.read, place), place
-    assert {str(disk / "weights"), str(checkout / "ckpts"), str(data / "models")} <= set(needs.models)
-    assert needs.write == () and needs.tcp == () and not needs.udp
-    assert not opened(needs.read, data / "pg") and not opened(needs.read, data / "handlers" / "comfy")
-    assert not wan_needs(config(data)).read
-
-
-def test_a_checkout_above_the_data_directory_opens_no_part_of_it(tmp_path: Path) -> None:
-    for place in ("data/spool", "data/pg", "data/models", "shared"):
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """A checkout whose parts are links, and weights in four places, of which one is nobody's business."""
+    for place in ("Wan2GP/ckpts", "disk", "told", "private", "data/models", "data/spool", "data/pg", "home"):
         (tmp_path / place).mkdir(parents=True)
-    (tmp_path / "wgp_config.json").write_text(json.dumps({"checkpoints_paths": ["data/pg", "/"]}))
-    needs = wan_needs(config(tmp_path / "data", WAN2GP_PATH=str(tmp_path)))
-    assert opened(needs.read, tmp_path / "shared") and opened(needs.read, tmp_path / "data" / "models")
-    assert not opened(needs.read, tmp_path / "data" / "spool") and not opened(
-        needs.read, tmp_path / "data" / "pg" / "x"
-    )
+        (tmp_path / place / "a.safetensors").write_text("weights")
+    for entry in STAND_IN.iterdir():
+        (tmp_path / "Wan2GP" / entry.name).symlink_to(entry)
+    (tmp_path / "Wan2GP" / "ckpts" / "all").symlink_to(tmp_path / "disk")
+    told = {"checkpoints_paths": [str(tmp_path / "told"), "."], "loras_root": "loras"}
+    (tmp_path / "Wan2GP" / "wgp_config.json").write_text(json.dumps(told))
+    return tmp_path.resolve()
+
+
+def profile(disk: Path, checkout: Path) -> Profile:
+    """That of the handler, without a user and a group of its own."""
+    settings = config(disk / "data", WAN2GP_PATH=str(checkout))
+    found = Profiles(settings, Registry([wan_spec(settings)]), {}).of("wan").profile
+    return replace(found, uid=None, gid=None, groups=(), group="", environ={})
+
+
+def test_an_engine_works_with_what_it_is_granted_and_writes_to_its_home_alone(disk: Path) -> None:
+    granted = profile(disk, disk / "Wan2GP")
+    granted = replace(granted, write=(*granted.write, str(disk / "home")))
+    root = Path(__file__).parent.parent
+    seen = confined(granted, WORKS, root, disk / "Wan2GP", disk / "home", disk / "data" / "models")
+    assert seen.answers["outcome"].split()[0] == "ok", seen.said
+    assert {seen.answers[name] for name in ("kept", "linked", "told")} == {"ok"}
+    assert {seen.answers[name] for name in ("checkout", "weights", "private", "network")} == {"EACCES"}
+
+
+def test_a_checkout_above_the_data_directory_opens_no_part_of_it(disk: Path) -> None:
+    (disk / "wgp_config.json").write_text(json.dumps({"checkpoints_paths": ["data/pg", "/"]}))
+    readable = list(grants.readable(profile(disk, disk)).paths)
+    assert opened(readable, disk / "Wan2GP" / "wgp.py") and opened(readable, disk / "data" / "models" / "x")
+    assert not opened(readable, disk / "data" / "spool") and not opened(readable, disk / "data" / "pg" / "x")
+
+
+def test_without_a_checkout_nothing_is_granted_for_one(disk: Path) -> None:
+    settings = config(disk / "data")
+    found = wan_spec(settings).needs(settings)
+    assert (found.read, found.write, found.models, found.tcp, found.udp) == ((), (), (), (), False)

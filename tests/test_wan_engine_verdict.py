@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wan2gp.wan_sidecar import protocol
@@ -99,6 +99,7 @@ def test_a_message_is_read_as_text_also_when_it_came_as_a_repr(said: str, text: 
     assert readable(said) == text
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=200))
 def test_no_message_is_too_strange_to_be_read(said: str) -> None:
     assert isinstance(readable(said), str) and readable(repr(said)) == said.strip()

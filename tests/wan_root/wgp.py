@@ -37,6 +37,8 @@ SCENARIOS = {
     "@cuda-error": "an error after which the process's CUDA is of no use",
     "@no-file": "a success without a file",
     "@missing": "a file that all models share is wanted",
+    "@folder": "a whole folder of a repository is wanted",
+    "@library": "a library looks for a file that need not be there",
     "@orphan": "a preview cannot be decoded: the job ends, the worker goes on",
     "@late-teardown": "the job's thread lives on after its result",
     "@noise": "prints to file descriptor 1, as a library in C does",
@@ -177,6 +179,15 @@ def load_model(model_type, words, send_cmd, orders):
     transformer_type = None
     if "@missing" in words:
         download.fetch_missing("DeepBeepMeep/Wan2.1", "pose", ["dw-ll_ucoco_384.onnx"], checkpoints_paths)
+    if "@folder" in words:
+        download.fetch_missing("DeepBeepMeep/Wan2.1", "pyannote", [], checkpoints_paths)
+    if "@library" in words:
+        from huggingface_hub import LocalEntryNotFoundError, hf_hub_download
+
+        try:
+            hf_hub_download("openai/clip", "added_tokens.json")
+        except LocalEntryNotFoundError:
+            print("no added tokens")
     for url in models_def[model_type].get("URLs", []):
         if url.startswith("http") and download.located(os.path.basename(url), checkpoints_paths) is None:
             download.download_file(url, os.path.join(checkpoints_paths[0], os.path.basename(url)))
