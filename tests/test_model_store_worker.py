@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from tests.shared_worker import shared_worker
 WAN_ROOT = Path(__file__).parent / "wan_root"
 SMALL = {"resolution": "64x64", "video_length": 5}
 SHARED = "DeepBeepMeep/Wan2.1/pose/dw-ll_ucoco_384.onnx"
+BIG, SMALLER, GONE = (
+    f"/DeepBeepMeep/X/resolve/main/{name}"
+    for name in ("x_bf16.safetensors", "x_quanto_bf16_int8.safetensors", "gone.pth")
+)
 Row = dict[str, Any]
 
 
@@ -28,16 +33,29 @@ def server() -> Iterator[ModelServer]:
     started.close()
 
 
+def checkout(place: Path, host: str) -> Path:
+    """The stand-in, with a model more, whose weights are on that host."""
+    shutil.copytree(WAN_ROOT, place)
+    definition = json.loads((place / "defaults" / "hunyuan.json").read_text())
+    definition["model"]["URLs"] = [f"{host}{BIG}", f"{host}{SMALLER}"]
+    definition["model"]["preload_URLs"] = [f"{host}{GONE}"]
+    (place / "defaults" / "from_the_hub.json").write_text(json.dumps(definition))
+    definition["model"] |= {"URLs": [f"{host}/Stranger/x/resolve/main/x.pth"], "preload_URLs": []}
+    (place / "defaults" / "of_a_stranger.json").write_text(json.dumps(definition))
+    return place
+
+
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer, server: ModelServer) -> Iterator[Worker]:
+    path = tmp_path_factory.mktemp("store")
     environ = {
-        "WAN2GP_PATH": str(WAN_ROOT),
+        "WAN2GP_PATH": str(checkout(path / "Wan2GP", server.host)),
         "WAN2GP_PYTHON": sys.executable,
         "WAN2GP_ALLOW_PRIVATE_URLS": "1",
         "WAN2GP_MODEL_SOURCES": f"{server.host}/DeepBeepMeep",
         "HF_ENDPOINT": server.host,
     }
-    with shared_worker(tmp_path_factory.mktemp("store"), _pg_session, **environ) as running:
+    with shared_worker(path, _pg_session, **environ) as running:
         yield running
 
 
@@ -114,3 +132,29 @@ def test_weights_that_the_engine_lacks_are_fetched_while_it_waits(worker: Worker
     server.requests.clear()
     assert run(worker, "no word of it", "hunyuan")["status"] == "Complete"
     assert kept.read_bytes() == b"weights" and bodies(server, url) == 1
+
+
+def test_weights_are_fetched_before_a_task_needs_them_where_the_operator_asks(
+    worker: Worker, server: ModelServer
+) -> None:
+    server.show(BIG, safetensors())
+    server.show(SMALLER, safetensors())
+    done = worker.ctl("models", "fetch", "from_the_hub", "--json")
+    files = {file["file"]: file for file in json.loads(done.stdout)["files"]}
+    kept, gone = (place.replace("/resolve/main", "").lstrip("/") for place in (SMALLER, GONE))
+    assert {name: file["state"] for name, file in files.items()} == {kept: "kept", gone: "failed"}
+    assert "404" in files[gone]["error"] and done.returncode == 1 and "1 of 2" in done.stderr
+    server.show(GONE, b"found")
+    again = worker.ctl("models", "fetch", "from_the_hub")
+    assert again.returncode == 0 and f"{kept}  kept" in again.stdout and f"{gone}  kept" in again.stdout
+    assert (bodies(server, BIG), bodies(server, SMALLER)) == (0, 1)
+    row = run(worker, "with them", "hunyuan", model="from_the_hub")
+    assert row["status"] == "Complete", row["error_message"]
+    assert bodies(server, SMALLER) == 1
+
+
+def test_a_model_that_is_none_and_weights_of_others_are_said(worker: Worker) -> None:
+    unknown = worker.ctl("models", "fetch", "no_such_model")
+    assert unknown.returncode == 1 and "there is no model no_such_model" in unknown.stderr
+    foreign = worker.ctl("models", "fetch", "of_a_stranger")
+    assert foreign.returncode == 1 and "wan.model_sources" in foreign.stdout

@@ -132,6 +132,13 @@ class PublishRequest(Request, frozen=True, tag="publish"):
     task_id: str | None = None
 
 
+class ModelsRequest(Request, frozen=True, tag="models"):
+    """The weights that the definitions of models name. ``fetch``: those that are not here are to be fetched."""
+
+    models: tuple[str, ...]
+    fetch: bool = False
+
+
 AnyRequest = Union[
     StatusRequest,
     ReadyRequest,
@@ -148,6 +155,7 @@ AnyRequest = Union[
     ResumeRequest,
     LogsRequest,
     PublishRequest,
+    ModelsRequest,
 ]
 
 
@@ -501,6 +509,25 @@ class DoneReply(Reply, frozen=True, tag="done"):
     message: str
 
 
+class ModelFile(msgspec.Struct, frozen=True):
+    """One file of weights that was asked for."""
+
+    file: str
+    """Where it lies below ``weights`` in the directory for models."""
+    state: str
+    """waiting, fetching, kept or failed."""
+    detail: str | None = None
+    """How much of it has come."""
+    error: str | None = None
+    """``code: sentence``."""
+
+
+class ModelsReply(Reply, frozen=True, tag="models"):
+    """The answer of ``models``."""
+
+    files: tuple[ModelFile, ...] = ()
+
+
 class LogsReply(Reply, frozen=True, tag="logs"):
     """Absolute paths of the log files, the handlers' by name."""
 
@@ -527,6 +554,7 @@ AnyReply = Union[
     DoneReply,
     LogsReply,
     DoctorReply,
+    ModelsReply,
     Refused,
 ]
 

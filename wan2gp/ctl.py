@@ -117,6 +117,10 @@ def _add_worker_commands(commands: _Commands) -> None:
     publish = _command(commands, "publish", "wan2gp.ctl_worker:publish", "send results that could not be published")
     publish.add_argument("action", choices=["retry"], help="retry: send them now")
     publish.add_argument("task_id", nargs="?", metavar="ID", help="only this task's (default: all)")
+    about = "fetch the weights that a model's definition names, before a task needs them"
+    models = _command(commands, "models", "wan2gp.ctl_models:fetch", about, json=True)
+    models.add_argument("action", choices=["fetch"], help="fetch: those that are not here, and wait for them")
+    models.add_argument("models", nargs="+", metavar="MODEL", help="name of a model of Wan2GP")
     logs = _command(commands, "logs", "wan2gp.ctl_logs:logs", "show the worker's log, a handler's or a task's")
     logs.add_argument("of", nargs="?", metavar="TASK|HANDLER", help="a task's id or a handler's name")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written")

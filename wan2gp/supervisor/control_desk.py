@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,10 @@ class Operations(Protocol):
 
     def publish_again(self, task_id: str | None) -> int:
         """Send what could not be published now; how many results that are."""
+
+    def models(self, models: Sequence[str], *, fetch: bool) -> Sequence[Mapping[str, Any]]:
+        """The weights of these models that were wanted, as :class:`wan2gp.control.ModelFile`. Raises
+        ``ControlRefused("bad_request", …)`` for a model that is none."""
 
     def drain(self) -> None:
         """Claim nothing more."""
@@ -117,6 +121,9 @@ class ControlDesk:
                 return control.DoneReply("claiming tasks")
             case control.LogsRequest():
                 return log_places(self.data_dir)
+            case control.ModelsRequest():
+                files = self.operations.models(request.models, fetch=request.fetch)
+                return control.ModelsReply(msgspec.convert(files, tuple[control.ModelFile, ...]))
             case control.PublishRequest():
                 return self._publish(request.task_id)
 

@@ -26,10 +26,11 @@ from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import Life, On, State, jitter
+from wan2gp.supervisor.model_fetches import MODELS, ModelFetches
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.protection import Protection
 from wan2gp.supervisor.queue import ClaimedTask, Verb
-from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings
+from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, wan_may_fetch
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
@@ -119,6 +120,7 @@ class Loop:
         self.strays_likely = False
         """A shim was killed: what was below it has fallen to us."""
         self.courier = self._courier_desk()
+        self.models = ModelFetches(self.courier.fetch, wan_may_fetch(config), clock)
         self.handlers = {name: self._handler_desk(spec) for name, spec in registry.specs.items()}
         for desk in self.desks:
             desk.refused = {layer.value: reason for layer, reason in protection.missing.items()}
@@ -341,7 +343,15 @@ class Loop:
     def _fetch(self, running: Running, sources: Mapping[str, Source]) -> None:
         self.courier.fetch(running, sources)
 
+    def fetch_models(self, urls: Sequence[str]) -> list[dict[str, Any]]:
+        """Fetch weights that no task has asked for yet; what becomes of them."""
+        self.models.want(urls)
+        return self.models.describe(urls)
+
     def _answered(self, running: Running, answer: Fetched) -> None:
+        if running.handler == MODELS:
+            self.models.answered(running, answer)
+            return
         self.handlers[running.handler].fetched(running, answer)
 
     def _progressed(self, running: Running) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from wan2gp import __version__
@@ -14,6 +15,7 @@ from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.readiness import obstacles
 from wan2gp.supervisor.watches import Watches
+from wan2gp.wan_weights import NoWeights, weights_of
 
 T = TypeVar("T")
 PATIENCE_S = 5.0
@@ -72,6 +74,18 @@ class LoopOperations:
     def publish_again(self, task_id: str | None) -> int:
         """Send what could not be published now."""
         return self._ask(lambda: self._loop.publish_again(task_id))
+
+    def models(self, models: Sequence[str], *, fetch: bool) -> Sequence[Mapping[str, Any]]:
+        """The weights that the definitions of these models name."""
+        path = self._loop.config.wan2gp_path
+        if not path:
+            raise ControlRefused("bad_request", "this worker has no Wan2GP: set WAN2GP_PATH to its checkout")
+        checkout = Path(path).expanduser().absolute()
+        try:
+            urls = list(dict.fromkeys(url for model in models for url in weights_of(checkout, model)))
+        except NoWeights as error:
+            raise ControlRefused("bad_request", str(error)) from error
+        return self._ask(lambda: self._loop.fetch_models(urls) if fetch else self._loop.models.describe(urls))
 
     @staticmethod
     def _unknown(handler: str, known: list[str]) -> ControlRefused:
