@@ -140,7 +140,7 @@ def test_weights_that_are_none_are_refused(rife: Callable[..., Rife], tmp_path: 
     ("fault", "why", "said"),
     [
         ("die", "exit", "killed by signal 9"),
-        ("memory", "memory", "out of memory"),
+        pytest.param("memory", "memory", "out of memory", marks=pytest.mark.long),
         pytest.param("host memory", "memory", "allocate memory", marks=pytest.mark.long),
         pytest.param("error", "device", "size of tensor", marks=pytest.mark.long),
         ("nan", "weights", "spoilt"),
