@@ -21,8 +21,9 @@ from tests.conftest_worker import ROOT, Worker
 from tests.shared_worker import shared_worker
 from tests.test_ctl import ctl, one_sentence
 from tests.test_sandbox_refused import LANDLOCK
-from wan2gp.denials import denied_path, denied_paths
+from wan2gp.denials import denied_connection, denied_path, denied_paths
 from wan2gp.profile import Layer
+from wan2gp.sandbox import landlock
 from wan2gp.sandbox.kernel import MACHINE, SECCOMP
 from wan2gp.supervisor.users import NOT_ROOT
 
@@ -131,6 +132,26 @@ def test_a_denied_path_is_found_however_it_is_said(line: str, path: str | None) 
     assert denied_path(line) == path
 
 
+@pytest.mark.parametrize(
+    ("line", "denied"),
+    [
+        ("PermissionError: [Errno 13] Permission denied", True),
+        ("urllib.error.URLError: <urlopen error [Errno 13] Permission denied>", True),
+        ("requests.exceptions.ConnectionError: HTTPConnectionPool(host='127.0.0.1', port=8188): Max retries exceeded"
+         " with url: /prompt (Caused by NewConnectionError('Failed to establish a new connection: [Errno 13] Permission"
+         " denied'))", True),
+        ("aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 127.0.0.1:8188 ssl:default"
+         " [Permission denied]", True),
+        ("PermissionError: [Errno 13] Permission denied: '/a/connect'", False),
+        ("ConnectionRefusedError: [Errno 111] Connection refused", False),
+    ],
+)  # fmt: skip
+def test_a_denied_connection_is_no_denied_path(line: str, denied: bool) -> None:
+    """The path of a URL is no file that a setting would open."""
+    assert denied_connection(line) is denied
+    assert not denied or denied_path(line) is None
+
+
 def test_denied_paths_are_counted_in_the_order_in_which_they_came() -> None:
     lines = ["Permission denied: '/b'", "nothing", "Permission denied: '/a'", "Permission denied: '/b'"]
     assert list(denied_paths(lines).items()) == [("/b", 2), ("/a", 1)]
@@ -188,8 +209,12 @@ def test_a_node_that_writes_into_its_own_folder_is_denied_told_of_and_costs_nobo
             open(os.path.join(os.path.dirname(__file__), "cache.json"), "w")
         except OSError as error:
             print(type(error).__name__ + ":", error, flush=True)
+        try:
+            socket.create_connection(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+        except OSError as error:
+            print(type(error).__name__ + ":", error, flush=True)
     """
-    folder = checkout(tmp_path / "comfy", textwrap.dedent(writes) + SERVE)
+    folder = checkout(tmp_path / "comfy", f"import socket\n{textwrap.dedent(writes)}{SERVE}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -198,5 +223,6 @@ def test_a_node_that_writes_into_its_own_folder_is_denied_told_of_and_costs_nobo
         assert worker.ended(worker.insert("comfy", {"workflow": picture()}))["status"] == "Complete"
         assert worker.handler("comfy")["engine"]["port"] != port, "one of the spare ports is granted too"
     assert f"ComfyUI was denied {folder}/cache.json" in worker.log
+    assert worker.log.count("A node in ComfyUI was denied a connection") == (1 if landlock.abi() >= 4 else 0)
     denied = report(worker.ctl("doctor", "--json"))["denied"]
     assert [(one["path"], one["setting"]) for one in denied] == [(f"{folder}/cache.json", "comfy.writable_paths")]

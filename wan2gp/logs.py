@@ -145,6 +145,11 @@ FACTS: dict[str, tuple[str, str]] = {
         "WARNING",
         "ComfyUI was denied {path}, perhaps by its sandbox: `wan2gp-ctl doctor` names the setting that would allow it",
     ),
+    "comfy.unconnected": (
+        "WARNING",
+        "A node in ComfyUI was denied a connection by the sandbox, also one to its own server: nodes that must connect "
+        "need comfy.network = open (COMFY_NETWORK=open)",
+    ),
     "comfy.log_warning": ("WARNING", "{text}"),
     "wan.starting": ("INFO", "Starting Wan2GP at {path}"),
     "wan.ready": ("INFO", "Wan2GP {version} is ready (pid {pid}, {seconds:.1f}s)"),

@@ -18,7 +18,7 @@ from wan2gp.comfy_sidecar.errors import (
 from wan2gp.comfy_sidecar.server import ComfyServer, Installation
 from wan2gp.comfy_sidecar.vitals import settle
 from wan2gp.comfy_sidecar.watchdog import Backoff, Limits, Observation, Verdict, judge
-from wan2gp.denials import denied_paths
+from wan2gp.denials import denied_connection, denied_paths
 from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import HandlerContext, Interrupted, TaskFailure
 from wan2gp.handlers.comfy_errors import start_trouble
@@ -59,6 +59,7 @@ class ComfyEngine:
         self._warmed: ComfyServer | None = None
         """The server that the warm-up workflow was tried on."""
         self._denied: set[str] = set()
+        self._unconnected = False
         self._turn = threading.Lock()
         """Held while a task runs or the server is handled: the watcher looks only when it is free."""
         self._closing = threading.Event()
@@ -285,6 +286,9 @@ class ComfyEngine:
             if len(self._denied) < DENIALS_TOLD:
                 self._denied.add(path)
                 self._context.event("comfy.denied", path=path)
+        if not self._unconnected and any(map(denied_connection, self._server.process.noted)):
+            self._unconnected = True
+            self._context.event("comfy.unconnected")
 
     def _notice_death(self) -> None:
         if self._live is not None and self._server is not None and self._server.exit_code() is not None:
