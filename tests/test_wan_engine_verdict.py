@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from wan2gp.wan_sidecar import protocol
 from wan2gp.wan_sidecar.engine import made_files
-from wan2gp.wan_sidecar.errors import RequestTooLong
+from wan2gp.wan_sidecar.errors import RequestTooLong, Why
+from wan2gp.wan_sidecar.host import _kind
 from wan2gp.wan_sidecar.host_line import LINE_BYTES
 from wan2gp.wan_sidecar.host_plain import plain
 from wan2gp.wan_sidecar.protocol import Ended, EngineError, Missing
@@ -103,6 +104,30 @@ def test_a_message_is_read_as_text_also_when_it_came_as_a_repr(said: str, text: 
 @given(st.text(max_size=200))
 def test_no_message_is_too_strange_to_be_read(said: str) -> None:
     assert isinstance(readable(said), str) and readable(repr(said)) == said.strip()
+
+
+def test_a_program_that_the_engine_needs_is_told_with_what_to_do() -> None:
+    last = ended(("[Errno 2] No such file or directory: 'ffprobe'", "generation"))
+    found = verdict(last, [], cancel_asked=False)
+    assert found.outcome is Outcome.FAILED and "the program ffprobe" in found.sentence
+    assert "install FFmpeg" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AssertionError("Torch not compiled with CUDA enabled"), "no_cuda"),
+        (RuntimeError("Found no NVIDIA driver on your system."), "no_cuda"),
+        (RuntimeError("No CUDA GPUs are available"), "no_cuda"),
+        (ImportError("libcudart.so.12: cannot open shared object file"), "import"),
+        (ModuleNotFoundError("No module named 'mmgp'"), "import"),
+        (KeyError("attention_mode"), "import"),
+        (SystemExit(None), "exit"),
+        (SystemExit(2), "exit"),
+    ],
+)
+def test_why_an_engine_does_not_start_is_told_by_what_it_raises(error: BaseException, kind: str) -> None:
+    assert _kind(error) == kind and Why(kind)
 
 
 def test_only_files_of_the_jobs_own_directory_are_results(tmp_path: Path) -> None:

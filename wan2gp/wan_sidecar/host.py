@@ -158,6 +158,8 @@ def start(line: Line, boot: dict[str, Any]) -> Engine:
 def _kind(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "exit"
+    if isinstance(error, ImportError):  # of libcudart, say: the card may be there, the environment is not whole
+        return "import"
     torch = sys.modules.get("torch")
     if "cuda" in str(error).lower() or "nvidia driver" in str(error).lower():
         return "import" if torch is not None and torch.cuda.is_available() else "no_cuda"

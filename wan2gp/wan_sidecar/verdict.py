@@ -28,6 +28,7 @@ NOT_IN_CACHE = re.compile(
 NO_DEFINITION = "'NoneType' object has no attribute 'get'"
 """How the engine says that it has no such model."""
 GENERIC = re.compile(r",? *please check your terminal for more information\.? *(?=.)", re.IGNORECASE)
+NO_PROGRAM = re.compile(r"No such file or directory: '(ffmpeg|ffprobe)'")
 LAST_LINES = 40
 
 
@@ -124,6 +125,8 @@ def _nothing(ended: Ended) -> str:
 
 def _told(message: str) -> str:
     """Without the reference to a terminal that nobody sees, where it says more than that."""
+    if program := NO_PROGRAM.search(message):
+        return f"the engine needs the program {program[1]}: install FFmpeg, or put it into the checkout's ffmpeg_bins"
     return GENERIC.sub(": ", message)
 
 
