@@ -479,6 +479,13 @@ def test_a_directory_that_holds_no_engine_is_said_to_hold_none(tmp_path: Path) -
         engine.ensure()
 
 
+def test_a_model_that_is_kept_when_it_is_released_costs_the_process(tmp_path: Path) -> None:
+    with driven(STAND_IN, tmp_path, environ={"WAN_ROOT_KEEPS": "1"}, limits=PATIENT) as engine:
+        works_again(engine)
+        assert not engine.engine.unload()
+        assert engine.engine.pid is None and engine.engine.loaded is None and engine.engine.unload()
+
+
 def test_a_model_that_cannot_be_released_costs_the_process(fragile: Driven) -> None:
     pid = fragile.ensure().pid
     fragile.engine._limits = replace(QUICK, unload_s=0.2)

@@ -25,8 +25,17 @@ def checkout(tmp_path: Path) -> Path:
     """One as an operator has it: used for a while."""
     place = tmp_path / "Wan2GP"
     shutil.copytree(STAND_IN, place, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("ckpts/pose", "loras/wan/styles", "settings", "venv/bin", "wildcards", "ffmpeg_bins", ".git"):
-        (place / name).mkdir(parents=True)
+    for name in (
+        "ckpts/pose",
+        "loras/wan/styles",
+        "settings",
+        "venv/bin",
+        "wildcards",
+        "ffmpeg_bins",
+        ".git",
+        "finetunes",
+    ):
+        (place / name).mkdir(parents=True, exist_ok=True)
     for name in ("ckpts/model.safetensors", "loras/wan/styles/own.safetensors", "wildcards/animals.txt"):
         (place / name).write_text("x")
     (place / "settings" / "t2v_settings.json").write_text('{"video_length": 999}')

@@ -165,9 +165,11 @@ class Model:
 
 def release_model():
     global wan_model, reload_needed
+    written("release")
+    if os.environ.get("WAN_ROOT_KEEPS"):
+        return
     wan_model = None
     reload_needed = True
-    written("release")
 
 
 def load_model(model_type, words, send_cmd, orders):
@@ -256,6 +258,10 @@ def generate_media(task, send_cmd, *, state, prompt="", model_type="", mode="", 
             if path and not os.path.isfile(path):
                 raise FileNotFoundError(2, "No such file or directory", path)
     load_model(model_type, words, send_cmd, orders)
+    for path in settings["activated_loras"]:
+        with open(path, "rb") as file:
+            if file.read()[-1:] == b"\xff":  # as if its last tensor made no sense
+                raise RuntimeError("Error while deserializing: InvalidHeaderDeserialization")
     if not sampled(words, orders, send_cmd, state):
         return False
     if "@no-file" in words:

@@ -272,7 +272,10 @@ class WanEngine:
             self._loaded = self._answer(protocol.Unloaded, self._limits.unload_s, "unload").model
         except WanError:
             return False
-        return self._loaded is None
+        if self._loaded is not None:  # it said so, and kept it
+            self._end(0)
+            return False
+        return True
 
     def stop(self) -> None:
         """End the process and all below it. Safe to call again."""
