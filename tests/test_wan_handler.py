@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from wan2gp.handlers.wan import WanHandler
 from wan2gp.handlers.wan_collect import Made, collect
 from wan2gp.handlers.wan_progress import WanProgress
 from wan2gp.handlers.wan_run import AGAIN
+from wan2gp.handlers.wan_twins import plain_twins
 from wan2gp.protocol import Cancelled, Outcome, Succeeded
 from wan2gp.wan_sidecar.verdict import Outcome as End
 from wan2gp.wan_sidecar.verdict import Verdict
@@ -170,6 +174,14 @@ def test_an_engine_with_a_broken_cuda_is_replaced_and_the_handler_stays(bench: B
     assert bench.told.states[-1][1]["pid"] != pid
 
 
+def test_an_engine_that_dies_while_idle_is_noticed_and_costs_nothing(start: Callable[..., Bench]) -> None:
+    bench = start()
+    bench.made("t2v", **SMALL)
+    os.kill(bench.told.states[-1][1]["pid"], signal.SIGKILL)
+    eventually("the death is noticed", lambda: bench.told.states[-1][0] == "stopped")
+    bench.made("t2v", **SMALL)
+
+
 def test_a_cancel_in_the_load_waits_for_the_model_and_keeps_it(bench: Bench) -> None:
     loads = len(bench.noted("load"))
     loading = lambda: any(said[1] == "load" for said in bench.told.progress)  # noqa: E731
@@ -294,6 +306,22 @@ def test_a_plan_of_its_own_is_not_mixed_with_the_loras_of_the_model(bench: Bench
     outcome = bench.made("vace", phase_config=plan, video_guide=str(guide), **SMALL)
     assert outcome.engine["model"] == "vace_14B_cocktail_2_2__plain"
     assert bench.noted("task")[-1]["settings"]["activated_loras"] == []
+
+
+def test_a_twin_of_a_model_has_its_files_and_nothing_of_its_plan(tmp_path: Path) -> None:
+    shutil.copytree(WAN_ROOT / "defaults", tmp_path / "defaults")
+    (tmp_path / "finetunes").mkdir()
+    for name, text in {"cut": '{"model": {', "list": "[]", "other": '{"model": []}', "deep": "[" * 100_000}.items():
+        (tmp_path / "finetunes" / f"{name}.json").write_text(text)
+    (tmp_path / "finetunes" / "mine.json").write_text('{"model": {"URLs": ["a"], "loras": ["b"]}, "flow_shift": 3}')
+    twins = plain_twins(tmp_path)
+    assert twins["mine__plain"] == {
+        "model": {"URLs": "mine", "name": "mine, without its plan", "visible": False},
+        "flow_shift": 3,
+    }
+    locked = twins["vace_14B_lightning_3p_2_2__plain"]["model"]
+    assert "lock_guidance_phases" not in locked and locked["URLs2"] == "vace_14B_lightning_3p_2_2"
+    assert sorted(twins) == ["mine__plain", "vace_14B_cocktail_2_2__plain", "vace_14B_lightning_3p_2_2__plain"]
 
 
 def test_what_is_to_be_changed_is_painted_and_fitted(bench: Bench) -> None:
