@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,26 @@ def test_a_lora_that_cannot_be_had_fails_the_task_before_the_engine_has_it(worke
         assert row["status"] == "Failed" and row["attempts"] == 1
         assert row["error_message"].startswith(begins) and says in row["error_message"]
         assert told(worker, name) == []
+
+
+def test_a_lora_that_has_rotted_on_the_disk_is_fetched_again_and_the_task_goes_on(
+    worker: Worker, server: ModelServer
+) -> None:
+    url = server.show("/loras/rots.safetensors", safetensors())
+    run(worker, "sound", loras=[url])
+    (path,) = map(Path, told(worker, "sound")[0]["activated_loras"])
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    row = run(worker, "rotten", loras=[url])
+    assert row["status"] == "Complete", row["error_message"]
+    assert "damaged" in str(row["result_data"]["warnings"]) and path.read_bytes() == safetensors()
+    strange = server.show("/loras/strange.safetensors", safetensors(fill=b"\xff"))  # whole, and no good
+    failed = run(worker, "strange", loras=[strange])
+    assert failed["error_message"].startswith("wan.failed: ") and "deserializing" in failed["error_message"]
+    assert bodies(server, "/loras/strange.safetensors") == 1
 
 
 def test_a_lora_of_the_operator_is_found_by_its_name(worker: Worker) -> None:

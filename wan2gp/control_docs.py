@@ -14,6 +14,7 @@ COMMANDS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("status", control.StatusReply),
     ("ready", control.ReadyReply),
     ("doctor", control.DoctorReply),
+    ("models fetch MODEL", control.ModelsReply),
     ("task ID", control.TaskReply),
     ("tasks", control.TasksReply),
     ("submit TYPE --params FILE", control.SubmitReply),

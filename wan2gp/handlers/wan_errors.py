@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from wan2gp.handlers.api import Interrupted, TaskFailure
@@ -12,6 +13,12 @@ from wan2gp.wan_sidecar.verdict import Outcome, Verdict
 OUT_OF_MEMORY = "engine.out_of_memory"
 OOM_ADVICE = "use fewer frames, a smaller resolution or a smaller model, a higher wan.profile, or a larger GPU"
 TAIL_LINES = 30
+UNREADABLE = re.compile(
+    r"safetensor|deserializ|PytorchStreamReader|UnpicklingError|invalid load key|failed finding central directory"
+    r"|Protobuf parsing failed|corrupt",
+    re.IGNORECASE,
+)
+"""What PyTorch, safetensors and ONNX say of a file that is damaged."""
 CODES = {
     Outcome.EXITED: "wan.exited",
     Outcome.BROKEN: "wan.exited",
@@ -39,6 +46,11 @@ def cannot_start(error: WanError) -> Exception:
 def died(error: WanError) -> TaskFailure:
     """A question that got no answer: the process has ended, or was ended over it."""
     return TaskFailure("wan.exited", f"Wan2GP did not answer: {error}")
+
+
+def unreadable(verdict: Verdict) -> bool:
+    """Whether it sounds as if a file of weights could not be read."""
+    return any(UNREADABLE.search(line) for line in (verdict.sentence, *verdict.errors, *verdict.tail[-TAIL_LINES:]))
 
 
 def failure_of(verdict: Verdict) -> Exception:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from wan2gp.handlers.api import Job, TaskFailure
 from wan2gp.handlers.model_checks import damage
@@ -37,6 +38,8 @@ class Held:
 
     def __init__(self) -> None:
         self._locks = contextlib.ExitStack()
+        self.got: dict[str, tuple[Source, Path, int]] = {}
+        """By name, with the number of the file on its disk."""
 
     def fetch(self, job: Job, sources: Mapping[str, Source]) -> dict[str, Path]:
         """By the same names, each locked. Raises :class:`TaskFailure`, or ``Interrupted``."""
@@ -45,20 +48,25 @@ class Held:
             wanted = {name: source for name, source in sources.items() if name not in got}
             if not wanted:
                 break
-            got |= {name: path for name, path in job.fetch(wanted).items() if self._hold(path)}
+            for name, path in job.fetch(wanted).items():
+                inode = self._hold(path)
+                if inode is not None:
+                    got[name] = path
+                    self.got[name] = replace(sources[name], doubt=False), path, inode
         for name in sources:
             if name not in got:
                 raise TaskFailure("input.unplaced", f"{name} was removed before it could be used", retryable=True)
         return got
 
-    def _hold(self, path: Path) -> bool:
-        """False: it is being removed."""
+    def _hold(self, path: Path) -> int | None:
+        """None: it is being removed."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            return False
+            return None
         self._locks.callback(os.close, descriptor)
-        return lock(descriptor, fcntl.LOCK_SH) and os.fstat(descriptor).st_nlink > 0
+        found = os.fstat(descriptor)
+        return found.st_ino if lock(descriptor, fcntl.LOCK_SH) and found.st_nlink else None
 
     def close(self) -> None:
         """They may be removed from now on."""
@@ -84,9 +92,12 @@ class KeptLoras:
         return found
 
     def _fetched(self, wanted: Mapping[str, Lora]) -> dict[str, str]:
-        sources = {label: Source(lora.source, LORA) for label, lora in wanted.items()}
+        got = self._fetch({label: Source(lora.source, LORA) for label, lora in wanted.items()})
+        return {lora.source: str(got[label]) for label, lora in wanted.items()}
+
+    def _fetch(self, sources: Mapping[str, Source]) -> dict[str, Path]:
         try:
-            got = self._held.fetch(self._job, sources)
+            return self._held.fetch(self._job, sources)
         except TaskFailure as failure:
             code = "wan.lora_corrupt" if failure.code == "input.corrupt" else "wan.lora_unavailable"
             if not failure.code.startswith("input."):
@@ -94,7 +105,11 @@ class KeptLoras:
             raise TaskFailure(
                 code, f"a LoRA cannot be had: {failure.message}", retryable=failure.retryable, detail=failure.detail
             ) from failure
-        return {lora.source: str(got[label]) for label, lora in wanted.items()}
+
+    def renewed(self) -> bool:
+        """Every byte of them is compared. True: one was spoilt on the disk, and has been fetched again. Raises as
+        :meth:`all_of`."""
+        return _renewed(self._held, self._job, self._fetch)
 
     def _label(self, lora: Lora) -> str:
         return lora.label or f"a LoRA of {self._job.task_type} ({place_of(LORA, lora.source).name})"[:200]
@@ -146,6 +161,11 @@ class KeptWeights:
             if failure.retryable or failure.code in PASSING:
                 raise _missing(model, failure) from failure
 
+    def renewed(self, job: Job, model: str) -> bool:
+        """As :meth:`KeptLoras.renewed`."""
+        held = self._of(model)
+        return _renewed(held, job, lambda sources: held.fetch(job, sources))
+
     def supply(self, job: Job, model: Callable[[], str]) -> Callable[[Want], Path | str]:
         """For the engine, while it loads: the file, or why there is none. Raises what may pass until the next
         attempt. ``model``: that it loads."""
@@ -190,6 +210,13 @@ class KeptWeights:
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(self._notes.read_bytes(), type=dict[str, list[str]])
         return {}
+
+
+def _renewed(held: Held, job: Job, fetch: Callable[[Mapping[str, Source]], dict[str, Path]]) -> bool:
+    before = dict(held.got)
+    if before:
+        fetch({name: replace(source, doubt=True) for name, (source, _, _) in before.items()})
+    return any(held.got[name][2] != inode for name, (_, _, inode) in before.items())
 
 
 def _name(url: str) -> str:
