@@ -32,6 +32,8 @@ class WanSettings:
     """Where this worker keeps LoRAs and weights."""
     download: bool = True
     """Whether weights that are missing may be fetched."""
+    upsampling_device: str = "cuda"
+    """Where frames between frames are made: on the card that the generation had."""
     allow_paths: Sequence[str] = ()
     """Directories whose files a row may name."""
     input_max_bytes: int = 4 * 1024**3
