@@ -67,6 +67,10 @@ class Config:
     memory_soft_mib: int
     memory_hard_mib: int
     memory_gpu_soft_mib: int
+    gpu_slot: str
+    gpu_clear_s: float
+    claim_fairness_claims: int
+    claim_fairness_s: float
     disk_min_free_mib: int
     sandbox: str
     sandbox_uid_base: int
@@ -121,6 +125,8 @@ class Config:
     handler_secrets: Mapping[str, Secret] = field(default_factory=dict)
     """Tokens for handlers, by name in lower case: each handler gets those that its spec asks for, and no other."""
     warnings: tuple[str, ...] = ()
+    config_file: str = ""
+    """The TOML file that was read, absolute, or empty: it may hold keys."""
 
     @property
     def publishes_to_storage(self) -> bool:
@@ -202,7 +208,8 @@ def load_config(
         warnings.append(f"COMFY_WARMUP_WORKFLOW = {warm} is no file now: without it ComfyUI starts cold")
     if problems:
         raise ConfigError(problems)
-    return Config(data_dir=data_dir, handler_secrets=tokens, warnings=tuple(warnings), **values)
+    origin = str(Path(str(file_name)).absolute()) if file_name else ""
+    return Config(data_dir=data_dir, handler_secrets=tokens, warnings=tuple(warnings), config_file=origin, **values)
 
 
 def _handler_secrets(env: Mapping[str, str], table: Mapping[str, Any]) -> dict[str, Secret]:

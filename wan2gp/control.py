@@ -231,6 +231,22 @@ class Unclaimable(msgspec.Struct, frozen=True):
     """How many such tasks are queued."""
 
 
+class GpuTurn(msgspec.Struct, frozen=True):
+    """Whose turn it is on the GPU that several engines share."""
+
+    phase: str
+    """free, held, clearing (the holder was asked to unload), forced (its process is being ended instead) or fading (it
+    has ended, and the driver has yet to forget its memory)."""
+    holder: str | None = None
+    """The handler whose engine has the GPU."""
+    model: str | None = None
+    """What it has loaded, or is about to, where it tells."""
+    waiting: tuple[str, ...] = ()
+    """Handlers with a task, the longest waiting first."""
+    since_s: float = 0.0
+    """How long it has been so."""
+
+
 class Gpu(msgspec.Struct, frozen=True):
     """One GPU of the machine; memory in MiB, load in percent."""
 
@@ -308,6 +324,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     """How handlers are confined: best, require or off."""
     unprotected: dict[str, str] = {}
     """Layers of the sandbox that this machine does not give every handler, and why."""
+    gpu_turns: GpuTurn | None = None
+    """Which of the engines that share the GPU has it; null where none does."""
     turned_away: dict[str, int] = {}
     """Connections to the control socket that were closed for what they are or did, by reason; ``handler``: by a process
     that a handler, or anything else below the supervisor, has started."""

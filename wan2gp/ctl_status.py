@@ -11,6 +11,7 @@ from rich.text import Text
 
 from wan2gp.control import (
     Gpu,
+    GpuTurn,
     HandlerStatus,
     Publishing,
     QueueStats,
@@ -79,10 +80,20 @@ def _head(console: Console, reply: StatusReply) -> Table:
         shape.add_row("database", Text(f"DOWN: {reply.queue.error or 'it does not answer'}", style="bold red"))
     else:
         shape.add_row("database", plain("answers"))
+    if worker.gpu_turns is not None:
+        shape.add_row("gpu", plain(_turn(worker.gpu_turns)))
     shape.add_row("sandbox", _sandbox(worker))
     if worker.spool_depth:
         shape.add_row("spool", plain(f"{worker.spool_depth} outcome(s) on disk that the database has not confirmed"))
     return shape
+
+
+def _turn(turn: GpuTurn) -> str:
+    if turn.holder is None:
+        return "free"
+    loaded = "" if turn.model is None else f" with {turn.model}"
+    waiting = f"; waiting: {', '.join(turn.waiting)}" if turn.waiting else ""
+    return f"{turn.phase} by {turn.holder}{loaded}, for {span(turn.since_s)}{waiting}"
 
 
 def _sandbox(worker: WorkerStatus) -> Text:

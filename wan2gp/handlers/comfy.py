@@ -65,7 +65,7 @@ class ComfyHandler(Handler):
 
     def unload(self) -> None:
         with self._engine.turn():
-            self._engine.free()
+            self._engine.unload()
 
     def close(self) -> None:
         self._engine.close()

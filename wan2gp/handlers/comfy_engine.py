@@ -239,16 +239,23 @@ class ComfyEngine:
         if self._asked_to_free():
             self._context.event("comfy.freed")
 
-    def make_room(self) -> None:
+    def unload(self) -> None:
+        """Give the GPU's memory back, for another engine: a server that cannot be asked to is ended."""
+        if self._live is not None and not self.make_room():
+            self.retire("it could not be asked to free its memory")
+
+    def make_room(self) -> bool:
         """The same, done before the next prompt: a request that comes while the server collects its garbage, as it
         does at the end of a prompt, is not noticed before the end of the next. So ask again when it is quiet."""
-        self._asked_to_free()
+        if not self._asked_to_free():
+            return False
         if self._server is not None:
             settle(self._server.process, SETTLE_S)
         else:
             self._closing.wait(SETTLE_S)
         self.free()
         self._closing.wait(WAIT_STEP_S)
+        return True
 
     def _asked_to_free(self) -> bool:
         if self._live is None:

@@ -23,6 +23,7 @@ from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run
 from wan2gp.supervisor.backends import chosen_kind, open_backend
 from wan2gp.supervisor.claimer import Claimer
 from wan2gp.supervisor.control_server import ControlServer
+from wan2gp.supervisor.fairness import Fairness
 from wan2gp.supervisor.gpus import GpuReader
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
@@ -141,7 +142,9 @@ class App:
         if self._config.sandbox != OFF:
             limits = cgroups.prepare()
             opened.callback(cgroups.release)
-        profiles = Profiles(self._config, registry)
+        profiles = Profiles(self._config, registry, make=True)
+        for note in profiles.notes:
+            self._facts("worker.warning", text=note)
         found = protection(self._config, profiles, limits)
         found.require()
         found.tell(self._facts)
@@ -200,6 +203,7 @@ class App:
             config.worker_id,
             config.lease_s,
             config.poll_interval_s,
+            Fairness(config.claim_fairness_claims, config.claim_fairness_s),
             facts,
             claimed=loop.claimed,
             idle=loop.idle,

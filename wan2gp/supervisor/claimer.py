@@ -1,27 +1,43 @@
 """The thread that claims: one task at a time, only while some handler has room, woken by the database or by the loop.
 
 The loop offers slots by handler. A claim that is on its way when the loop offers again must not be counted twice, so
-the claimer counts what it handed over and the loop says how much of that it has seen.
+the claimer counts what it handed over and the loop says how much of that it has seen. Handlers that share a GPU take
+turns, so a claim on its way for one of them is one for all.
 """
 
 from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from wan2gp.logs import Facts
+from wan2gp.supervisor.fairness import Fairness
 from wan2gp.supervisor.leases import boot_clock
 from wan2gp.supervisor.pace import Pace
-from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue, fact_of
+from wan2gp.supervisor.queue import ClaimedTask, ClaimReply, QueueError, TaskQueue, Warm, fact_of
 from wan2gp.supervisor.registry import Registry
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 10.0
 JOIN_S = 1.5
 """How long a stop waits for a call that hangs; repeating it later is safe, seconds."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the loop wants claimed."""
+
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """How many tasks, by handler."""
+    shared: frozenset[str] = frozenset()
+    """Handlers that share a GPU: one task at a time for all of them."""
+    warm: tuple[Warm, ...] = ()
+    """What is loaded."""
 
 
 class Claimer:
@@ -35,6 +51,7 @@ class Claimer:
         worker_id: str,
         lease_s: float,
         poll_s: float,
+        fairness: Fairness,
         facts: Facts,
         claimed: Callable[[ClaimedTask, float], None],
         idle: Callable[[frozenset[str], float | None], None],
@@ -49,13 +66,14 @@ class Claimer:
         self._retry_max_s = min(RETRY_MAX_S, lease_s / 8)
         self._poll_s = poll_s
         self._pace = Pace(poll_s)
+        self._fairness = fairness
         self._facts = facts
         self._claimed = claimed
         self._idle = idle
         self._woken = woken
         self._failed = failed
         self._lock = threading.Lock()
-        self._offered: Mapping[str, int] = {}
+        self._offered = Offer()
         self._handed: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
         self._begun = False
@@ -66,14 +84,14 @@ class Claimer:
         """Begin; nothing is claimed before the first offer."""
         self._thread.start()
 
-    def offer(self, slots: Mapping[str, int], seen: Mapping[str, int]) -> None:
-        """The handlers that have room now, and how many tasks the loop has ever got for each."""
+    def offer(self, offered: Offer, seen: Mapping[str, int]) -> None:
+        """What there is room for now, and how many tasks the loop has ever got for each handler."""
         with self._lock:
-            if slots == self._offered and seen == self._seen:
+            if offered == self._offered and seen == self._seen:
                 return
-            freed = any(count > self._offered.get(name, 0) for name, count in slots.items())
+            freed = any(count > self._offered.slots.get(name, 0) for name, count in offered.slots.items())
             more = freed or seen != self._seen
-            self._offered, self._seen = dict(slots), Counter(seen)
+            self._offered, self._seen = offered, Counter(seen)
             if freed and self._begun:  # at the start there is room, but nothing has ended
                 self._pace.worked()
             self._begun = True
@@ -91,12 +109,14 @@ class Claimer:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def _open(self) -> frozenset[str]:
-        """Handlers with a slot that no claim on its way will take."""
+    def _open(self) -> tuple[frozenset[str], tuple[Warm, ...]]:
+        """Handlers with a slot that no claim on its way will take, and what is loaded."""
         with self._lock:
-            return frozenset(
-                name for name, count in self._offered.items() if count - (self._handed[name] - self._seen[name]) > 0
-            )
+            on_way = Counter({name: self._handed[name] - self._seen[name] for name in self._offered.slots})
+            taken = {name for name in self._offered.shared if self._handed[name] > self._seen[name]}
+            closed = self._offered.shared if taken else frozenset()
+            found = {name for name, count in self._offered.slots.items() if count > on_way[name]}
+            return frozenset(found - closed), self._offered.warm
 
     def _serve(self) -> None:
         try:
@@ -106,14 +126,17 @@ class Claimer:
             self._failed(error)
 
     def _once(self) -> None:
-        handlers = self._open()
+        handlers, warm = self._open()
         if not handlers:
             if self._queue.wait(self._poll_s):
                 self._woken()
             return
-        reply = self._claim([kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types])
+        types = [kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types]
+        prefer = warm if self._fairness.may_pass(time.monotonic()) else ()
+        reply = self._claim(types, prefer)
         if reply is None:
             return
+        self._count(reply, warm, prefer)
         if reply.tasks:
             with self._lock:
                 self._pace.worked()
@@ -124,13 +147,22 @@ class Claimer:
         if self._queue.wait(pause):
             self._woken()
 
-    def _claim(self, types: list[str]) -> ClaimReply | None:
+    def _count(self, reply: ClaimReply, warm: tuple[Warm, ...], prefer: tuple[Warm, ...]) -> None:
+        """Who needs nothing loaded passes nobody, and nobody passes it: it does not count."""
+        concerned = {kind for one in warm for kind in (*one.types, *one.others)}
+        for task in reply.tasks:
+            if task.task_type in concerned:
+                self._fairness.claimed(bool(prefer) and reply.passed != 0, time.monotonic())
+                if prefer and reply.passed:
+                    self._facts.bind(task=task.id)("claim.passed", task_id=task.id, task_type=task.task_type)
+
+    def _claim(self, types: list[str], prefer: tuple[Warm, ...]) -> ClaimReply | None:
         """Claim one task, repeating with the same id until there is an answer. None when the worker stops first."""
         claim_id, pause, since = str(uuid.uuid4()), RETRY_FIRST_S, 0.0
         sent = boot_clock()  # of the first try: the lease may have begun with it, whichever try is answered
         while True:
             try:
-                reply = self._queue.claim(claim_id, self._worker_id, types, 1, self._lease_s)
+                reply = self._queue.claim(claim_id, self._worker_id, types, 1, self._lease_s, prefer)
             except QueueError as error:
                 if not since:
                     since = sent

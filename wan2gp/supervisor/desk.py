@@ -33,6 +33,8 @@ HUNG = "handler.hung"
 """The code of a loss, and the name of its fact, unless it is another that is given."""
 EVENTS = Rate(per_s=20, burst=500, flood=math.inf)
 """How many facts of a child go into the log: it turns over, and is the operator's."""
+ASK_AGAIN_S = 0.5
+"""How soon a start that had to wait is tried again, seconds."""
 LEAVE_S = 2.0
 """How long a child may take to leave when asked, before SIGTERM; as long again before SIGKILL, seconds."""
 
@@ -103,6 +105,8 @@ class Desk(abc.ABC):
     _worked: bool = False
     """The process has had work: what holds too much without any would do so again after a fresh start."""
     _since: float = 0.0
+    _warming: bool = False
+    """The process was started to bring the engine up before hello."""
     _unheard: int = 0
     """Messages of this process that were dropped."""
     _told: bool = False
@@ -184,14 +188,23 @@ class Desk(abc.ABC):
     def tick(self, now: float) -> None:
         """Look at the timers."""
         if self._timers.time_up is not None and now >= self._timers.time_up:
-            self._timers.time_up = None
-            self.on(On.TIME_UP)
+            self._time_up(now)
         if self._timers.overdue is not None and now >= self._timers.overdue:
             self._overdue(now)
         if self.child is not None and now - self._last_beat >= self.silence_s and self._hung is None:
             self.hang(f"no sign of life for {self.silence_s:.0f}s")
         if self.child is not None:
             self.child.insist()
+
+    def _time_up(self, now: float) -> None:
+        self._timers.time_up = now + ASK_AGAIN_S
+        if self.may_start():
+            self._timers.time_up = None
+            self.on(On.TIME_UP)
+
+    def may_start(self) -> bool:
+        """Whether a process may be started now as it is meant to be."""
+        return True
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` is due next, if known."""
@@ -282,6 +295,7 @@ class Desk(abc.ABC):
         self.engine, self._hung = {}, None
         self._unheard, self._told, self._greeted, self._events = 0, False, False, Allowance(EVENTS, self.around.clock())
         self._heavy, self._worked = None, False
+        self._warming = self.warm and self.may_start()  # else it comes up at its first task
         self.around.router.admit(child.identity, child.owns, self.secrets.values())
         try:
             self.sandbox = self.around.profiles.of(self.name)
@@ -292,7 +306,7 @@ class Desk(abc.ABC):
                 home=self.around.profiles.places.home(self.name),
                 log=self.around.data_dir / "logs" / "handlers" / f"{self.name}.log",
                 settings={**self.settings, **self.sandbox.settings},
-                warm=self.warm,
+                warm=self._warming,
                 profile=self.sandbox.profile,
                 secrets=dict(self.secrets),
             )
@@ -304,7 +318,7 @@ class Desk(abc.ABC):
             return
         self.child = child
         self._last_beat = now = self.around.clock()
-        self._timers = _Timers(overdue=now + (self.warm_start_s if self.warm else self.start_s))
+        self._timers = _Timers(overdue=now + (self.warm_start_s if self._warming else self.start_s))
         self.around.watch(child, self._look)
 
     def _ask_leave(self) -> None:
@@ -348,7 +362,7 @@ class Desk(abc.ABC):
         self._timers = _Timers() if self.life.state is State.STARTING else self._timers
         seconds = self.around.clock() - self.child.started
         self.facts("handler.ready", handler=self.name, pid=message.pid, seconds=seconds)
-        self.warm = False
+        self.warm = self._warming = False
         self.on(On.HELLO)
         self.ready()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from wan2gp.control import Gpu
 from wan2gp.supervisor.control_census import Overdue, SingleFlight
-from wan2gp.supervisor.nvml import Nvml
+from wan2gp.supervisor.nvml import MIB, Nvml
 
 QUERY = "index,name,memory.used,memory.total,utilization.gpu"
 LIMIT_S = 5.0
@@ -111,6 +111,7 @@ class GpuMemory:
 
     def __init__(self, nvml: Nvml) -> None:
         self._flight = SingleFlight(nvml.processes, "gpu-memory")
+        self._whole = SingleFlight(nvml.gpus, "gpu-whole")
 
     def by_pid(self) -> Mapping[int, int] | None:
         """Bytes; None while nothing tells."""
@@ -118,6 +119,14 @@ class GpuMemory:
             return self._flight.take(MEMORY_WAIT_S)
         except (Overdue, RuntimeError):  # the second: no thread can be started now
             return None
+
+    def used(self) -> int | None:
+        """Bytes of all GPUs that anybody holds; None while nothing tells."""
+        try:
+            gpus = self._whole.take(MEMORY_WAIT_S)
+        except (Overdue, RuntimeError):
+            return None
+        return None if gpus is None else sum(gpu.memory_used_mib for gpu in gpus) * MIB
 
 
 def parse_gpu(fields: Sequence[str]) -> Gpu | None:

@@ -22,11 +22,14 @@ from wan2gp.protocol import (
     Source,
     Succeeded,
     Unload,
+    Unloaded,
     Up,
     Want,
 )
-from wan2gp.supervisor.child import Death
+from wan2gp.supervisor.bounds import model
+from wan2gp.supervisor.child import Child, Death
 from wan2gp.supervisor.desk import Desk
+from wan2gp.supervisor.gpu_turns import GpuTurns
 from wan2gp.supervisor.lifecycle import On, State
 from wan2gp.supervisor.registry import CANCEL_GRACE_S, PHASE_LIMITS_S
 from wan2gp.supervisor.router import Unreachable
@@ -67,10 +70,16 @@ class HandlerDesk(Desk):
     prefetch: int = 0
     early_inputs: Callable[[Any], Mapping[str, Source]] = lambda params: {}
     may_fetch: MayFetch = MayFetch()
+    turns: GpuTurns | None = None
+    """Where it shares the GPU with other handlers: nothing runs, and no engine is brought up, out of turn."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """The model that each type stands for, when a task names none."""
     accepting: bool = True
     """False while the worker drains or stops."""
     current: Running | None = None
     waiting: deque[Running] = field(default_factory=deque)
+    _awaits_turn: bool = False
+    """Its engine is to be brought up when its turn comes."""
     _free_next: bool = False
     """Give the GPU back before the next task."""
     _weigh_by: float | None = None
@@ -102,15 +111,20 @@ class HandlerDesk(Desk):
             early = self.early_inputs(running.task.params)
             if early:
                 self.fetch(running, early)
-        if self.life.state is State.STOPPED:
-            self.on(On.WANTED)
+        self.start()
         self.ready()
 
+    def start(self) -> None:
+        """Have a process, if there is none and none is due."""
+        if self.life.state is State.STOPPED and self.may_start():
+            self.on(On.WANTED)
+
     def ready(self) -> None:
-        """Send the next task when there is one and the child is free."""
+        """Send the next task when there is one, the child is free, and it is its turn."""
+        self._note_turns()
         if self.life.state is not State.IDLE or not self.waiting or self.child is None or self._hung is not None:
             return
-        if self._weigh_by is not None:
+        if self._weigh_by is not None or not (self.turns is None or self.turns.may_run(self.name)):
             return
         running = self.waiting[0]
         task = running.task
@@ -133,6 +147,7 @@ class HandlerDesk(Desk):
         running.started_at = running.progressed_at = self.around.clock()
         self.facts.bind(task=task.id)("task.processing", task_type=task.task_type, task_id=task.id)
         self.on(On.DISPATCHED)
+        self._note_turns()
 
     def _refuse(self, running: Running, reason: str) -> None:
         """Its row is too large for the wire. It ends here, or it would end every worker that takes it."""
@@ -148,6 +163,8 @@ class HandlerDesk(Desk):
 
     def work(self, message: Up) -> None:
         """Of the task that it runs, and of no other."""
+        if isinstance(message, Unloaded):
+            self._unloaded(message.failure)
         running = self.current
         if not isinstance(message, (Progress, Want, Finished)) or running is None:
             return
@@ -226,6 +243,71 @@ class HandlerDesk(Desk):
             self.around.router.send(self.child.identity, Unload())
         except Unreachable as error:
             self.hang(str(error))
+
+    def _unloaded(self, failure: str | None) -> None:
+        self.engine.pop("model", None)
+        if self.turns is not None:
+            self.turns.freed(self.name, failure)
+        if failure is not None and self.life.state is State.IDLE:
+            self.facts("gpu.not_freed", handler=self.name, reason=failure)
+            self.replace()
+
+    def loaded(self) -> str | None:
+        """The model that its engine has, or is about to have; None: it names none."""
+        params = self.current.task.params if self.current is not None else None
+        asked = model(params.get("model")) if isinstance(params, dict) else None
+        if self.current is not None and (self.models or "model" in self.engine):
+            return asked or self.models.get(self.current.task.task_type) or model(self.engine.get("model"))
+        return model(self.engine.get("model"))
+
+    @property
+    def wants_gpu(self) -> bool:
+        """See :class:`~wan2gp.supervisor.gpu_turns.Sharer`."""
+        return bool(self.waiting) or (self._awaits_turn and self.accepting)
+
+    @property
+    def uses_gpu(self) -> bool:
+        """See :class:`~wan2gp.supervisor.gpu_turns.Sharer`."""
+        return self.current is not None or (self.child is not None and self._warming)
+
+    def go(self) -> None:
+        """Its turn has come."""
+        if self._awaits_turn:
+            self.start()
+            if self._timers.time_up is not None:
+                self._timers.time_up = self.around.clock()
+        self.ready()
+
+    def ask_unload(self) -> None:
+        """For another engine's turn. What is not idle ends anyway: then its death is the answer."""
+        if self.life.state is State.IDLE:
+            self._unload()
+
+    def replace(self) -> None:
+        """Its process has not given the GPU back."""
+        if self.life.state is State.IDLE:
+            self.on(On.WORN)
+
+    def may_start(self) -> bool:
+        """See :meth:`Desk.may_start`. To bring an engine up takes the GPU."""
+        if self.turns is None or not self.warm:
+            return True
+        self._awaits_turn = True
+        self.turns.note(self)
+        return self.turns.may_run(self.name)
+
+    def _spawn(self) -> None:
+        super()._spawn()
+        self._awaits_turn = False
+        self._note_turns()
+
+    def _died(self, child: Child, death: Death) -> None:
+        super()._died(child, death)
+        self._note_turns()
+
+    def _note_turns(self) -> None:
+        if self.turns is not None:
+            self.turns.note(self)
 
     def weighed(self, found: Weighed) -> None:
         """See :meth:`Desk.weighed`."""

@@ -18,9 +18,11 @@ from wan2gp.logs import Facts
 from wan2gp.protocol import Failed, Fetched, Outcome, ProtocolError, Source
 from wan2gp.supervisor.blame import UNHEALTHY, Blame
 from wan2gp.supervisor.child import Child
-from wan2gp.supervisor.claimer import Claimer
+from wan2gp.supervisor.claimer import Claimer, Offer
 from wan2gp.supervisor.courier_desk import CourierDesk
 from wan2gp.supervisor.desk import Desk, Surroundings
+from wan2gp.supervisor.gpu_slot import SlotLimits
+from wan2gp.supervisor.gpu_turns import GpuSeen, GpuTurns
 from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inbox import Inbox
@@ -29,13 +31,14 @@ from wan2gp.supervisor.lifecycle import Life, On, State, jitter
 from wan2gp.supervisor.model_fetches import MODELS, ModelFetches
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.protection import Protection
-from wan2gp.supervisor.queue import ClaimedTask, Verb
+from wan2gp.supervisor.queue import ClaimedTask, Verb, Warm
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, wan_may_fetch
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.warm_choice import Loaded, shared_rooms, warm_types
 from wan2gp.supervisor.weight import Excess, Weighed
 
 TICK_S = 1.0
@@ -117,6 +120,11 @@ class Loop:
             clock,
             lambda: self.weigh(),
         )
+        self.look_at_gpu: Callable[[bool], None] = lambda anew: None
+        """Has the GPU's memory looked at; see :class:`~wan2gp.supervisor.gpu_turns.GpuTurns`."""
+        self._turns = GpuTurns(
+            SlotLimits(clear_s=config.gpu_clear_s), facts, clock, lambda anew: self.look_at_gpu(anew)
+        )
         self.strays_likely = False
         """A shim was killed: what was below it has fallen to us."""
         self.courier = self._courier_desk()
@@ -133,7 +141,8 @@ class Loop:
     # -- desks -------------------------------------------------------------------------------------------------------
 
     def _handler_desk(self, spec: HandlerSpec) -> HandlerDesk:
-        return HandlerDesk(
+        shares = self.config.gpu_slot != "off" and spec.gpu(self.config)
+        desk = HandlerDesk(
             name=spec.name,
             target=spec.target,
             settings=spec.settings(self.config),
@@ -152,7 +161,12 @@ class Loop:
             prefetch=self.config.prefetch if spec.prefetch else 0,
             early_inputs=spec.early_inputs,
             may_fetch=spec.may_fetch(self.config),
+            turns=self._turns if shares else None,
+            models=spec.models,
         )
+        if shares:
+            self._turns.add(desk)
+        return desk
 
     def _courier_desk(self) -> CourierDesk:
         return CourierDesk(
@@ -206,6 +220,7 @@ class Loop:
         now = self._clock()
         for desk in self.desks:
             desk.tick(now)
+        self._turns.tick(now)
         self._look_around(now)
 
     def _hear(self) -> None:
@@ -228,7 +243,8 @@ class Loop:
         now = self._clock()
         busy = any(desk.has_process for desk in self.desks) or self.stage is Stage.STOPPING
         times = [when for desk in self.desks if (when := desk.next_tick()) is not None]
-        times += [when for when in (self._stop_at, self._kill_at, self._blame.next_tick()) if when is not None]
+        others = (self._stop_at, self._kill_at, self._blame.next_tick(), self._turns.next_tick())
+        times += [when for when in others if when is not None]
         times.append(now + (TICK_S if busy else IDLE_TICK_S))
         wire_s = self._router.due_s()
         if wire_s is not None:
@@ -265,9 +281,17 @@ class Loop:
 
     def _offer(self) -> None:
         rooms = {name: desk.room() for name, desk in self.handlers.items() if name not in self.unable}
-        rooms = {name: room for name, room in rooms.items() if room > 0}
+        shared = frozenset(self._turns.sharers)
+        sharing = [self.handlers[name] for name in shared]
+        claimed, ahead = sum(len(desk.tasks()) for desk in sharing), max((desk.prefetch for desk in sharing), default=0)
+        rooms = {name: room for name, room in shared_rooms(rooms, shared, claimed, ahead).items() if room > 0}
         broken = {name for name, desk in self.handlers.items() if desk.life.state is State.BROKEN}
-        self._claimer.offer(self._blame.slots(rooms, self._drained | broken | self.unable.keys()), self._got)
+        slots = self._blame.slots(rooms, self._drained | broken | self.unable.keys())
+        self._claimer.offer(Offer(slots, shared, self._warm(shared)), self._got)
+
+    def _warm(self, shared: frozenset[str]) -> tuple[Warm, ...]:
+        loaded = [Loaded(name, desk.loaded()) for name, desk in self.handlers.items()]
+        return warm_types(self.registry.specs, shared, self._turns.warm, loaded)
 
     def claimed(self, task: ClaimedTask, sent_at: float) -> None:
         """From the claimer's thread."""
@@ -401,6 +425,10 @@ class Loop:
         """Send what could not be published now; how many results that are."""
         return self._settler.retry_publishing(task_id)
 
+    def gpu_seen(self, found: GpuSeen) -> None:
+        """What a look at the GPU's memory has found."""
+        self._turns.seen(found)
+
     def weighed(self, found: Mapping[bytes, Weighed]) -> None:
         """What the memory watch has found, by the children's identities."""
         for desk in self.desks:
@@ -497,7 +525,14 @@ class Loop:
             desk = self.handlers.get(name)
             if desk is not None and name not in self.unable:
                 desk.warm = True
-                desk.on(On.WANTED)
+                desk.start()
+
+    def _gpu_turns(self) -> dict[str, Any] | None:
+        if not self._turns.sharers:
+            return None
+        holder = self._turns.slot.holder
+        model = self.handlers[holder].loaded() if holder is not None else None
+        return {**self._turns.describe(), "model": model}
 
     # -- for people --------------------------------------------------------------------------------------------------
 
@@ -516,6 +551,7 @@ class Loop:
             "spool_depth": self._settler.depth,
             "publishing": self._settler.publishing(),
             "unable": dict(self.unable),
+            "gpu_turns": self._gpu_turns(),
             "sandbox": self.protection.mode,
             "unprotected": {layer.value: reason for layer, reason in self.protection.missing.items()},
         }

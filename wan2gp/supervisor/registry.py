@@ -98,6 +98,12 @@ class HandlerSpec:
     """How long the process may show no sign of life at all, seconds."""
     may_fetch: Callable[[Config], MayFetch] = _only_what_stands_in_params
     """What the courier may fetch for it besides the URLs in its tasks' params."""
+    gpu: Callable[[Config], bool] = lambda config: False
+    """Whether its engine puts models on this machine's GPU, in ``run`` and in ``warm`` (never in ``load``): such
+    handlers take turns, and the one before is asked to unload."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """By task type: the model that a task needs whose ``params.model`` names none, for a handler that tells what it has
+    loaded (``engine_state(…, model=…)``): tasks of that model are preferred."""
     needs: Callable[[Config], Needs] = _needs_nothing
     """What its sandbox must allow besides the common; looked at before each start, so it may look at the disk."""
 
@@ -161,6 +167,7 @@ def comfy_spec() -> HandlerSpec:
         warm_start_s=_comfy_warm_start_s,
         limits_s={},
         needs=comfy_needs,
+        gpu=_comfy_on_gpu,
     )
 
 
@@ -198,6 +205,11 @@ def _absolute(path: str) -> str:
 def _comfy_warm_start_s(config: Config) -> float:
     """The warm-up workflow has the same limit as the start itself."""
     return config.comfy_start_timeout_s * (2 if config.comfy_warmup_workflow else 1) + 30.0
+
+
+def _comfy_on_gpu(config: Config) -> bool:
+    """The built-in engine has no models; what another server has on its GPU is not ours to ask for."""
+    return config.comfy_path != "builtin" and not config.comfy_url and "--cpu" not in config.comfy_args.split()
 
 
 def _comfy_unable(config: Config) -> str | None:

@@ -11,6 +11,8 @@ from wan2gp.logs import Facts
 from wan2gp.supervisor import disk_watch
 from wan2gp.supervisor.crowd import Crowd
 from wan2gp.supervisor.disk_watch import DiskWatch
+from wan2gp.supervisor.gpu_look import GpuLook
+from wan2gp.supervisor.gpu_turns import GpuSeen
 from wan2gp.supervisor.gpus import GpuMemory
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.loop import Loop
@@ -30,15 +32,18 @@ class Watches:
         self._loop = loop
         self._inbox = inbox
         confined = config.sandbox != "off"
+        gpu_memory = GpuMemory(nvml)
         self._memory = MemoryWatch(
             memory_limits(config),
             self._roots,
             self._weighed,
             loop.crash,
-            GpuMemory(nvml).by_pid,
+            gpu_memory.by_pid,
             crowd=Crowd(config.sandbox_processes, self._exceeded) if confined else None,
         )
         loop.weigh = self._memory.look_now
+        self._gpu = GpuLook(gpu_memory, self._roots, self._gpu_seen, loop.crash)
+        loop.look_at_gpu = self._gpu.ask
         min_free = config.disk_min_free_mib * MIB
         self._disk = DiskWatch(config.data_dir, min_free, facts, self._blocked, loop.crash)
         self._sizes = SizeWatch(
@@ -60,6 +65,7 @@ class Watches:
 
     def stop(self) -> None:
         """End them."""
+        self._gpu.stop()
         self._sizes.stop()
         self._disk.stop()
         self._memory.stop()
@@ -77,6 +83,9 @@ class Watches:
             child = desk.child
             if child is not None:
                 yield Root(desk.name, child.identity, child.shim_pid)
+
+    def _gpu_seen(self, found: GpuSeen) -> None:
+        self._inbox.post(partial(self._loop.gpu_seen, found))
 
     def _weighed(self, found: Mapping[bytes, Weighed]) -> None:
         self._inbox.post(partial(self._loop.weighed, found))
