@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.bpf_machine import verdict
 from tests.sandboxed import PYTHON, SYSTEM, can_change_user, confined, confined_command, profile_of
 from wan2gp.sandbox.kernel import MACHINE
-from wan2gp.sandbox.seccomp import OWNERS_CALLS, Wishes, program
+from wan2gp.sandbox.seccomp import MODE_CALLS, OWNERS_CALLS, SCHEDULING_CALLS, Wishes, program
 from wan2gp.sandbox.syscalls import NUMBERS
 
 known_machine = pytest.mark.skipif(MACHINE not in NUMBERS, reason="no filter for this machine")
@@ -89,7 +91,7 @@ def state(path: Path) -> tuple[object, ...]:
 
 
 def calls() -> dict[str, int]:
-    return {name: NUMBERS[MACHINE][name] for name in OWNERS_CALLS if name in NUMBERS[MACHINE]}
+    return {name: NUMBERS[MACHINE][name] for name in (*OWNERS_CALLS, *MODE_CALLS) if name in NUMBERS[MACHINE]}
 
 
 def folder_of(tmp_path: Path) -> Path:
@@ -161,9 +163,107 @@ def test_the_terminal_that_the_worker_was_started_from_is_opened_by_no_handler(t
 
 @pytest.mark.parametrize("machine", list(NUMBERS))
 def test_both_machines_answer_all_of_them(machine: str) -> None:
-    for modes, answer in ((False, 0), (True, None)):
-        filtered = program(machine, Wishes(modes=modes))
-        found = {name: NUMBERS[machine].get(name) for name in OWNERS_CALLS}
+    for own_user, answer in ((False, 0), (True, None)):
+        filtered = program(machine, Wishes(own_user=own_user))
+        found = {name: NUMBERS[machine].get(name) for name in (*OWNERS_CALLS, *MODE_CALLS)}
         known = [number for number in found.values() if number is not None]
         assert {verdict(filtered, ARCHITECTURES[machine], number) for number in known} == {answer}
         assert {name for name, number in found.items() if number is None} <= {"chmod", "chown", "lchown"}
+
+
+@pytest.mark.parametrize("machine", list(NUMBERS))
+def test_a_mode_passes_that_closes_nothing_to_the_owner_and_opens_nothing_to_others(machine: str) -> None:
+    """0600 would shut the worker out of its own directories."""
+    filtered, regular = program(machine, Wishes()), 0o100000
+    for name, before in (("chmod", (0,)), ("fchmod", (0,)), ("fchmodat", (0, 0)), ("fchmodat2", (0, 0))):
+        number = NUMBERS[machine].get(name)
+        for mode in (0o600, 0o500, 0, 0o701, 0o755, 0o4700, 0o1700, 0o2700, 0o666) if number else ():
+            assert verdict(filtered, ARCHITECTURES[machine], number or 0, *before, regular | mode) == 0, (name, mode)
+        if number:
+            assert verdict(filtered, ARCHITECTURES[machine], number, *before, regular | 0o700) is None
+
+
+BUILD = """
+set -e
+cd "$1"
+printf '#!/bin/sh\\necho runs\\n' > helper
+chmod +x helper
+./helper
+cp /bin/true copied && ./copied
+if command -v cc > /dev/null; then
+    echo 'int main(void) { return 0; }' > a.c && TMPDIR="$1" cc a.c && ./a.out
+fi
+echo built
+"""
+
+
+@known_machine
+def test_what_a_compiler_makes_and_what_is_made_executable_runs(tmp_path: Path) -> None:
+    """Triton, downloaded helpers: without a user of its own too."""
+    folder = folder_of(tmp_path)
+    devices = ("/dev/null", "/dev/urandom")
+    seen = confined_command(profile_of(folder, devices=devices), ["/bin/sh", "-c", BUILD, "sh", str(folder)])
+    assert seen.said.endswith("runs\nbuilt\n") and seen.status == 0, seen.said
+
+
+PRIORITIES = """
+import ctypes, threading
+libc = ctypes.CDLL(None, use_errno=True)
+prey, numbers = int(sys.argv[1]), dict(zip(("ioprio_set", "sched_setattr"), map(int, sys.argv[2:4])))
+def call(name, *arguments):
+    if libc.syscall(ctypes.c_long(numbers[name]), *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+idle = os.sched_param(0)
+say("priority", lambda: os.setpriority(os.PRIO_PROCESS, prey, 19))
+say("priority_of_its_group", lambda: os.setpriority(os.PRIO_PGRP, os.getpgid(prey), 19))
+say("policy", lambda: os.sched_setscheduler(prey, os.SCHED_IDLE, idle))
+say("parameters", lambda: os.sched_setparam(prey, idle))
+attributes = (ctypes.c_uint64 * 6)(48 | os.SCHED_IDLE << 32)
+say("attributes", lambda: call("sched_setattr", prey, attributes, 0))
+say("disk", lambda: call("ioprio_set", 1, prey, 3 << 13))
+def own():
+    os.setpriority(os.PRIO_PROCESS, 0, 7)
+    os.sched_setscheduler(0, os.SCHED_BATCH, idle)
+    call("ioprio_set", 1, 0, 3 << 13)
+    assert (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)) == (7, os.SCHED_BATCH)
+say("own", own)
+def thread():
+    processors = os.sched_getaffinity(0)
+    running = threading.Thread(target=lambda: os.sched_setaffinity(threading.get_native_id(), processors))
+    running.start()
+    running.join()
+say("processors_of_a_thread", thread)
+"""
+
+
+@known_machine
+def test_the_supervisors_priorities_are_its_own_under_its_user_id(tmp_path: Path) -> None:
+    """A worker that is slowed down loses its leases."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as prey:
+        try:
+            before = standing(prey.pid)
+            numbers = (NUMBERS[MACHINE][name] for name in ("ioprio_set", "sched_setattr"))
+            answers = confined(profile_of(tmp_path), PRIORITIES, prey.pid, *numbers).answers
+            assert set(answers.values()) == {"ok"}, answers
+            assert standing(prey.pid) == before
+        finally:
+            prey.kill()
+
+
+def standing(pid: int) -> tuple[object, ...]:
+    """How the kernel treats it."""
+    return os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), psutil.Process(pid).ionice()
+
+
+@pytest.mark.parametrize("machine", list(NUMBERS))
+def test_priorities_of_others_are_not_set_on_either_machine(machine: str) -> None:
+    def answer(name: str, *arguments: int, own_user: bool = False) -> int | None:
+        filtered = program(machine, Wishes(own_user=own_user))
+        return verdict(filtered, ARCHITECTURES[machine], NUMBERS[machine][name], *arguments)
+
+    for name in SCHEDULING_CALLS:
+        assert (answer(name, 0), answer(name, 77), answer(name, 77, own_user=True)) == (None, 0, None)
+    for name, process in (("setpriority", 0), ("ioprio_set", 1)):
+        assert {answer(name, process + kind, 0) for kind in (0, 1)} == {None}
+        assert {answer(name, process, 77), answer(name, process + 1, 77), answer(name, process + 2, 0)} == {0}
+        assert answer(name, process + 2, 5, own_user=True) is None

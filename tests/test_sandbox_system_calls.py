@@ -13,7 +13,7 @@ from tests.bpf_machine import verdict
 from tests.sandboxed import confined, profile_of
 from wan2gp.sandbox import seccomp
 from wan2gp.sandbox.kernel import MACHINE
-from wan2gp.sandbox.seccomp import ABSENT, FORBIDDEN, OWNERS_CALLS, Wishes, program
+from wan2gp.sandbox.seccomp import ABSENT, FORBIDDEN, MODE_CALLS, OWNERS_CALLS, SCHEDULING_CALLS, Wishes, program
 from wan2gp.sandbox.syscalls import NUMBERS
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003, "arm": 0x40000028}
@@ -128,7 +128,7 @@ def test_the_numbers_are_those_of_the_kernels_own_headers(machine: str) -> None:
 @pytest.mark.parametrize("machine", list(NUMBERS))
 def test_every_name_that_is_filtered_has_a_number(machine: str) -> None:
     """`create_module` and the like never were on aarch64; a typing error would be on no machine."""
-    for name in (*FORBIDDEN, *ABSENT, *OWNERS_CALLS):
+    for name in (*FORBIDDEN, *ABSENT, *OWNERS_CALLS, *MODE_CALLS, *SCHEDULING_CALLS):
         assert any(name in numbers for numbers in NUMBERS.values()), name
     only_x86 = {"chmod", "chown", "create_module", "ioperm", "iopl", "lchown", "modify_ldt", "open", "sysfs", "uselib"}
     assert set(NUMBERS["x86_64"]) - set(NUMBERS["aarch64"]) == only_x86

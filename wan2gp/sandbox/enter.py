@@ -89,7 +89,7 @@ class Sandbox:
             tcp=tcp != () or self._landlock >= landlock.TCP_SINCE,
             fast_open=tcp is None,
             truncate=not 0 < self._landlock < landlock.TRUNCATE_SINCE,
-            modes=self._is_other_user(),
+            own_user=self._is_other_user(),
         )
 
     def enter(self) -> None:

@@ -38,12 +38,21 @@ FORBIDDEN = (
 ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 """Fail with ENOSYS, upon which programs take the older call: this filter cannot see what these would do."""
 OWNERS_CALLS = (
-    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"),
+    *("chown", "lchown", "fchown", "fchownat"),
     *("setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr"),
     *("removexattrat", "file_setattr"),
 )
 """What the owner of a file may do wherever it lies, since Landlock does not see it. Under the supervisor's own user id
-they do nothing and say that all went well: copies of files, archives and package managers end at any other answer."""
+they do nothing and say that all went well: copies of files, archives and package managers end at any other answer.
+Times are not among them: what builds and keeps caches cannot do without, and nothing here believes those of a file that
+a handler may not write."""
+MODE_CALLS = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
+"""The same, by where the mode stands. That of a program which nobody else may use is let through, since linkers and
+installers make programs: it closes nothing to its owner, as one without ``x`` would a directory, and opens nothing."""
+SCHEDULING_CALLS = ("sched_setscheduler", "sched_setparam", "sched_setattr")
+"""For whoever is named first; 0 is the caller. For others they do nothing under the supervisor's user id, as above.
+``sched_setaffinity`` is not among them: threads are bound to processors by their numbers, which a filter does not know
+from those of other processes (``pthread_setaffinity_np``, for OpenMP and CUDA)."""
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """``AUDIT_ARCH_*``, of ``linux/audit.h``."""
@@ -63,6 +72,10 @@ _TRUNCATE = 0o1000
 _WRITES = (1, 2)
 """``O_WRONLY`` and ``O_RDWR``."""
 
+_PRIVATE_PROGRAM, _MODE = 0o700, 0o7777
+_PROCESS, _GROUP = 0, 1
+"""``PRIO_PROCESS`` and ``PRIO_PGRP``; one more in ``ioprio_set``. What else there is, is all processes of a user."""
+
 _NOTHING = 0
 """No error at all: the call returns 0, and the kernel does nothing."""
 
@@ -81,8 +94,8 @@ class Wishes:
     """A connection may be made by sending. Landlock does not see those, so only where all ports are open."""
     truncate: bool = True
     """Files may be truncated by name. Landlock sees it from Linux 6.2 on; before that, this is how to forbid it."""
-    modes: bool = False
-    """Modes, owners and attributes of files may be changed: only under a user id whose files are the handler's own."""
+    own_user: bool = False
+    """Files and processes of the user id are the handler's own: it may change their modes, owners and priorities."""
 
 
 class Unsupported(OSError):
@@ -118,12 +131,27 @@ def _verdicts(wishes: Wishes) -> list[tuple[tuple[str, ...], Block]]:
         (("socket",), _socket(wishes)),
         (("socketpair",), [*bpf.load_argument(0), *when((socket.AF_UNIX,), ALLOW, refuse(errno.EPERM))]),
     ]
-    if not wishes.modes:
-        found.append((OWNERS_CALLS, refuse(_NOTHING)))
+    if not wishes.own_user:
+        found += [(OWNERS_CALLS, refuse(_NOTHING)), *_of_its_own()]
     if not wishes.fast_open:
         found.append((("sendto", "sendmmsg"), _without_bits(3, _FAST_OPEN, errno.EPERM)))
         found.append((("sendmsg",), _without_bits(2, _FAST_OPEN, errno.EPERM)))
     return found if wishes.truncate else [*found, *_no_truncation()]
+
+
+def _of_its_own() -> list[tuple[tuple[str, ...], Block]]:
+    """Modes that spoil nothing, and priorities of the caller alone."""
+    nothing = refuse(_NOTHING)
+    found: list[tuple[tuple[str, ...], Block]] = [
+        ((name,), [*bpf.load_argument(index, _MODE), *when((_PRIVATE_PROGRAM,), ALLOW, nothing)])
+        for name, index in MODE_CALLS.items()
+    ]
+    found.append((SCHEDULING_CALLS, [*bpf.load_argument(0), *when((0,), ALLOW, nothing)]))
+    for name, first in (("setpriority", 0), ("ioprio_set", 1)):
+        own = [*bpf.load_argument(1), *when((0,), ALLOW, nothing)]
+        kinds = (first + _PROCESS, first + _GROUP)
+        found.append(((name,), [*bpf.load_argument(0), *when(kinds, own, nothing)]))
+    return found
 
 
 def _without_bits(index: int, bits: int, error: int) -> Block:

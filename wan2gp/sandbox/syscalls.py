@@ -40,6 +40,7 @@ io_uring_setup 425 425
 ioctl 16 29
 ioperm 173 -
 iopl 172 -
+ioprio_set 251 30
 kexec_file_load 320 294
 kexec_load 246 104
 keyctl 250 219
@@ -77,6 +78,9 @@ reboot 169 142
 removexattr 197 14
 removexattrat 466 466
 request_key 249 218
+sched_setattr 314 274
+sched_setparam 142 118
+sched_setscheduler 144 119
 semctl 66 191
 semget 64 190
 semop 65 193
@@ -87,6 +91,7 @@ sendto 44 206
 setdomainname 171 162
 sethostname 170 161
 setns 308 268
+setpriority 141 140
 settimeofday 164 170
 setxattr 188 5
 setxattrat 463 463
