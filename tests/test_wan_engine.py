@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -323,6 +325,25 @@ def test_a_job_for_an_engine_that_was_not_started_is_an_outcome_too(fragile: Dri
     found = fragile.engine.run(fragile.job(), fragile.events.append, never)
     assert found.outcome is Outcome.EXITED and found.fresh and "no process" in found.sentence
     assert fragile.engine.unload()
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from wan2gp.wan_sidecar.engine import WanEngine
+engine = WanEngine(Path(sys.argv[1]), "", Path(sys.argv[2]), log_fd=2)
+print(engine.ensure(lambda line: None, lambda: False).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_engine_does_not_outlive_whoever_drives_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DRIVER, str(STAND_IN), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
+        assert driver.stdout is not None
+        engine = psutil.Process(int(driver.stdout.readline()))
+        driver.kill()
+    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_an_engine_that_says_nothing_any_more_is_ended(fragile: Driven) -> None:
