@@ -24,10 +24,11 @@ from wan2gp.handlers.wan_progress import WanProgress
 from wan2gp.handlers.wan_request import WanRequest
 from wan2gp.handlers.wan_settings import EngineTask, engine_task, loras_of
 from wan2gp.handlers.wan_twins import SUFFIX as PLAIN
+from wan2gp.handlers.wan_upsample import Upsampler
 from wan2gp.protocol import Artifact, Outcome, Succeeded
 from wan2gp.wan_sidecar.verdict import Outcome as End
 from wan2gp.wan_sidecar.verdict import Verdict
-from wan2gp.wan_sidecar.work import EngineAbout, EngineJob
+from wan2gp.wan_sidecar.work import EngineAbout, EngineJob, Step
 
 ENGINE = "engine"
 """Below the task's directory: one directory for each job of the engine, in which it finds nothing of another."""
@@ -41,6 +42,7 @@ RENEWED = (
     "a file of the model or of a LoRA was damaged on this machine's disk: it was fetched again, and the result made"
 )
 MISSING = "missing"
+MORE_FRAMES = "temporal_upsampling"
 
 
 class WanRun:
@@ -56,6 +58,7 @@ class WanRun:
         self._files = WanFiles(job, settings, request)
         self._loras = KeptLoras(job, settings.lora_folders())
         self._weights = weights
+        self._upsampler = Upsampler(job, settings)
         self._model = request.model
         self.supply = weights.supply(job, lambda: self._model)
         self._warnings: list[str] = []
@@ -84,6 +87,7 @@ class WanRun:
         return self._succeeded(about, task, collect(self._job, results))
 
     def close(self) -> None:
+        self._upsampler.close()
         self._loras.close()
         self._weights.keep_only(self._engine.loaded)
 
@@ -179,6 +183,10 @@ class WanRun:
         return Made(tuple(self._finished_file(path, settings) for path in whole_of(made)), made.seed, made.is_film)
 
     def _finished_file(self, path: Path, settings: Mapping[str, Any]) -> Path:
+        if settings.get(MORE_FRAMES) and (more := self._with_more_frames(path, settings[MORE_FRAMES])) is not None:
+            path, settings = more, {name: value for name, value in settings.items() if name != MORE_FRAMES}
+            if not any(settings.values()):
+                return path
         self._ensure()
         if self._job.cancelled():
             raise Interrupted
@@ -191,6 +199,23 @@ class WanRun:
         what = " and ".join(f"`{name}`" for name, value in settings.items() if value)
         self._warnings.append(f"{what} failed, and the result is as it was made: {verdict.sentence}")
         return path
+
+    def _with_more_frames(self, path: Path, how: str) -> Path | None:
+        """None where it is left to the engine."""
+
+        def told(count: int | None, frames: int | None, what: str) -> None:
+            self._progress.hear_finishing(
+                Step(count, frames, "upsampling", f"{what} {count}/{frames}" if count else what)
+            )
+
+        target = self._directory() / path.with_suffix(".mp4").name
+        try:
+            self._warnings += self._upsampler.more(path, target, how, told)
+        except TaskFailure as failure:
+            if failure.code != "media.no_rife":
+                self._warnings.append(f"`{MORE_FRAMES}` was left to the engine: {failure.message}")
+            return None
+        return target
 
     # --- after --------------------------------------------------------------------------------------------------------
 
