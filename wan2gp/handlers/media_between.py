@@ -25,6 +25,8 @@ PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 16_000_000, 4, 64
 SMALL = 32
 DIFFERS, RESEMBLES = 24.0, 0.3
 """A cut: greys differ by so much on average, of 255, and go less together than this correlation."""
+FLAT = 4.0
+"""A picture is plain when no grey is further than this from their mean."""
 
 
 class Cuts:
@@ -49,6 +51,8 @@ def is_cut(first: Picture, last: Picture) -> bool:
     if float(np.abs(a - b).mean()) < DIFFERS:
         return False
     a, b = a - a.mean(), b - b.mean()
+    if float(np.abs(a).max()) < FLAT and float(np.abs(b).max()) < FLAT:
+        return False  # two plain grounds: a fade, which has no scenes
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return scale == 0 or float((a * b).sum()) / scale < RESEMBLES
 
