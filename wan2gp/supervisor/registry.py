@@ -281,6 +281,7 @@ def media_spec() -> HandlerSpec:
         limits_s={},
         may_fetch=wan_may_fetch,
         needs=media_needs,
+        gpu=lambda config: config.wan_interpolation_device != "cpu",
     )
 
 
