@@ -16,7 +16,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -263,6 +263,7 @@ def test_a_picture_of_odd_sides_becomes_a_clip_and_a_word(bench: Callable[..., B
     assert any("96x64, not 97x65" in warning for warning in done.warnings)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([0.001, 0.04, 0.04, 0.5]), min_size=1, max_size=40), st.integers(2, 90))
 def test_every_source_has_its_place_however_uneven_the_times(steps: list[float], frames: int) -> None:
     times = [sum(steps[:count]) for count in range(len(steps) + 1)]
@@ -522,6 +523,7 @@ def test_rows_of_old_keep_their_names() -> None:
     assert len(found.warnings) == 2 and all("the worker decides" in warning for warning in found.warnings)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.dictionaries(
         st.sampled_from(["images", "image_start", "image_end", "video", "video_url", "frames", "fps", "x"]),
