@@ -41,6 +41,50 @@ def test_a_container_that_forbids_filters(tmp_path: Path) -> None:
     assert "6.2" in older.refused["files"]
 
 
+MOVES = """
+os.makedirs(sys.argv[1] + "/cache/tmp.pid_1/part")
+open(sys.argv[1] + "/cache/tmp.pid_1/kernel", "w").close()
+say("file", lambda: os.replace(sys.argv[1] + "/cache/tmp.pid_1/kernel", sys.argv[1] + "/cache/kernel"))
+say("directory", lambda: os.rename(sys.argv[1] + "/cache/tmp.pid_1/part", sys.argv[1] + "/cache/part"))
+say("link", lambda: os.link(sys.argv[1] + "/cache/kernel", sys.argv[1] + "/linked"))
+"""
+
+
+def test_a_kernel_whose_landlock_lets_nobody_move_files(tmp_path: Path) -> None:
+    """Linux 5.13 to 5.18: every compiler's cache would end with `Invalid cross-device link`."""
+    for version in (1, 2):
+        (folder := tmp_path / str(version)).mkdir()
+        seen = confined(profile_of(folder, tcp=(9,)), MOVES, folder, abi=version)
+        assert set(seen.answers.values()) == {"ok"}, seen.answers
+        assert set(seen.refused) == {"scope", "tcp", *(("files",) if version == 1 else ())}
+    required = confined(profile_of(folder, mode="require"), OK, abi=1)
+    assert required.status == enter.EXIT_NO_SANDBOX and "Linux 5.19" in required.refused["files"]
+    assert "6.12" in required.refused["scope"] and "tcp" not in required.refused
+
+
+def test_one_path_that_takes_no_rule_costs_nothing_but_itself(tmp_path: Path) -> None:
+    """The files of name spaces are of a file system that no path leads to."""
+    closed = tmp_path / "closed"
+    closed.write_text("")
+    (folder := tmp_path / "own").mkdir()
+    profile = profile_of(folder, devices=("/dev/null", "/proc/self/ns/net"))
+    seen = confined(profile, "say('closed', lambda: open(sys.argv[1]))", closed)
+    assert seen.refused == {} and seen.answers == {"closed": "EACCES"}
+    sandbox = enter.Sandbox(profile)
+    sandbox.close()
+    assert [note for note in sandbox.notes if note.startswith("/proc/self/ns/net is not granted: ")]
+
+
+def test_a_gpu_without_the_device_that_cuda_would_make_is_told_of_with_the_remedy(tmp_path: Path) -> None:
+    """Set-user-ID programs give nothing in a sandbox."""
+    told = []
+    for devices in (("/dev/nvidia0", "/dev/nvidiactl"), ("/dev/nvidia0", "/dev/nvidia-uvm"), ("/dev/nvidiactl",), ()):
+        sandbox = enter.Sandbox(profile_of(tmp_path, devices=devices))
+        sandbox.close()
+        told.append([note for note in sandbox.notes if "nvidia-modprobe -u -c=0" in note])
+    assert [len(notes) for notes in told] == [1, 0, 0, 0]
+
+
 def test_a_container_that_forbids_to_change_users(tmp_path: Path) -> None:
     call = {"x86_64": 117, "aarch64": 147}[MACHINE]
     seen = confined(profile_of(tmp_path, uid=65_321, gid=65_321), OK, without=[call])

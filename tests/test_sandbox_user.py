@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,29 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 60 >/dev/null & echo $
     seen = confined_command(profile_of(tmp_path, uid=UID + 1, gid=UID + 1, processes=8), ["/bin/sh", "-c", script])
     started = re.findall(r"^\d+$", seen.said, re.MULTILINE)
     assert (len(started), seen.status) == (7, -9) and "fork" in seen.said.lower()
+
+
+SWARM = """
+trap 'kill -9 0' EXIT
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do sleep 60 >/dev/null & echo $i; done 2>&1
+echo > "$1"
+for i in $(seq 100); do [ -e "$2" ] && break; sleep 0.1; done
+"""
+
+
+@root
+def test_a_user_id_that_another_worker_has_too_takes_no_processes_from_it(open_folder: Path) -> None:
+    """Two workers, or two containers, on one machine: the kernel counts a user's processes over all of them."""
+    if not can_limit("processes"):
+        pytest.skip("no control groups here")
+    open_folder.chmod(0o777)
+    profile = profile_of(open_folder, uid=UID + 3, gid=UID + 3, group="each", processes=20)
+    marks = [str(open_folder / name) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as workers:
+        commands = [["/bin/sh", "-c", SWARM, "sh", *order] for order in (marks, marks[::-1])]
+        found = list(workers.map(lambda command: confined_command(profile, command), commands))
+    assert [len(re.findall(r"^\d+$", seen.said, re.MULTILINE)) for seen in found] == [14, 14]
+    assert [(seen.status, seen.refused) for seen in found] == [(-9, {})] * 2
 
 
 PARENT = """

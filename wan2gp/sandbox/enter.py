@@ -17,6 +17,11 @@ from wan2gp.sandbox.kernel import MACHINE
 
 EXIT_NO_SANDBOX = 78
 """Exit status of a process that was not started, since the profile requires a layer that was refused."""
+NO_MOVES = (
+    "lets nobody move a file into another directory, as compilers' caches must: it is left out, run Linux 5.19 or newer"
+)
+NVIDIA, UVM = "/dev/nvidia", "/dev/nvidia-uvm"
+UVM_REMEDY = "run `nvidia-modprobe -u -c=0` as root"
 WATCHED = frozenset({Layer.PROCESSES, Layer.MEMORY})
 """Layers that the supervisor's watches keep where the kernel does not: nothing is refused for the lack of them."""
 
@@ -42,11 +47,14 @@ class Sandbox:
         """What was not granted, in a sentence each."""
         self.group: cgroups.Group | None = None
         """The control group that the child enters; the caller's to remove when all is over."""
+        self._counted = False
+        """Whether a control group counts the processes."""
         self._landlock = 0
         self._ruleset: landlock.Ruleset | None = None
         self._owner = os.geteuid()
         if profile.mode != "off":
             self._prepare()
+            self._look_for_uvm()
 
     def _prepare(self) -> None:
         if self.profile.group:
@@ -56,30 +64,49 @@ class Sandbox:
         except OSError as error:
             self._without_landlock(f"the kernel has no Landlock for this process ({error.strerror})")
 
+    def _look_for_uvm(self) -> None:
+        """CUDA makes that device by a set-user-ID program, which gives nothing in here."""
+        cards = any(path.startswith(NVIDIA) and path[len(NVIDIA) :].isdigit() for path in self.profile.devices)
+        if cards and UVM not in self.profile.devices:
+            self.notes.insert(
+                0, f"{UVM} is not there, and CUDA finds no GPU without it: before the worker, {UVM_REMEDY}"
+            )
+
     def _prepare_group(self) -> None:
         profile = self.profile
         group = cgroups.open_group(profile.group, profile.memory_bytes, profile.processes)
         if isinstance(group, cgroups.Group):
             self.group, missing = group, dict(group.missing)
+            self._counted = Layer.PROCESSES.value in group.directories
         else:
             missing = {Layer.PROCESSES.value: group} | ({Layer.MEMORY.value: group} if profile.memory_bytes else {})
         self._without_group(missing)
 
     def _prepare_landlock(self) -> None:
         profile, version = self.profile, landlock.abi()
+        self._tell_lacks(version)
+        if version < landlock.MOVES_SINCE:
+            return
         ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None)
         found = grants.readable(profile)
         self.notes = found.notes
         ruleset.allow(found.paths, landlock.READ)
         ruleset.allow(profile.write, landlock.WRITE)
         ruleset.allow(profile.devices, landlock.DEVICE)
-        if version < landlock.SCOPE_SINCE:
-            self.refused[Layer.SCOPE] = f"Landlock of this kernel (ABI {version}) has no scopes, Linux 6.12 has"
+        self.notes += ruleset.refused
         if version >= landlock.TCP_SINCE:
             ruleset.allow_ports(profile.tcp or ())
-        elif profile.tcp:
-            self.refused[Layer.TCP] = f"Landlock of this kernel (ABI {version}) knows no ports, Linux 6.7 does"
         self._ruleset, self._landlock = ruleset, version
+
+    def _tell_lacks(self, version: int) -> None:
+        """What Landlock of this ABI cannot do."""
+        this = f"Landlock of this kernel (ABI {version})"
+        if version < landlock.MOVES_SINCE:
+            self.refused[Layer.FILES] = f"{this} {NO_MOVES}"
+        if version < landlock.SCOPE_SINCE:
+            self.refused[Layer.SCOPE] = f"{this} has no scopes, Linux 6.12 has"
+        if version < landlock.TCP_SINCE and self.profile.tcp:
+            self.refused[Layer.TCP] = f"{this} knows no ports, Linux 6.7 does"
 
     def _wishes(self) -> seccomp.Wishes:
         """What Landlock cannot do here, the filter does, as far as it can. Asked in the child, under its user."""
@@ -110,18 +137,23 @@ class Sandbox:
         group = self.group
         if group is not None:
             told = dict.fromkeys(group.directories)
-            self._try(lambda why: self._without_group(dict.fromkeys(told, why)), group.enter_alone)
+            self._try(lambda why: self._not_entered(dict.fromkeys(told, why)), group.enter_alone)
 
     def _enter_user(self) -> None:
         profile = self.profile
         os.umask(0o077)
         privileges.die_first()
-        self._try(self._without_privileges, lambda: privileges.set_limits(profile))
+        self._try(self._without_privileges, lambda: privileges.set_limits(profile, self._counts_by_user()))
         privileges.shrink_bounds()
         uid, gid = profile.uid, profile.gid
         if uid is not None:
             own_group = uid if gid is None else gid
             self._try(self._without_user, lambda: privileges.become(uid, own_group, profile.groups))
+
+    def _counts_by_user(self) -> bool:
+        """Whether the limit of processes is to be the user's: that one counts over all workers and containers of a
+        machine in which the user has the same number, and is for those without a control group."""
+        return self.profile.uid is not None and not self._counted
 
     def _is_other_user(self) -> bool:
         """Whether a user id was taken: a profile may ask for it, and the container refuse it."""
@@ -151,6 +183,10 @@ class Sandbox:
         if self.profile.uid is not None:
             missing = {limit: reason for limit, reason in missing.items() if limit != Layer.PROCESSES.value}
         self.refused.update({Layer(limit): reason for limit, reason in missing.items()})
+
+    def _not_entered(self, missing: dict[str, str]) -> None:
+        self._counted = False
+        self._without_group(missing)
 
     def _without_user(self, reason: str) -> None:
         self.refused[Layer.USER] = reason

@@ -35,8 +35,8 @@ DEVICE = READ_FILE | WRITE_FILE | READ_DIR | TRUNCATE | IOCTL_DEV
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 """What a rule for something that is no directory may grant; the kernel refuses a rule that says more."""
 
-TCP_SINCE, SCOPE_SINCE, TRUNCATE_SINCE = 4, 6, 3
-"""The ABI that brought each."""
+TCP_SINCE, SCOPE_SINCE, TRUNCATE_SINCE, MOVES_SINCE = 4, 6, 3, 2
+"""The ABI that brought each. Before the last no rule can allow to move or link a file into another directory."""
 
 
 class _Attributes(ctypes.Structure):
@@ -76,6 +76,8 @@ class Ruleset:
         scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL if version >= SCOPE_SINCE else 0
         attributes = _Attributes(self._files, net, scoped)
         self._descriptor = syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), _size(version), 0)
+        self.refused: list[str] = []
+        """Paths that the kernel takes no rule for, in a sentence each."""
 
     def allow(self, paths: Iterable[str], rights: int) -> None:
         """Grant ``rights`` on each path, and below it when it is a directory. Those that there are not, or that are
@@ -93,6 +95,8 @@ class Ruleset:
                 rights &= _OF_FILES
             rule = _PathBeneath(rights & self._files, opened)
             syscall(LANDLOCK_ADD_RULE, self._descriptor, _PATH_BENEATH, ctypes.byref(rule), 0)
+        except OSError as error:  # EBADFD: of a file system that no path leads to, as name spaces' files are
+            self.refused.append(f"{path} is not granted: {error.strerror}")
         finally:
             os.close(opened)
 

@@ -30,8 +30,8 @@ class _CapabilityHeader(ctypes.Structure):
     _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
-def set_limits(profile: Profile) -> None:
-    """Open files, file size, core dumps, and, under an own user id (whom else would it count?), processes.
+def set_limits(profile: Profile, by_user: bool) -> None:
+    """Open files, file size, core dumps, and, where the user id is counted, processes.
 
     Limits that are lower already stay. Raises :class:`OSError`, :class:`ValueError`.
     """
@@ -39,7 +39,7 @@ def set_limits(profile: Profile) -> None:
     _limit(resource.RLIMIT_NOFILE, profile.open_files)
     _limit(resource.RLIMIT_FSIZE, profile.file_bytes)
     _limit(resource.RLIMIT_CORE, 0)
-    if profile.uid is not None:
+    if by_user:
         _limit(resource.RLIMIT_NPROC, profile.processes)
 
 
