@@ -28,8 +28,8 @@ class HandlerContext:
     """``event(name, **fields)``: a fact to log; the names are in :mod:`wan2gp.logs`."""
     engine_state: Callable[..., None]
     """``engine_state(state, **detail)``: ``stopped``, ``starting``, ``ready`` or ``failed``; ``detail`` is shown by
-    ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …). ``model``: the name of what is loaded now, as tasks name it
-    in ``params.model``; tasks of that model are preferred until the next word, a failed start or an unload."""
+    ``wan2gp-ctl status`` (``pid``, ``port``, ``version`` …). ``model``: the name of what is loaded now, as tasks name
+    it in ``params.model``; tasks of that model are preferred until the next word, a failed start or an unload."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The tokens that its spec asked for, by name. They are in no setting, variable or argument, and whatever this
     process says to the supervisor has ``***`` in their place."""
