@@ -54,6 +54,6 @@ def test_every_code_and_variable_that_it_names_is_there() -> None:
     codes = set(re.findall(r"`((?:comfy|task|input|handler|engine|worker|output)\.[a-z_]+)", PAGE))
     assert codes - {"worker.py"} and not codes - {"worker.py"} - set(REGISTRY)
     known = {option.env for option in OPTIONS.values()} | {"RUNPOD_POD_ID", "RUNPOD_WORKER_IMAGE", "PUBLIC_KEY"}
-    known |= set(CACHES)
+    known |= {*CACHES, "HF_ENDPOINT"}
     named = set(re.findall(r"`([A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", PAGE))
     assert named and not named - known
