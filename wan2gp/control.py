@@ -310,6 +310,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     running: tuple[RunningTask, ...] = ()
     unable: dict[str, str] = {}
     """Handlers that cannot work here, by name, and why."""
+    unable_types: dict[str, str] = {}
+    """Types of its other handlers that this worker cannot serve, with the reason."""
+    notices: dict[str, str] = {}
+    """By handler that can work here: what people must be told of its engine."""
     unclaimable: tuple[Unclaimable, ...] = ()
     spool_depth: int = 0
     """Outcomes on disk that the database has not confirmed yet."""

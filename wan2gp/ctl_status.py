@@ -58,7 +58,8 @@ def show(console: Console, reply: StatusReply) -> None:
         _running(console, reply.worker.running),
         _publishing(console, reply.worker.publishing),
         _counts(console, reply.queue),
-        _unable(console, reply.worker.unable),
+        _unable(console, "handler", reply.worker.unable),
+        _unable(console, "type", reply.worker.unable_types),
         _unclaimable(console, reply.worker),
         _gpus(console, reply.worker.gpus),
     ]
@@ -83,6 +84,8 @@ def _head(console: Console, reply: StatusReply) -> Table:
     if worker.gpu_turns is not None:
         shape.add_row("gpu", plain(_turn(worker.gpu_turns)))
     shape.add_row("sandbox", _sandbox(worker))
+    for name, notice in worker.notices.items():
+        shape.add_row(name, plain(f"generation by {notice}"))
     if worker.spool_depth:
         shape.add_row("spool", plain(f"{worker.spool_depth} outcome(s) on disk that the database has not confirmed"))
     return shape
@@ -189,8 +192,8 @@ def _counts(console: Console, queue: QueueStats) -> Table:
     return shape
 
 
-def _unable(console: Console, unable: dict[str, str]) -> Table:
-    shape = table(console, ("handler", "why"), "cannot work here")
+def _unable(console: Console, what: str, unable: dict[str, str]) -> Table:
+    shape = table(console, (what, "why"), f"{what}s that cannot be served here")
     for name, reason in unable.items():
         shape.add_row(plain(name), plain(reason))
     return shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +36,19 @@ def weights_of(checkout: Path, model: str) -> tuple[str, ...]:
     if not urls:
         raise NoWeights(f"the definition of the model {model} names no weights: the engine asks for them at its load")
     return urls
+
+
+def choices_of(checkout: Path, model: str) -> tuple[tuple[str, ...], ...]:
+    """The lists of which the engine needs one file each: the same weights in several precisions. Lists of which a file
+    lies on this machine's disk by its path are left out. Raises :class:`NoWeights` without a definition."""
+    found = [_listed(checkout, model, key, DEEPEST) for key in CHOSEN]
+    found += _modules(checkout, model, DEEPEST)
+    return tuple(tuple(urls) for urls in found if urls and all(_is_web(url) for url in urls))
+
+
+def preferred(urls: Sequence[str]) -> str:
+    """Of such a list, the file's name that the engine would load with the settings that it gets here."""
+    return _one(list(urls))[0].rpartition("/")[2]
 
 
 def _is_web(url: str) -> bool:

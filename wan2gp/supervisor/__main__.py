@@ -87,7 +87,7 @@ def _space_left(data_dir: Any) -> str:
 
 def _check(config: Any, shown: dict[str, str]) -> int:
     from wan2gp.supervisor.backends import chosen_kind
-    from wan2gp.supervisor.registry import RegistryError, load_registry
+    from wan2gp.supervisor.registry import RegistryError, load_registry, unable_of
 
     kind = chosen_kind(config)
     try:
@@ -98,9 +98,11 @@ def _check(config: Any, shown: dict[str, str]) -> int:
         sys.stdout.write(f"{key} = {value}\n")
     for warning in config.warnings:
         _say(f"warning: {warning}")
-    unable = {name: reason for name, spec in registry.specs.items() if (reason := spec.unable(config))}
-    for name, reason in unable.items():
-        _say(f"warning: handler {name}: {reason}")
+    for name, spec in registry.specs.items():
+        reason, types = unable_of(spec, config)
+        told = {f"handler {name}": reason} if reason else {f"tasks of type {kind}": why for kind, why in types.items()}
+        for what, why in told.items():
+            _say(f"warning: {what}: {why}")
     sys.stdout.write(f"ok: queue {kind}, handlers {', '.join(registry.specs)}\n")
     return 0
 

@@ -38,6 +38,8 @@ class Offer:
     """Handlers that share a GPU: one task at a time for all of them."""
     warm: tuple[Warm, ...] = ()
     """What is loaded."""
+    without: frozenset[str] = frozenset()
+    """Types that are not claimed, whoever takes them."""
 
 
 class Claimer:
@@ -109,14 +111,14 @@ class Claimer:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def _open(self) -> tuple[frozenset[str], tuple[Warm, ...]]:
-        """Handlers with a slot that no claim on its way will take, and what is loaded."""
+    def _open(self) -> tuple[frozenset[str], Offer]:
+        """Handlers with a slot that no claim on its way will take, and the offer."""
         with self._lock:
             on_way = Counter({name: self._handed[name] - self._seen[name] for name in self._offered.slots})
             taken = {name for name in self._offered.shared if self._handed[name] > self._seen[name]}
             closed = self._offered.shared if taken else frozenset()
             found = {name for name, count in self._offered.slots.items() if count > on_way[name]}
-            return frozenset(found - closed), self._offered.warm
+            return frozenset(found - closed), self._offered
 
     def _serve(self) -> None:
         try:
@@ -126,12 +128,13 @@ class Claimer:
             self._failed(error)
 
     def _once(self) -> None:
-        handlers, warm = self._open()
+        handlers, offered = self._open()
         if not handlers:
             if self._queue.wait(self._poll_s):
                 self._woken()
             return
-        types = [kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types]
+        taken = (kind for name in sorted(handlers) for kind in self._registry.specs[name].task_types)
+        types, warm = [kind for kind in taken if kind not in offered.without], offered.warm
         prefer = warm if self._fairness.may_pass(time.monotonic()) else ()
         reply = self._claim(types, prefer)
         if reply is None:

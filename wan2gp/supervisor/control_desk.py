@@ -240,7 +240,7 @@ def unclaimable(worker: WorkerStatus, stats: QueueStats) -> tuple[Unclaimable, .
     takers = {task_type: handler for handler in worker.handlers for task_type in handler.types}
     found = []
     for task_type, count in sorted(queued.items()):
-        reason = _why_not(takers.get(task_type), worker.unable)
+        reason = worker.unable_types.get(task_type) or _why_not(takers.get(task_type), worker.unable)
         if reason is not None:
             found.append(Unclaimable(task_type, reason, count))
     return tuple(found)
@@ -252,7 +252,9 @@ def _why_not(handler: HandlerStatus | None, unable: Mapping[str, str]) -> str | 
     if handler.name in unable:
         return f"handler {handler.name} cannot work here: {unable[handler.name]}"
     if handler.state == "broken":
-        return f"handler {handler.name} is broken: `wan2gp-ctl restart {handler.name}` lets it try again at once"
+        cause = f" ({handler.last_cause})" if handler.last_cause else ""
+        again = f"`wan2gp-ctl restart {handler.name}` lets it try again at once"
+        return f"handler {handler.name} is broken{cause}: {again}"
     return None
 
 

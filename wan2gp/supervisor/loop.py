@@ -32,7 +32,7 @@ from wan2gp.supervisor.model_fetches import MODELS, ModelFetches
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.protection import Protection
 from wan2gp.supervisor.queue import ClaimedTask, Verb, Warm
-from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, wan_may_fetch
+from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, unable_of, wan_may_fetch
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
@@ -104,6 +104,8 @@ class Loop:
         self._crash: BaseException | None = None
         self.unable: dict[str, str] = {}
         """Handlers that this worker cannot run, with the reason."""
+        self.unable_types: dict[str, str] = {}
+        """Types of the other handlers that it cannot serve, with the reason."""
         self.health = Health(facts)
         self._blame = Blame(self.health, facts, clock, self._all_back)
         self.weigh: Callable[[], None] = lambda: None
@@ -266,8 +268,12 @@ class Loop:
 
     def _see_who_is_unable(self, now: float) -> None:
         self._unable_at = now + UNABLE_EVERY_S
-        found = {name: spec.unable(self.config) for name, spec in self.registry.specs.items()}
-        self.unable = {name: reason for name, reason in found.items() if reason}
+        before = {*self.unable, *self.unable_types}
+        found = {name: unable_of(spec, self.config) for name, spec in self.registry.specs.items()}
+        self.unable = {name: reason for name, (reason, _) in found.items() if reason}
+        self.unable_types = {kind: reason for _, types in found.values() for kind, reason in types.items()}
+        if before - {*self.unable, *self.unable_types}:
+            self._drained = frozenset()  # of what can be served now nobody has asked yet
 
     def crash(self, error: BaseException) -> None:
         """From any thread: a part of the worker failed; it must stop rather than limp."""
@@ -287,7 +293,7 @@ class Loop:
         rooms = {name: room for name, room in shared_rooms(rooms, shared, claimed, ahead).items() if room > 0}
         broken = {name for name, desk in self.handlers.items() if desk.life.state is State.BROKEN}
         slots = self._blame.slots(rooms, self._drained | broken | self.unable.keys())
-        self._claimer.offer(Offer(slots, shared, self._warm(shared)), self._got)
+        self._claimer.offer(Offer(slots, shared, self._warm(shared), frozenset(self.unable_types)), self._got)
 
     def _warm(self, shared: frozenset[str]) -> tuple[Warm, ...]:
         loaded = [Loaded(name, desk.loaded()) for name, desk in self.handlers.items()]
@@ -551,6 +557,8 @@ class Loop:
             "spool_depth": self._settler.depth,
             "publishing": self._settler.publishing(),
             "unable": dict(self.unable),
+            "unable_types": dict(self.unable_types),
+            "notices": {name: spec.notice for name, spec in specs.items() if spec.notice and name not in self.unable},
             "gpu_turns": self._gpu_turns(),
             "sandbox": self.protection.mode,
             "unprotected": {layer.value: reason for layer, reason in self.protection.missing.items()},

@@ -21,6 +21,7 @@ from wan2gp.supervisor.lifecycle import Patience
 from wan2gp.supervisor.media_needs import media_needs, media_unable, rife_store
 from wan2gp.supervisor.memory_watch import memory_limits
 from wan2gp.supervisor.needs import Needs
+from wan2gp.supervisor.wan_able import NOTICE, wan_unable, wan_unable_types
 from wan2gp.supervisor.wan_needs import wan_needs
 from wan2gp.supervisor.wanted import MayFetch
 from wan2gp.wan_types import OWN_URLS, TYPES
@@ -47,6 +48,10 @@ SILENCE_S = 60.0
 
 def _always(config: Config) -> str | None:
     return None
+
+
+def _every_type(config: Config) -> Mapping[str, str]:
+    return {}
 
 
 def _no_secrets(config: Config) -> Mapping[str, str]:
@@ -79,6 +84,10 @@ class HandlerSpec:
     """The tokens that it needs, by a name of its own choice: mostly some of ``config.handler_secrets``, revealed."""
     unable: Callable[[Config], str | None] = _always
     """Why this worker cannot run it (its types are not claimed then), or None."""
+    unable_types: Callable[[Config], Mapping[str, str]] = _every_type
+    """Those of its types that this worker cannot serve, each with the reason: only the others are claimed."""
+    notice: str = ""
+    """What people must be told of its engine where it is at work; `wan2gp-ctl status` shows it."""
     early_inputs: Callable[[Any], Mapping[str, Source]] = _nothing
     """From ``params``: what the courier may fetch while the engine still runs the task before. The names and sources
     must be those that the handler asks for."""
@@ -130,6 +139,17 @@ class Registry:
     def for_type(self, task_type: str) -> HandlerSpec | None:
         """The handler that takes this type, if there is one."""
         return self._by_type.get(task_type)
+
+
+def unable_of(spec: HandlerSpec, config: Config) -> tuple[str | None, Mapping[str, str]]:
+    """Why the handler can serve nothing, if so; else which of its types it cannot serve."""
+    reason = spec.unable(config)
+    if reason is not None:
+        return reason, {}
+    found = {name: why for name, why in spec.unable_types(config).items() if name in spec.task_types}
+    if spec.task_types and len(found) == len(spec.task_types):
+        return f"none of its types can be served: {next(iter(found.values()))}", {}
+    return None, found
 
 
 def load_registry(config: Config) -> Registry:
@@ -227,7 +247,9 @@ def wan_spec(config: Config) -> HandlerSpec:
         target="wan2gp.handlers.wan:WanHandler",
         task_types=tuple(TYPES),
         settings=_wan_settings,
-        unable=_wan_unable,
+        unable=wan_unable,
+        unable_types=wan_unable_types,
+        notice=NOTICE,
         early_inputs=wan_sources.sources_of,
         warm_start_s=lambda config: config.wan_start_timeout_s + START_SPARE_S,
         limits_s={phase: config.wan_stuck_s + STUCK_SPARE_S for phase in ("load", "step", "decode")},
@@ -261,14 +283,6 @@ def _wan_settings(config: Config) -> dict[str, Any]:
         "storage": bool(config.supabase_url and config.supabase_key),
         "posters": config.publishes_to_storage,
     }
-
-
-def _wan_unable(config: Config) -> str | None:
-    if not config.wan2gp_path:
-        return "no Wan2GP on this worker: set WAN2GP_PATH to its checkout"
-    if not (Path(_absolute(config.wan2gp_path)) / "wgp.py").is_file():
-        return f"no Wan2GP at {config.wan2gp_path} (WAN2GP_PATH): it holds no wgp.py"
-    return None
 
 
 def media_spec() -> HandlerSpec:
