@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 TESTS = Path(__file__).parent
 FILES = {"v4": "rife4.26.pkl", "v3": "flownet.pkl"}
@@ -29,3 +32,11 @@ def make_root(path: Path, *versions: str, fault: str = "", place: str = "ckpts")
 def write_weights(file: Path, version: str = "v4", fault: str = "", **more: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(pickle.dumps({**dict.fromkeys(PARTS[version], 0.0), "fault": fault, **more}))
+
+
+def runs(pid: int) -> bool:
+    """Whether RIFE's process of that number is there; another may have got it since."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and any("rife_host.py" in part for part in process.cmdline())
+    return False

@@ -14,14 +14,13 @@ from typing import Any
 
 import av
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest_db import PgServer
-from tests.rife_stand_in import FILES, make_root, write_weights
+from tests.rife_stand_in import FILES, make_root, runs, write_weights
 from tests.shared_worker import shared_worker
 from wan2gp.demo_stage import InputServer
 from wan2gp.handlers.api import HandlerContext, Job, TaskFailure
@@ -171,7 +170,7 @@ def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     yield make
     for one in made:
         one.handler.close()
-        assert not any(psutil.pid_exists(state["pid"]) for _, state in one.states if "pid" in state)
+        assert not any(runs(state["pid"]) for _, state in one.states if "pid" in state)
 
 
 # --- counts, sizes, ends ---------------------------------------------------------------------------------------------
@@ -456,7 +455,7 @@ def test_an_idle_rife_gives_its_memory_back(bench: Callable[..., Bench]) -> None
         if one.states[-1][0] == "stopped":
             break
         ended.wait(0.1)
-    assert one.states[-1][0] == "stopped" and not psutil.pid_exists(pid)
+    assert one.states[-1][0] == "stopped" and not runs(pid)
     one.makes(images=one.pictures(0, 8), frames=3)
     one.handler.unload()
     assert one.states[-1][0] == "stopped"
