@@ -180,6 +180,19 @@ def test_a_whole_part_that_nobody_put_into_place_is_used(shelf: Shelf, hub: Mode
     assert hub.ranges()[-1] == f"bytes={len(body) - 1}-"
 
 
+def test_a_process_that_is_killed_after_the_last_rename_leaves_nothing_that_counts_twice(
+    tmp_path: Path, hub: ModelServer
+) -> None:
+    size = len(safetensors(1000))
+    shelf = shelf_at(tmp_path, budget=2 * size)
+    url = hub.show("/a.safetensors", safetensors(1000))
+    get(shelf, url)
+    shelf._write(shelf._named(place_of("lora", url), "draft"), Draft(str(place_of("lora", url)), size))
+    get(shelf, url)
+    get(shelf, hub.show("/b.safetensors", safetensors(1000)))
+    assert left(shelf).count(".safetensors") == 2
+
+
 def test_a_part_from_before_a_crash_of_the_machine_is_not_trusted(
     shelf: Shelf, hub: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ class Shelf:
                 self._named(place, "json").unlink(missing_ok=True)
         if fault is None:
             self.used(place)
+            self.discard(place)  # of a process that was killed in between
             return Found(path, found.st_size, record is not None)
         if record is None:
             raise TaskFailure(
