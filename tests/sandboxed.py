@@ -18,8 +18,8 @@ from tests.conftest_worker import ROOT
 from wan2gp.profile import Profile, encode_profile
 
 CAP_SETGID, CAP_SETUID = 6, 7
-SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys")
-PYTHON = (sys.prefix, sys.base_prefix)
+SYSTEM = tuple(map(os.path.realpath, ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys")))
+PYTHON = tuple(map(os.path.realpath, (sys.prefix, sys.base_prefix)))
 LAUNCHER = """
 import json, sys
 given = json.load(sys.stdin)

@@ -14,9 +14,10 @@ import pytest
 from tests.conftest_comfy import free_port
 from wan2gp.config import Config, load_config
 from wan2gp.profile import Layer
+from wan2gp.sandbox.grants import readable
 from wan2gp.supervisor import profiles as module
 from wan2gp.supervisor.comfy_needs import comfy_needs
-from wan2gp.supervisor.grants import around, common_reads, interpreter_reads, own_places, private_places, public_etc
+from wan2gp.supervisor.grants import around, common_reads, own_places, private_places, public_etc
 from wan2gp.supervisor.profiles import Profiles, free_ports
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, comfy_spec
 from wan2gp.supervisor.users import User, closed_to, number_of
@@ -28,7 +29,7 @@ def config(data_dir: Path, **environ: str) -> Config:
     )
 
 
-def profiles(data_dir: Path, environ: Mapping[str, str] | None = None, **settings: str) -> Profiles:
+def profiles(data_dir: Path, environ: Mapping[str, str] | None = None, /, **settings: str) -> Profiles:
     return Profiles(config(data_dir, **settings), Registry([comfy_spec()]), environ or {})
 
 
@@ -58,12 +59,10 @@ def test_a_data_directory_below_a_granted_one_stays_closed(disk: Path) -> None:
 
 
 def test_settings_that_name_the_disk_as_a_whole_open_no_part_of_the_data_directory(disk: Path) -> None:
-    wide = config(
-        disk / "data", WAN2GP_SANDBOX_READ_PATHS=str(disk), COMFY_WRITABLE_PATHS=str(disk), COMFY_PATH=str(disk)
-    )
+    wide = {"WAN2GP_SANDBOX_READ_PATHS": disk, "COMFY_WRITABLE_PATHS": disk, "COMFY_PATH": disk}
     (disk / "main.py").write_text("")
-    needs = comfy_needs(wide)
-    for grants in (common_reads(wide, {}), needs.read, needs.write):
+    profile = profiles(disk / "data", None, **{name: str(value) for name, value in wide.items()}).of("comfy").profile
+    for grants in (profile.read, profile.write):
         assert opened(grants, disk / "elsewhere") and not opened(grants, disk / "data" / "spool" / "journal")
 
 
@@ -93,7 +92,9 @@ def test_an_interpreter_in_a_home_directory_gets_its_own_parts_of_it(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
-    grants = interpreter_reads(str(tmp_path / "bin" / "python"))
+    (tmp_path / "lib" / "python3.11").mkdir(parents=True)
+    made = profiles(tmp_path / "data", COMFY_PATH=str(tmp_path / "none"), COMFY_PYTHON=str(tmp_path / "bin" / "python"))
+    grants = readable(made.of("comfy").profile).paths
     assert opened(grants, tmp_path / "lib" / "python3.11") and opened(grants, tmp_path / ".netrc") == []
 
 
@@ -101,7 +102,8 @@ def test_an_environment_brings_the_interpreter_that_it_is_made_of(tmp_path: Path
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "venv" / "pyvenv.cfg").write_text("home = /opt/some/python/bin\nversion = 3.12.1\n")
-    grants = interpreter_reads(str(tmp_path / "venv" / "bin" / "python"))
+    made = profiles(tmp_path / "data", COMFY_PATH=str(tmp_path))
+    grants = readable(made.of("comfy").profile).paths
     assert {str(tmp_path / "venv"), "/opt/some/python"} <= set(grants)
     assert opened(grants, Path(os.path.realpath(sys.executable)))
 
@@ -128,11 +130,13 @@ def test_comfy_gets_models_wherever_its_operator_has_put_them(disk: Path) -> Non
     (disk / "ComfyUI" / "models").symlink_to(disk / "elsewhere" / "models")
     lists = disk / "paths.yaml"
     args = f"--extra-model-paths-config={lists} --base-directory '{disk}/elsewhere' --lowvram"
-    needs = comfy_needs(config(disk / "data", COMFY_PATH=str(disk / "ComfyUI"), COMFY_ARGS=args))
-    assert str(disk / "elsewhere" / "models") in needs.read and str(disk / "elsewhere") in needs.read
-    assert {str(lists), str(disk / "ComfyUI" / "extra_model_paths.yaml")} == set(needs.path_lists)
-    assert {f"{disk}/ComfyUI/models", f"{disk}/elsewhere/models"} <= set(needs.models)
-    assert needs.write == ()
+    given = {"COMFY_PATH": str(disk / "ComfyUI"), "COMFY_ARGS": args}
+    profile = profiles(disk / "data", None, **given).of("comfy").profile
+    read = readable(profile).paths
+    assert str(disk / "elsewhere" / "models") in read and str(disk / "elsewhere") in read
+    assert {str(lists), str(disk / "ComfyUI" / "extra_model_paths.yaml")} == set(profile.path_lists)
+    assert {f"{disk}/ComfyUI/models", f"{disk}/elsewhere/models"} <= set(profile.models)
+    assert not opened(profile.write, disk / "elsewhere" / "models")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_a_port_where_somebody_else_listens_is_not_granted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [{"COMFY_NETWORK": "open"}, {"WAN2GP_SANDBOX": "off"}])
 def test_a_comfyui_with_an_open_network_connects(tmp_path: Path, settings: dict[str, str]) -> None:
-    assert profiles(tmp_path, **settings).of("comfy").settings["connects"] is True
+    assert profiles(tmp_path, None, **settings).of("comfy").settings["connects"] is True
 
 
 def test_the_courier_writes_to_no_tasks_directory_and_reaches_every_port(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_a_handler_has_a_home_of_its_own_and_the_caches_that_its_operator_has_pl
         "XDG_CONFIG_HOME": "/root/.config",
     }
     given |= {"TMPDIR": "/tmp", "PYTHONPYCACHEPREFIX": "/var/pyc"}
-    profile = profiles(tmp_path, given).of("comfy").profile
+    profile = profiles(tmp_path, given, COMFY_PATH="/nowhere/ComfyUI").of("comfy").profile
     own = f"{tmp_path}/handlers/comfy"
     assert profile.environ["HOME"] == f"{own}/home" and profile.environ["XDG_CONFIG_HOME"] == f"{own}/home/.config"
     assert profile.environ["TMPDIR"] == f"{own}/tmp" and profile.environ["TORCH_HOME"] == f"{own}/cache/torch"

@@ -9,6 +9,7 @@ import pytest
 from tests.sandboxed import confined, profile_of
 from wan2gp.profile import Profile
 from wan2gp.sandbox import grants
+from wan2gp.sandbox.path_lists import directories_of
 
 # As ComfyUI's own example has it: sections, a base, kinds with one path or several, comments.
 LIST = """
@@ -91,13 +92,13 @@ def test_a_link_that_the_handler_can_have_made_opens_nothing(disk: Path) -> None
     write = (str(disk / "own"), str(disk / "models/loras"))
     assert granted(disk, write=write) == {"models", "large"}
     notes = grants.readable(profile(disk, write=write)).notes
-    assert notes == [f"{disk}/models/loras/planted is not followed: this handler may have made it itself"]
+    assert notes == [f"{disk}/models/loras/planted is not followed: a handler may have made it itself"]
 
 
 def test_a_list_of_paths_is_read_as_comfyui_reads_it(disk: Path) -> None:
     file = disk / "extra_model_paths.yaml"
     file.write_text(LIST.format(base=disk / "large", elsewhere=disk / "elsewhere"))
-    named = {path.removeprefix(f"{disk}/") for path in grants.directories_of(str(file))}
+    named = {path.removeprefix(f"{disk}/") for path in directories_of(str(file))}
     kinds = {"large/models/checkpoints", "large/models/text_encoders", "large/models/clip"}
     assert named == kinds | {"elsewhere", "vae", "unet"}
     assert granted(disk, path_lists=(str(file),)) == named | {"models"}
@@ -115,8 +116,8 @@ def test_a_list_that_the_handler_can_have_written_names_nothing(disk: Path) -> N
 def test_what_is_no_list_of_paths_names_nothing(disk: Path, text: str) -> None:
     file = disk / "list.yaml"
     file.write_text(text)
-    assert grants.directories_of(str(file)) == []
-    assert grants.directories_of(str(disk / "none.yaml")) == []
+    assert directories_of(str(file)) == []
+    assert directories_of(str(disk / "none.yaml")) == []
 
 
 def test_a_chain_of_links_that_nobody_can_follow_costs_no_start(disk: Path) -> None:

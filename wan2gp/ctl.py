@@ -97,7 +97,7 @@ def _add_worker_commands(commands: _Commands) -> None:
     about = "say whether the worker would take a task now: exit status 0, or 1 and the reasons"
     _command(commands, "ready", "wan2gp.ctl_status:ready", about, json=True)
     about = (
-        "show the sandbox: what this machine allows, what handlers may do, and what they were denied; 1: a layer lacks"
+        "show the sandbox: what this machine allows, what handlers may and what they were denied; 1: a layer is missing"
     )
     _command(commands, "doctor", "wan2gp.ctl_doctor:doctor", about, json=True)
     restart = _command(

@@ -174,7 +174,7 @@ def _lines(log: Path) -> Iterator[str]:
 def show(console: Console, reply: DoctorReply) -> None:
     """All tables; those without a row are left out."""
     head = grid(console)
-    head.add_row("sandbox", plain(f"{reply.mode}: {'sound' if reply.sound else 'a layer lacks'}"))
+    head.add_row("sandbox", plain(f"{reply.mode}: {'sound' if reply.sound else 'a layer is missing'}"))
     head.add_row("supervisor", plain("runs, and was asked" if reply.running else "none runs for this data directory"))
     console.print(head)
     for part in (
@@ -197,7 +197,7 @@ def _layers(console: Console, reply: DoctorReply) -> Table:
 
 
 def _handlers(console: Console, reply: DoctorReply) -> Table:
-    shape = table(console, ("handler", "user>", "lacks", "TCP ports", "UDP", "writes", "reads besides"), "handlers")
+    shape = table(console, ("handler", "user>", "missing", "TCP ports", "UDP", "writes", "reads besides"), "handlers")
     for one in reply.handlers:
         shape.add_row(
             plain(one.name),

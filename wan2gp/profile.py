@@ -34,7 +34,8 @@ class Layer(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Profile:
-    """The sandbox of one handler. Paths are absolute; those that do not exist are left out when it is applied."""
+    """The sandbox of one handler. Paths are absolute; those that do not exist are left out when it is applied, and so
+    are those to read or write that are or pass a link by then."""
 
     mode: str = "best"
     """``best``: what the kernel refuses is left out and told; ``require``: the handler does not start without it;
@@ -46,6 +47,8 @@ class Profile:
     """Supplementary groups: those of GPU device files, and the one that may reach the supervisor's socket."""
     read: tuple[str, ...] = ()
     """Files, and directories with all below them, to read and execute."""
+    listed: tuple[str, ...] = ()
+    """Directories whose names may be read, and those of the directories below them, but nothing in a file."""
     write: tuple[str, ...] = ()
     """The same, to write, make and remove as well."""
     devices: tuple[str, ...] = ()
@@ -57,6 +60,12 @@ class Profile:
     """Directories below which links may lead elsewhere: what they lead to may be read too."""
     path_lists: tuple[str, ...] = ()
     """Files like ComfyUI's ``extra_model_paths.yaml``: the directories that they name may be read."""
+    links: dict[str, int] = field(default_factory=dict)
+    """Directories whose links, and those so many levels below, may lead elsewhere: what they lead to may be read."""
+    interpreters: tuple[str, ...] = ()
+    """Pythons: the environments they are in, and what those are made of, may be read."""
+    untrusted: tuple[str, ...] = ()
+    """Places that some handler may write: no link, list or environment below one of them widens what may be read."""
     never: tuple[str, ...] = ()
     """Paths that links and lists must not open: what they lead to is passed over when it holds one of them, or lies
     below one."""

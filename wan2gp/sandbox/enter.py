@@ -90,8 +90,10 @@ class Sandbox:
         ruleset = landlock.Ruleset(version, tcp=profile.tcp is not None)
         found = grants.readable(profile)
         self.notes = found.notes
-        ruleset.allow(found.paths, landlock.READ)
-        ruleset.allow(profile.write, landlock.WRITE)
+        linked = ruleset.allow(found.paths, landlock.READ, follow=False)
+        linked += ruleset.allow(profile.listed, landlock.READ_DIR, follow=False)
+        linked += ruleset.allow(profile.write, landlock.WRITE, follow=False)
+        self.notes += [f"{path} is not granted: a link lies there, or on the way" for path in linked]
         ruleset.allow(profile.devices, landlock.DEVICE)
         self.notes += ruleset.refused
         if version >= landlock.TCP_SINCE:

@@ -1,44 +1,60 @@
 """What a profile's paths come to on this disk: where links of model directories lead, what lists of paths name.
 
-Nothing that a handler can write itself widens what it may read: a link or a list below a path that the profile lets it
-write is passed over. So is what would open a place that the profile closes, or everything.
+Nothing that a handler can write itself widens what any handler may read: a link, a list or an environment's
+configuration below a path that some handler may write is passed over. So is what would open a place that the profile
+closes, or everything. It is looked at here, before each start, and not by the supervisor: a disk that does not answer
+holds up this process alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from wan2gp.profile import Profile
+from wan2gp.sandbox.interpreters import PREFIX_PARTS, interpreter_places
+from wan2gp.sandbox.links import below, real
+from wan2gp.sandbox.path_lists import directories_of
 
 LINKS_DEEP = 8
 """How far below a model directory links are looked for."""
 ENTRIES_MAX = 50_000
-"""How many entries are looked at in all, so that a start never takes minutes."""
-LIST_BYTES_MAX = 1024 * 1024
+"""How many entries of model directories are looked at in all, so that a start never takes minutes."""
+OTHERS_MAX = 2_000
+"""The same, of the other directories: packs of nodes hold many files and few links."""
+SECONDS_MAX = 5.0
+"""Nor longer than this: a disk may be far away."""
+REMEDY = "grant what the others lead to with sandbox.read_paths"
 
 
 @dataclass
 class Readable:
-    """Paths to grant, and in a sentence each what was passed over."""
+    """Paths to grant, without links, and in a sentence each what was passed over."""
 
     paths: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def readable(profile: Profile) -> Readable:
-    """All that may be read: the profile's own, and what its model directories and lists lead to."""
+    """All that may be read: the profile's own, and what its models, lists, links and interpreters lead to."""
     search = _Search(profile)
     roots = [*profile.models]
     for path in profile.path_lists:
-        if search.writable(os.path.realpath(path)):
-            search.found.notes.append(f"{path} names no directories: this handler may write it itself")
+        if search.is_strange(path):
+            search.found.notes.append(f"{path} names no directories: a handler may write it itself")
         else:
             roots += directories_of(path)
-    search.from_roots(roots)
+    for python in profile.interpreters:
+        search.interpreter(python)
+    search.roots(roots)
+    search.walk(ENTRIES_MAX, "model directories", LINKS_DEEP)
+    for folder, levels in profile.links.items():
+        search.links_of(folder, levels)
+    search.walk(OTHERS_MAX, ", ".join(profile.links), 0)
     return search.found
 
 
@@ -47,122 +63,92 @@ class _Search:
 
     def __init__(self, profile: Profile) -> None:
         self.found = Readable(list(profile.read))
-        self._write = [os.path.realpath(path) for path in profile.write]
+        self._untrusted = tuple(dict.fromkeys((*profile.write, *profile.untrusted)))
         self._never = [os.path.realpath(path) for path in profile.never]
         self._seen: set[str] = set()
         self._waiting: deque[tuple[str, int]] = deque()
+        self._ends = time.monotonic() + SECONDS_MAX
 
-    def from_roots(self, roots: Iterable[str]) -> None:
-        for root in roots:
-            self._reach(root)
+    def is_strange(self, path: str) -> bool:
+        """Whether a handler may have made or written it, or a link on the way to it."""
+        place = real(path, self._untrusted)
+        return place is None or self._writable(place)
+
+    def roots(self, places: Iterable[str]) -> None:
+        for place in places:
+            self._reach(place, LINKS_DEEP)
+
+    def links_of(self, folder: str, levels: int) -> None:
+        """Of a directory that is granted already."""
+        place = real(folder, self._untrusted)
+        if place is not None:
+            self._waiting.append((place, levels))
+
+    def interpreter(self, python: str) -> None:
+        for prefix in interpreter_places(python, self._untrusted):
+            if self._shut(prefix) is None:
+                self._grant(prefix)
+            else:
+                for part in PREFIX_PARTS:
+                    self._grant(f"{prefix}/{part}")
+
+    def _grant(self, path: str) -> None:
+        place = real(path, self._untrusted)
+        if place is not None and self._shut(place) is None:
+            self.found.paths.append(place)
+
+    def walk(self, most: int, what: str, again: int) -> None:
+        """Look at so many entries below what is waiting; behind a link, ``again`` levels are looked at."""
         looked_at = 0
         while self._waiting:
-            directory, depth = self._waiting.popleft()
+            directory, levels = self._waiting.popleft()
             for entry in _entries(directory):
                 with contextlib.suppress(OSError):  # gone between two looks
-                    self._look(entry, depth, self.writable(directory))
+                    self._look(entry, levels, again, self._writable(directory))
                 looked_at += 1
-            if looked_at > ENTRIES_MAX:
-                self.found.notes.append(
-                    f"after {looked_at} entries of model directories no more links are looked for: grant what the "
-                    "others lead to with sandbox.read_paths"
-                )
-                return
+                if looked_at > most or time.monotonic() > self._ends:
+                    self.found.notes.append(
+                        f"after {looked_at} entries of {what} no more links are looked for: {REMEDY}"
+                    )
+                    self._waiting.clear()
+                    return
 
-    def writable(self, path: str) -> bool:
-        return any(_below(path, place) for place in self._write)
+    def _writable(self, path: str) -> bool:
+        return any(below(path, place) for place in self._untrusted)
 
-    def _look(self, entry: os.DirEntry[str], depth: int, writable: bool) -> None:
+    def _look(self, entry: os.DirEntry[str], levels: int, again: int, writable: bool) -> None:
         if not entry.is_symlink():
-            if depth < LINKS_DEEP and entry.is_dir(follow_symlinks=False):
-                self._waiting.append((entry.path, depth + 1))
+            if levels > 0 and entry.is_dir(follow_symlinks=False):
+                self._waiting.append((entry.path, levels - 1))
         elif not writable:
-            self._reach(entry.path)
-        elif not _below(_real(entry.path) or "/", os.path.dirname(entry.path)):
-            self.found.notes.append(f"{entry.path} is not followed: this handler may have made it itself")
+            self._reach(entry.path, again)
+        elif not below(real(entry.path, ()) or "/", os.path.dirname(entry.path)):
+            self.found.notes.append(f"{entry.path} is not followed: a handler may have made it itself")
 
-    def _reach(self, path: str) -> None:
-        target = _real(path)
+    def _reach(self, path: str, levels: int) -> None:
+        target = real(path, self._untrusted)
+        if target is None and real(path, ()) is not None:
+            self.found.notes.append(f"{path} is not followed: it leads over a link that a handler may have made itself")
         if target is None or target in self._seen:
             return
         self._seen.add(target)
-        shut = next((place for place in self._never if _below(place, target) or _below(target, place)), None)
-        if target == "/" or shut is not None:
-            self.found.notes.append(f"{path} is not followed: {target} would open {shut or 'everything'}")
+        shut = self._shut(target)
+        if shut is not None:
+            self.found.notes.append(f"{path} is not followed: {target} would open {shut}")
         else:
             self.found.paths.append(target)
-            self._waiting.append((target, 0))
+            self._waiting.append((target, levels))
+
+    def _shut(self, target: str) -> str | None:
+        """What a grant of it would open that must not be."""
+        if target == "/":
+            return "everything"
+        return next((place for place in self._never if below(place, target) or below(target, place)), None)
 
 
-def _entries(directory: str) -> list[os.DirEntry[str]]:
+def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
-            return list(entries)
+            yield from entries
     except OSError:  # a file, gone, or closed to us: so it is to the handler
-        return []
-
-
-def _real(path: str) -> str | None:
-    """Without links; None for what no path can be, and for a chain of links that the kernel would not follow either."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _below(path: str, place: str) -> bool:
-    """Whether it is that place, or lies in it."""
-    return path == place or path.startswith(place.rstrip("/") + "/")
-
-
-def directories_of(path: str) -> list[str]:
-    """The directories that a file like ComfyUI's ``extra_model_paths.yaml`` names.
-
-    It has sections with a ``base_path`` and kinds of model, whose values are one path or, behind ``|``, one a line:
-    ``utils/extra_config.py`` of ComfyUI. What is not of that form names nothing. A file that cannot be read is empty.
-    """
-    try:
-        with open(path, errors="surrogateescape") as file:
-            lines = file.read(LIST_BYTES_MAX).splitlines()
-    except OSError:
-        return []
-    here, found = os.path.dirname(os.path.abspath(path)), []
-    for section in _sections(lines):
-        base = _expanded(here, next((value for key, value in section if key == "base_path"), ""))
-        found += [_expanded(base, value) for key, value in section if key not in ("base_path", "is_default")]
-    return found
-
-
-def _sections(lines: Iterable[str]) -> Iterator[list[tuple[str, str]]]:
-    """The keys and values below each key of the outermost level; one with several lines comes once for each."""
-    section: list[tuple[str, str]] = []
-    key, key_indent = "", 0
-    for line in lines:
-        text = _without_comment(line)
-        if not text.strip():
-            continue
-        indent = len(text) - len(text.lstrip())
-        name, colon, value = text.strip().partition(":")
-        if indent == 0:
-            yield section
-            section, key = [], ""
-        elif key and indent > key_indent:
-            section.append((key, _unquoted(text.strip().removeprefix("- "))))
-        elif colon:
-            key, key_indent = name.strip(), indent
-            if value.strip() not in ("", "|", "|-", "|+", ">", ">-"):
-                section.append((key, _unquoted(value.strip())))
-    yield section
-
-
-def _without_comment(line: str) -> str:
-    return "" if line.lstrip().startswith("#") else line.split(" #", 1)[0].rstrip()
-
-
-def _unquoted(value: str) -> str:
-    quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'"
-    return value[1:-1] if quoted else value
-
-
-def _expanded(base: str, path: str) -> str:
-    return os.path.normpath(os.path.join(base, os.path.expandvars(os.path.expanduser(path))))
+        return

@@ -79,19 +79,23 @@ class Ruleset:
         self.refused: list[str] = []
         """Paths that the kernel takes no rule for, in a sentence each."""
 
-    def allow(self, paths: Iterable[str], rights: int) -> None:
+    def allow(self, paths: Iterable[str], rights: int, *, follow: bool = True) -> list[str]:
         """Grant ``rights`` on each path, and below it when it is a directory. Those that there are not, or that are
-        closed to us, are left out."""
-        for path in paths:
-            self._allow(path, rights)
+        closed to us, are left out. So are, unless ``follow``, those that are or pass a link: they are returned."""
+        return [path for path in paths if not self._allow(path, rights, follow)]
 
-    def _allow(self, path: str, rights: int) -> None:
+    def _allow(self, path: str, rights: int, follow: bool) -> bool:
         try:
-            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
         except (OSError, ValueError):
-            return
+            return True
         try:
-            if not stat.S_ISDIR(os.fstat(opened).st_mode):
+            # Asked of what is open, so that nobody can lay a link between the look and the rule. openat2(2) would
+            # refuse it at once, but containers' filters do not know it.
+            mode = os.fstat(opened).st_mode
+            if not follow and (stat.S_ISLNK(mode) or os.readlink(f"/proc/self/fd/{opened}") != path):
+                return False
+            if not stat.S_ISDIR(mode):
                 rights &= _OF_FILES
             rule = _PathBeneath(rights & self._files, opened)
             syscall(LANDLOCK_ADD_RULE, self._descriptor, _PATH_BENEATH, ctypes.byref(rule), 0)
@@ -99,6 +103,7 @@ class Ruleset:
             self.refused.append(f"{path} is not granted: {error.strerror}")
         finally:
             os.close(opened)
+        return True
 
     def allow_ports(self, ports: Iterable[int]) -> None:
         """Let these TCP ports be bound and connected to, at any address."""

@@ -142,7 +142,9 @@ class App:
         if self._config.sandbox != OFF:
             limits = cgroups.prepare()
             opened.callback(cgroups.release)
-        profiles = Profiles(self._config, registry)
+        profiles = Profiles(self._config, registry, make=True)
+        for note in profiles.notes:
+            self._facts("worker.warning", text=note)
         found = protection(self._config, profiles, limits)
         found.require()
         found.tell(self._facts)

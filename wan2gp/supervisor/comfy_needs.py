@@ -6,12 +6,12 @@ import contextlib
 import ipaddress
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from wan2gp.config import Config
-from wan2gp.supervisor.grants import around, interpreter_reads, own_places
 from wan2gp.supervisor.needs import Needs
 
 SPARE_PORTS = 4
@@ -23,26 +23,30 @@ PLACE_FLAGS = (
     *(LIST_FLAG, "--extra-nodes"),
 )
 """Flags of ComfyUI that name what it reads."""
+VENVS = ("venv", ".venv")
+NODE_LEVELS = 2
+"""How far below the directory of packs of nodes links are looked for: the packs are large, and links lie near the top.
+"""
 WEB_PORTS = {"http": 80, "https": 443}
 
 
 def comfy_needs(config: Config) -> Needs:
-    """For the handler ``comfy`` and the server below it."""
-    closed = own_places(config)
+    """For the handler ``comfy`` and the server below it. Looks at no disk."""
     folder = None if config.comfy_path == "builtin" or config.comfy_url else _folder(config)
-    read = [grant for place in _reads(config, folder) for grant in around(place, closed)]
-    write = [grant for place in config.comfy_writable_paths for grant in around(place, closed)]
-    lists = [*_flag_values(config.comfy_args, LIST_FLAG)]
-    models = [f"{base}/{name}" for base in _bases(config, folder) for name in ("models", "custom_nodes")]
+    lists = _flag_values(config.comfy_args, LIST_FLAG)
+    bases = [*([folder] if folder else []), *_flag_values(config.comfy_args, "--base-directory")]
     ports, udp = _network(config)
     return Needs(
-        read=tuple(read),
-        write=tuple(write),
-        models=tuple(models),
+        read=tuple(_reads(config, folder)),
+        write_settings=config.comfy_writable_paths,
+        models=tuple(f"{base}/models" for base in bases),
         path_lists=(*lists, f"{folder}/{PATH_LIST}") if folder else tuple(lists),
+        # A checkout whose parts lie on another disk: `models` on a network volume, say; and packs of nodes elsewhere.
+        links={**({folder: 0} if folder else {}), **{f"{base}/custom_nodes": NODE_LEVELS for base in bases}},
+        interpreters=tuple(_interpreters(config, folder)),
         tcp=ports,
-        spare_ports=0 if config.comfy_url else SPARE_PORTS,
         own_ports=not config.comfy_url,
+        spare_ports=0 if config.comfy_url else SPARE_PORTS,
         udp=udp,
     )
 
@@ -51,37 +55,35 @@ def _folder(config: Config) -> str:
     return str(Path(config.comfy_path).expanduser().absolute())
 
 
-def _bases(config: Config, folder: str | None) -> list[str]:
-    return [*([folder] if folder else []), *_flag_values(config.comfy_args, "--base-directory")]
-
-
 def _reads(config: Config, folder: str | None) -> Iterator[str]:
     yield from config.input_allow_paths
     if config.comfy_warmup_workflow:
         yield str(Path(config.comfy_warmup_workflow).expanduser().absolute())
     for flag in PLACE_FLAGS:
         yield from _flag_values(config.comfy_args, flag)
+    if folder is not None:
+        yield folder
+
+
+def _interpreters(config: Config, folder: str | None) -> Iterator[str]:
     if config.comfy_python:
-        yield from interpreter_reads(config.comfy_python)
-    if folder is None:
-        return
-    yield folder
-    for name in ("venv", ".venv"):
-        if os.path.exists(f"{folder}/{name}/bin/python"):
-            yield from interpreter_reads(f"{folder}/{name}/bin/python")
-    # A checkout whose parts lie on another disk: `models` on a network volume, say.
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        yield from [os.path.realpath(entry.path) for entry in entries if entry.is_symlink()]
+        yield os.path.abspath(shutil.which(config.comfy_python) or config.comfy_python)
+    if folder is not None:
+        yield from (f"{folder}/{name}/bin/python" for name in VENVS)
 
 
 def _flag_values(args: str, flag: str) -> list[str]:
-    """All values that a command line gives to a flag, as absolute paths."""
+    """All values that a command line gives to a flag, as absolute paths. A flag may have several: they end where the
+    next one begins (argparse's ``nargs="+"``, which ComfyUI's list of paths has)."""
     found: list[str] = []
-    words = iter(shlex.split(args))
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name == flag:
-            found.append(value if equals else next(words, ""))
+    ours = False
+    for word in shlex.split(args):
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            ours = name == flag and not equals
+            found += [value] if name == flag and equals else []
+        elif ours:
+            found.append(word)
     return [str(Path(value).expanduser().absolute()) for value in found if value]
 
 

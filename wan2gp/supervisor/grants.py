@@ -10,13 +10,16 @@ import contextlib
 import glob
 import os
 import pwd
-import shutil
 import stat
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from wan2gp.config import Config
+from wan2gp.sandbox.interpreters import PREFIX_PARTS, interpreter_places
+from wan2gp.sandbox.links import below, real
+from wan2gp.supervisor.users import PACKAGE
 
 SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin", "/opt", "/nix/store", "/gnu/store"),
@@ -31,8 +34,6 @@ PLACES = (
 """Variables that hold one path, to be read. Byte code in a shared place is read only: the supervisor runs it too."""
 FONTS = (".fonts", ".local/share/fonts")
 """Below the home directory."""
-PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "ssl", "etc", "pyvenv.cfg")
-"""What an interpreter needs of its prefix, where that is too large to be granted whole."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
 TERMINALS = ("/dev/ptmx", "/dev/pts")
 """Not among those: the terminal of whoever started the worker is one of them, and belongs to the same user. A handler
@@ -43,8 +44,11 @@ OWN = (
     *("supervisor.lock", "children.json", "instance"),
 )
 """Below the data directory: what no handler may read."""
+KEY_FILES = (".env", ".env.local", ".git")
+"""Beside the package, the configuration, or where the worker was started. Addresses of remotes may hold tokens."""
 PRIVATE = (".ssh", ".gnupg", ".aws", ".azure", ".config", ".docker", ".kube", ".netrc", ".pgpass", ".bash_history")
 """Below home directories."""
+SITE = os.path.realpath(sysconfig.get_path("purelib"))
 ETC = Path("/etc")
 PUBLIC = 0o004
 MANY = 4000
@@ -52,10 +56,18 @@ MANY = 4000
 
 
 def own_places(config: Config) -> frozenset[Path]:
-    """What no grant may open by lying above it, without links."""
-    run_dir = config.run_directory()
-    found = [config.data_dir / name for name in OWN]
-    return frozenset(Path(os.path.realpath(place)) for place in (*found, run_dir))
+    """What no grant may open by lying above it, without links: of the data directory, and where keys stand."""
+    found = [*(config.data_dir / name for name in OWN), config.run_directory(), *_key_files(config)]
+    return frozenset(Path(os.path.realpath(place)) for place in found)
+
+
+def _key_files(config: Config) -> Iterator[Path]:
+    """The configuration may hold keys, and so may what people keep beside a program. What is not there is no closed
+    place: it would only part the directory that it could be in."""
+    files = [Path(name).expanduser().absolute() for name in (config.config_file, config.supabase_key_file) if name]
+    folders = {Path.cwd(), config.data_dir, PACKAGE.parent, *(file.parent for file in files)}
+    files += [folder / name for folder in folders for name in KEY_FILES]
+    yield from (file for file in files if os.path.lexists(file))
 
 
 def private_places(config: Config) -> tuple[Path, ...]:
@@ -64,10 +76,30 @@ def private_places(config: Config) -> tuple[Path, ...]:
     return (*sorted(own_places(config)), *(home / name for home in homes for name in PRIVATE), Path("/etc/shadow"))
 
 
+def closed_to_readers(config: Config) -> frozenset[Path]:
+    """What no grant to read may open. A private place that is not there would part the directory that it could be in,
+    and ``HOME`` may be any."""
+    own = own_places(config)
+    return own | {place for place in private_places(config) if os.path.lexists(place)}
+
+
+def closed_to_writers(config: Config) -> frozenset[Path]:
+    """What no setting may let a handler write to: that too, whether it is there or not, and what the worker itself
+    runs."""
+    ours = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    ours += [str(PACKAGE), *([sys.prefix] if sys.prefix != sys.base_prefix else [])]
+    return frozenset(private_places(config)) | {Path(os.path.realpath(place)) for place in ours}
+
+
+def is_home(place: str) -> bool:
+    """Whether it is a home directory, or above one: nothing of that size is written to by the word of a setting."""
+    return not _modest(place, _homes())
+
+
 def around(place: str | Path, closed: Iterable[Path]) -> list[str]:
-    """Grants that open ``place`` without opening any closed place: itself, or its parts; links among those are left
-    out, since they lead elsewhere."""
-    path = Path(os.path.realpath(place))
+    """Grants that open ``place``, a path without links, without opening any closed place: itself, or its parts; links
+    among those are left out, since they lead elsewhere."""
+    path = Path(place)
     near = [shut for shut in closed if shut == path or path in shut.parents]
     if path in near or any(shut in path.parents for shut in closed):
         return []
@@ -85,12 +117,20 @@ def _parts(folder: Path) -> list[str]:
     return found if len(found) <= MANY else []
 
 
-def common_reads(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """For every handler of this worker; ``environ`` is the supervisor's, which its children inherit."""
-    closed = own_places(config)
-    trusted = [*SYSTEM, *config.sandbox_read_paths]
-    found = [grant for place in (*trusted, *_found_places(environ)) for grant in around(place, closed)]
-    return tuple(dict.fromkeys([*found, *public_etc()]))
+def common_reads(config: Config, environ: Mapping[str, str], untrusted: Iterable[str] = ()) -> tuple[str, ...]:
+    """For every handler of this worker, but for what a setting names; ``environ`` is the supervisor's, which its
+    children inherit. No link in an untrusted place is followed."""
+    closed, untrusted = closed_to_readers(config), tuple(untrusted)
+    ends = (real(place, untrusted) for place in dict.fromkeys((*SYSTEM, *_found_places(environ))))
+    found = [grant for end in ends if end is not None for grant in around(end, closed)]
+    return tuple(dict.fromkeys([*found, *public_etc(closed)]))
+
+
+def import_folders(reads: Iterable[str], untrusted: Iterable[str] = ()) -> tuple[str, ...]:
+    """Where modules come from, if these grants open only parts of it: Python finds none where it may not list."""
+    opened, untrusted, homes = frozenset(reads), tuple(untrusted), _homes()
+    ends = [real(place, untrusted) for place in _python_path() if _modest(place, homes)]
+    return tuple(dict.fromkeys(end for end in ends if end is not None and not any(below(end, one) for one in opened)))
 
 
 def _found_places(environ: Mapping[str, str]) -> Iterator[str]:
@@ -98,7 +138,7 @@ def _found_places(environ: Mapping[str, str]) -> Iterator[str]:
     homes = _homes()
     for prefix in dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, *interpreter_places(sys.executable))):
         yield from ((prefix,) if _modest(prefix, homes) else (f"{prefix}/{part}" for part in PREFIX_PARTS))
-    named = [*_python_path(), str(Path(__file__).parents[1])]
+    named = [*(part for place in _python_path() for part in _modules(place)), str(PACKAGE)]
     named += [part for name in LISTS for part in environ.get(name, "").replace(" ", ":").split(":")]
     named += [environ.get(name, "") for name in PLACES]
     yield from (place for place in named if place.startswith("/") and _modest(place, homes))
@@ -110,6 +150,13 @@ def _python_path() -> list[str]:
     unless it is named."""
     strange = "" if getattr(sys.flags, "safe_path", False) or os.getcwd() in _named_path() else os.getcwd()
     return [place for place in sys.path if place and place != strange]
+
+
+def _modules(place: str) -> list[str]:
+    """What is imported from there: of a checkout that we are installed from, the package and what tells of it."""
+    if place in _named_path() or os.path.realpath(place) != str(PACKAGE.parent) or str(PACKAGE.parent) == SITE:
+        return [place]
+    return [str(PACKAGE), *glob.glob(f"{glob.escape(place)}/*.egg-info")]
 
 
 def _named_path() -> list[str]:
@@ -130,33 +177,10 @@ def _modest(place: str, homes: frozenset[str]) -> bool:
     return not any(home == path or home.startswith(path.rstrip("/") + "/") for home in homes)
 
 
-def interpreter_places(python: str) -> list[str]:
-    """Prefixes of an interpreter: its own, that of the environment it is in, and that of what it is a link to."""
-    place = Path(shutil.which(python) or python).absolute()
-    found = [place.parent.parent, Path(os.path.realpath(place)).parent.parent]
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in (found[0] / "pyvenv.cfg").read_text().splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "home":
-                found += [Path(value.strip()).parent, Path(os.path.realpath(value.strip())).parent]
-    return list(dict.fromkeys(str(prefix) for prefix in found))
-
-
-def interpreter_reads(python: str) -> list[str]:
-    """What another interpreter than ours needs: its prefixes, by their parts where they are too large."""
-    homes = _homes()
-    prefixes = interpreter_places(python)
-    return [
-        grant
-        for prefix in prefixes
-        for grant in ([prefix] if _modest(prefix, homes) else [f"{prefix}/{part}" for part in PREFIX_PARTS])
-    ]
-
-
-def public_etc() -> list[str]:
+def public_etc(closed: Iterable[Path] = ()) -> list[str]:
     """``/etc`` without what only some users may read, and what its links lead to (``resolv.conf`` above all)."""
-    closed = frozenset(_secret(ETC, 6))
-    return [*around(ETC, closed), *_linked(ETC)]
+    closed = frozenset((*closed, *_secret(ETC, 6)))
+    return [*around(ETC, closed), *(grant for place in _linked(ETC) for grant in around(place, closed))]
 
 
 def _secret(folder: Path, depth: int) -> Iterator[Path]:

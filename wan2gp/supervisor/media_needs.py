@@ -8,7 +8,6 @@ from pathlib import Path
 from wan2gp.config import Config
 from wan2gp.media_sources import RIFE_URL
 from wan2gp.model_places import FOLDERS, WEIGHTS, place_of
-from wan2gp.supervisor.grants import around, own_places
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.wan_needs import wan_needs
 
@@ -22,8 +21,7 @@ def media_needs(config: Config) -> Needs:
     """What Wan2GP's own handler reads; without a Wan2GP, the files that rows may name."""
     if config.wan2gp_path:
         return wan_needs(config)
-    closed = own_places(config)
-    return Needs(read=tuple(grant for place in config.input_allow_paths for grant in around(place, closed)))
+    return Needs(read=config.input_allow_paths)
 
 
 def rife_store(config: Config) -> str:

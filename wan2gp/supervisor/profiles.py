@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,11 @@ from typing import Any
 from wan2gp.config import Config
 from wan2gp.model_places import FOLDERS
 from wan2gp.profile import Layer, Profile
-from wan2gp.supervisor.grants import TERMINALS, common_reads, device_groups, devices, private_places
+from wan2gp.sandbox.path_lists import directories_of
+from wan2gp.supervisor.access import cannot_read, cannot_write
+from wan2gp.supervisor.answers import ask
+from wan2gp.supervisor.granted import ANSWER_S, Granted
+from wan2gp.supervisor.grants import TERMINALS, device_groups, devices, private_places
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
@@ -70,15 +75,22 @@ class Sandbox:
 class Profiles:
     """Made once in a life of the supervisor; asked before each start of a handler."""
 
-    def __init__(self, config: Config, registry: Registry, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, environ: Mapping[str, str] | None = None, *, make: bool = False
+    ) -> None:
+        """``make``: whether places that settings name for writing are made where they are missing."""
         self._config = config
         self._registry = registry
         self._environ = dict(os.environ if environ is None else environ)
         self.places = Places(config.data_dir, config.sandbox_uid_base)
         self._why_no_users = why_none(config)
         self._device_groups = device_groups()
-        self._users = {name: self._decide(name) for name in self.names}
-        self.common_read = () if config.sandbox == "off" else common_reads(config, self._environ)
+        self._needs = {name: self._specified(name) for name in self.names}
+        group = config.sandbox_uid_base if self._why_no_users is None else 0
+        self._granted = Granted(config, self._needs, self._shared_caches(), group if make else None)
+        self._users = self._decide()
+        self.common_read = () if config.sandbox == "off" else self._granted.common(self._environ)
+        self._listed = self._granted.listed(self.common_read)
 
     @property
     def names(self) -> list[str]:
@@ -90,19 +102,42 @@ class Profiles:
         the start."""
         return self._users[name]
 
-    def _decide(self, name: str) -> tuple[User | None, str | None]:
-        if self._config.sandbox == "off":
-            return None, None
-        if self._why_no_users is not None:
-            return None, self._why_no_users
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What settings name and no handler gets, in a sentence each."""
+        return () if self._config.sandbox == "off" else tuple(self._granted.notes)
+
+    def _decide(self) -> dict[str, tuple[User | None, str | None]]:
+        if self._config.sandbox == "off" or self._why_no_users is not None:
+            reason = None if self._config.sandbox == "off" else self._why_no_users
+            return dict.fromkeys(self.names, (None, reason))
+        users = {name: self._candidate(name) for name in self.names}
+        looks = {name: functools.partial(self._why_not, name, user) for name, user in users.items()}
+        decided: dict[str, tuple[User | None, str | None]] = {}
+        for name, answer in ask(looks, ANSWER_S).items():
+            reason = answer.get(
+                f"a disk that {name} reads did not answer within {ANSWER_S:g} s when the worker started"
+            )
+            decided[name] = (None, reason) if reason else (users[name], None)
+        return decided
+
+    def _candidate(self, name: str) -> User:
         base = self._config.sandbox_uid_base
         uid = base + number_of(name, self._registry.specs)
-        user = User(uid, uid, (base, *self._device_groups))
-        engine: tuple[str | Path, ...] = (self._config.models_directory(),)
-        if name in self._registry.specs:
-            engine = (*self.needs(name).read, *self.needs(name).path_lists)
-        reason = closed_to(user, (*common_places(self._config), *engine))
-        return (None, reason) if reason else (user, None)
+        return User(uid, uid, (base, *self._device_groups))
+
+    def _why_not(self, name: str, user: User) -> str | None:
+        """Why a handler could not do its work as this user. May wait for a disk."""
+        needs = self._needs[name]
+        stores = [*needs.models, *(place for path in needs.path_lists for place in directories_of(path))]
+        stores += [folder for folder, levels in needs.links.items() if levels]
+        read = [*needs.read, *needs.path_lists, *filter(os.path.exists, needs.interpreters)]
+        read.append(str(self._config.models_directory()))
+        return (
+            closed_to(user, (*common_places(self._config), *read))
+            or (None if name == COURIER else cannot_write(user, self._granted.writes(name)))
+            or cannot_read(user, stores)
+        )
 
     @property
     def socket_group(self) -> int | None:
@@ -130,11 +165,11 @@ class Profiles:
 
     def of(self, name: str) -> Sandbox:
         """For the next start of a handler: paths, ports and devices as they are now."""
-        needs = self.needs(name)
+        needs = self._needs[name]
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
             return Sandbox(Profile(mode="off"), ports)
-        profile = self._profile(name, needs, self.user(name)[0], _granted(needs, ports))
+        profile = self._profile(name, needs, self.user(name)[0], _ports(needs, ports))
         return Sandbox(profile, ports, self.lacks(name))
 
     def prepare(self, name: str) -> None:
@@ -162,7 +197,10 @@ class Profiles:
         return self.places.kept(path, self._config.models_directory() / FOLDERS[kind])
 
     def needs(self, name: str) -> Needs:
-        """What the handler's specification asks for."""
+        """What the handler's specification asks for, as it was when the worker started."""
+        return self._needs[name]
+
+    def _specified(self, name: str) -> Needs:
         return courier_needs(self._config) if name == COURIER else self._registry.specs[name].needs(self._config)
 
     def _profile(self, name: str, needs: Needs, user: User | None, tcp: tuple[int, ...] | None) -> Profile:
@@ -173,12 +211,16 @@ class Profiles:
             uid=user.uid if user else None,
             gid=user.gid if user else None,
             groups=user.groups if user else (),
-            read=(*self.common_read, *needs.read),
-            write=(*self._writes(name), *needs.write),
+            read=tuple(dict.fromkeys((*self.common_read, *self._granted.reads(name)))),
+            listed=self._listed,
+            write=tuple(dict.fromkeys((*self._own(name), *self._granted.writes(name)))),
             devices=devices(),
             terminals=TERMINALS,
             models=needs.models,
             path_lists=needs.path_lists,
+            links=dict(needs.links),
+            interpreters=needs.interpreters,
+            untrusted=self._granted.untrusted,
             never=tuple(map(str, private_places(config))),
             tcp=tcp,
             udp=needs.udp,
@@ -198,17 +240,18 @@ class Profiles:
             if not self._environ.get(variable):
                 yield variable, str(home / place)
 
-    def _writes(self, name: str) -> Iterator[str]:
-        """Caches that the operator has placed are made where they are missing: a grant needs something to hold to."""
-        yield str(self.places.home(name))
-        yield str(self.places.work(name))
-        yield SHARED_MEMORY
-        for variable in (*CACHES, *MORE_CACHES):
-            if (place := self._environ.get(variable, "")).startswith("/"):
-                yield place
+    def _own(self, name: str) -> Iterator[str]:
+        """In directories of ours, so the only links on the way are the operator's."""
+        for place in (self.places.home(name), self.places.work(name)):
+            yield f"{os.path.realpath(place.parent)}/{place.name}"
+        yield os.path.realpath(SHARED_MEMORY)
+
+    def _shared_caches(self) -> tuple[str, ...]:
+        places = (self._environ.get(variable, "") for variable in (*CACHES, *MORE_CACHES))
+        return tuple(dict.fromkeys(place for place in places if place.startswith("/")))
 
 
-def _granted(needs: Needs, ports: tuple[int, ...]) -> tuple[int, ...] | None:
+def _ports(needs: Needs, ports: tuple[int, ...]) -> tuple[int, ...] | None:
     """All that it may use. A port at which somebody else listens now is not its own: what answers there is not to be
     reached."""
     if needs.tcp is None:

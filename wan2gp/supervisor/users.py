@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import wan2gp
 from wan2gp.config import Config
 
+PACKAGE = Path(wan2gp.__file__).resolve().parent
 FIXED = {"courier": 1, "comfy": 2, "wan": 3, "media": 4, "remote": 5}
 """What is added to ``sandbox.uid_base``, by handler; plug-ins follow from :data:`FIRST_PLUGIN` on."""
 FIRST_PLUGIN = 10
@@ -36,6 +38,20 @@ class User:
     gid: int
     groups: tuple[int, ...] = ()
 
+    @property
+    def shared(self) -> int:
+        """The group that all handlers are in: the first of its other ones."""
+        return self.groups[0] if self.groups else self.gid
+
+
+def may(user: User, status: os.stat_result, needed: int) -> bool:
+    """Whether the mode gives the user these rights (4 to read, 2 to write, 1 to enter or execute)."""
+    if status.st_uid == user.uid:
+        shift = 6
+    else:
+        shift = 3 if status.st_gid in (user.gid, *user.groups) else 0
+    return status.st_mode >> shift & needed == needed
+
 
 def number_of(name: str, registered: Iterable[str]) -> int:
     """What is added to the base for a handler; the same at every start while no plug-in comes or goes."""
@@ -55,7 +71,7 @@ def why_none(config: Config) -> str | None:
     base = config.sandbox_uid_base
     if not _mapped(base) or not _mapped(base + RESERVED):
         return f"the container has no user ids from {base} on: set sandbox.uid_base to one that it has, or to 0"
-    return _why_no_chown(config.data_dir, base)
+    return next((why for place in own_folders(config) if (why := _why_no_chown(place, base))), None)
 
 
 def _lacking_capabilities() -> list[str]:
@@ -75,17 +91,25 @@ def _mapped(uid: int) -> bool:
     return True
 
 
-def _why_no_chown(data_dir: Path, uid: int) -> str | None:
-    """A network disk may not let anything be given away."""
-    probe = data_dir / f".owner-{os.getpid()}"
+def own_folders(config: Config) -> tuple[Path, ...]:
+    """What handlers' own directories lie in. Each may be the operator's link to another disk."""
+    return (config.data_dir, config.data_dir / "handlers", config.data_dir / "work")
+
+
+def _why_no_chown(folder: Path, uid: int) -> str | None:
+    """A network disk may not let anything be given away. Where the directory is not yet there, the one is asked in
+    which it will be made."""
+    real = Path(os.path.realpath(folder))
+    place = next(path for path in (real, *real.parents) if path.is_dir())
+    probe = place / f".owner-{os.getpid()}"
     try:
-        probe.mkdir(mode=0o700, parents=True)
+        probe.mkdir(mode=0o700)
         try:
             os.chown(probe, uid, uid)
         finally:
             probe.rmdir()
     except OSError as error:
-        return f"files under {data_dir} cannot be given to another user ({error.strerror}): use a local disk"
+        return f"files under {folder} cannot be given to another user ({error.strerror}): use a local disk"
     return None
 
 
@@ -110,13 +134,9 @@ def _enters(user: User, folder: Path) -> bool:
         status = os.stat(folder)
     except OSError:
         return True  # made later, or refused to us as well: not for its mode
-    if status.st_uid == user.uid:
-        return bool(status.st_mode & 0o100)
-    if status.st_gid in (user.gid, *user.groups):
-        return bool(status.st_mode & 0o010)
-    return bool(status.st_mode & 0o001) or not os.path.isdir(folder) and bool(status.st_mode & 0o004)
+    return may(user, status, 1) or not stat.S_ISDIR(status.st_mode) and may(user, status, 4)
 
 
 def common_places(config: Config) -> tuple[str | Path, ...]:
     """What every handler must reach."""
-    return (sys.executable, Path(wan2gp.__file__).parent, config.data_dir, config.run_directory().parent)
+    return (sys.executable, PACKAGE, *own_folders(config), config.run_directory().parent)
