@@ -158,11 +158,19 @@ def test_a_fresh_engine_that_runs_out_of_memory_is_not_asked_in_vain(start: Call
 def test_a_death_of_the_engine_is_not_that_of_the_handler(bench: Bench, moment: str) -> None:
     model = "t2v_22" if moment == "load" else "t2v"
     bench.made("t2v", **SMALL)
-    failure = bench.fails(model, f"@kill-{moment}", **SMALL)
+    failure = bench.fails(model, f"@kill-{moment}", task_id=f"killed in {moment}", **SMALL)
     assert (failure.code, failure.engine_down, failure.recycle) == ("wan.exited", False, None)
     assert bench.told.states[-1][0] == "stopped" and bench.told.states[-1][1]["model"] is None
     bench.made("t2v", **SMALL)
     assert bench.told.states[-1] == ("ready", {**bench.told.states[-1][1], "model": "t2v"})
+
+
+def test_an_engine_that_the_kernel_kills_twice_under_a_task_lacks_memory(bench: Bench) -> None:
+    codes = []
+    for task_id in ("heavy", "another", "heavy"):
+        failure = bench.fails("t2v", "@kill-step", task_id=task_id, **SMALL)
+        codes.append((failure.code, failure.retryable))
+    assert codes == [("wan.exited", None), ("wan.exited", None), ("engine.out_of_memory", False)]
 
 
 def test_an_engine_with_a_broken_cuda_is_replaced_and_the_handler_stays(bench: Bench) -> None:

@@ -1,8 +1,9 @@
-"""Which tasks ComfyUI was killed under: the kernel that ends a process for its memory leaves no other trace."""
+"""Which tasks an engine was killed under: the kernel that ends a process for its memory leaves no other trace."""
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 
 from wan2gp.handlers.api import TaskFailure
 from wan2gp.handlers.comfy_errors import KILLED, killed_again
@@ -14,7 +15,9 @@ REMEMBERED = 256
 class KilledTasks:
     """In this process only: on another worker, with other memory, the task may well end."""
 
-    def __init__(self) -> None:
+    def __init__(self, again: Callable[[TaskFailure], TaskFailure] = killed_again) -> None:
+        """``again``: what the second failure of a task becomes."""
+        self._again = again
         self._tasks: collections.OrderedDict[str, None] = collections.OrderedDict()
 
     def judge(self, task_id: str, failure: TaskFailure) -> TaskFailure:
@@ -22,7 +25,7 @@ class KilledTasks:
         if not failure.detail.get(KILLED):
             return failure
         if task_id in self._tasks:
-            return killed_again(failure)
+            return self._again(failure)
         self._tasks[task_id] = None
         if len(self._tasks) > REMEMBERED:
             self._tasks.popitem(last=False)

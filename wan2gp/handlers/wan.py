@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job
+from wan2gp.handlers.api import Handler, HandlerContext, Interrupted, Job, TaskFailure
+from wan2gp.handlers.comfy_killed import KilledTasks
 from wan2gp.handlers.wan_engine import WarmEngine
+from wan2gp.handlers.wan_errors import killed_again
 from wan2gp.handlers.wan_kept import KeptWeights
 from wan2gp.handlers.wan_options import WanSettings
 from wan2gp.handlers.wan_request import read_request
@@ -21,6 +23,7 @@ class WanHandler(Handler):
         super().__init__(context)
         self._settings = WanSettings.of(context.settings)
         self._engine = WarmEngine(context, self._settings)
+        self._killed = KilledTasks(killed_again)
         self._weights = KeptWeights(context.home / WEIGHTS_NOTED)
 
     def warm(self) -> None:
@@ -35,6 +38,8 @@ class WanHandler(Handler):
                 return run.run()
         except Interrupted:
             return Cancelled()
+        except TaskFailure as failure:
+            raise self._killed.judge(job.task_id, failure) from failure.__cause__
         finally:
             run.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import Any
 
 from wan2gp.handlers.api import Interrupted, TaskFailure
 from wan2gp.handlers.classify import BROKEN, classify_text
-from wan2gp.wan_sidecar.errors import Abandoned, NotInstalled, Unavailable, WanError, Why
+from wan2gp.handlers.comfy_errors import KILLED
+from wan2gp.wan_sidecar.errors import Abandoned, NotInstalled, Unavailable, WanError, Why, describe_exit
 from wan2gp.wan_sidecar.verdict import Outcome, Verdict
 
 OUT_OF_MEMORY = "engine.out_of_memory"
@@ -68,4 +70,15 @@ def failure_of(verdict: Verdict) -> Exception:
 
 
 def _detail(verdict: Verdict) -> dict[str, Any]:
-    return {"tail": list(verdict.tail[-TAIL_LINES:])} if verdict.tail else {}
+    detail: dict[str, Any] = {"tail": list(verdict.tail[-TAIL_LINES:])} if verdict.tail else {}
+    if verdict.outcome is Outcome.EXITED and describe_exit(-signal.SIGKILL) in verdict.sentence:
+        detail[KILLED] = True
+    return detail
+
+
+def killed_again(failure: TaskFailure) -> TaskFailure:
+    """The second time that somebody kills the engine under the same task: it is the kernel, for its memory."""
+    sentence = "Wan2GP was killed twice under this task, most likely for lack of the machine's memory"
+    return TaskFailure(
+        OUT_OF_MEMORY, f"{sentence}: {OOM_ADVICE}; {failure.message}", retryable=False, detail=failure.detail
+    )

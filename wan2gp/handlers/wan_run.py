@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from wan2gp.engine_process.process import monotonic
 from wan2gp.handlers.api import Interrupted, Job, TaskFailure
 from wan2gp.handlers.comfy_fields import bad
@@ -236,7 +234,7 @@ class WanRun:
         if len(kept.seeds) > 1:
             data["seeds"] = list(kept.seeds)
         self._job.event("wan.completed", model=task.made["model"], files=len(kept.artifacts))
-        return Succeeded(artifacts, tuple(dict.fromkeys(warnings)), msgspec.to_builtins(engine), data)
+        return Succeeded(artifacts, tuple(dict.fromkeys(warnings)), engine, data)
 
 
 def _made(planned: Mapping[str, Any], primary: Artifact) -> dict[str, Any]:
