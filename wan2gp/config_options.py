@@ -311,7 +311,7 @@ OPTIONS: dict[str, Option] = {
         "WAN2GP_GPU_SLOT",
         "auto",
         _one_of("auto", "off"),
-        "auto: one engine at a time has its models on the GPU; off: each keeps what it has, where there is room for all",
+        "auto: one engine at a time has its models on the GPU; off: each keeps what it has, if all have room",
     ),
     "gpu_clear_s": Option(
         "gpu.clear_s",
