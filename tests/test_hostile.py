@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_it_plants_nothing_where_others_would_run_or_trust_it(hostile: Scene) ->
 def test_it_reaches_no_other_host(hostile: Scene) -> None:
     all_stopped(hostile.saw("connects_out", **hostile.ears.ports), *UNKNOWN)
     assert hostile.ears.heard() == []
+
+
+def test_it_reaches_its_own_servers_port_neither_there_nor_elsewhere(hostile: Scene) -> None:
+    """The kernel knows ports and no addresses: all the world listens at 8188."""
+    if hostile.kind in IN_HANDLER:
+        pytest.skip("there is no server below this handler")
+    port = hostile.worker.handler("comfy")["engine"]["port"]
+    with socket.create_server(("127.0.0.2", port)) as theirs:
+        own, other = ["127.0.0.1", port], ["127.0.0.2", port]
+        all_stopped(hostile.saw("connects_out", hosts={"its own server": own, "another host": other}), *UNKNOWN)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.accept()
 
 
 def test_it_reaches_no_other_program_by_an_abstract_socket(hostile: Scene) -> None:

@@ -1,4 +1,5 @@
-"""Reaches for other hosts: `prey["tcp"]` and `prey["udp"]` are ports of this machine that stand for them, by name."""
+"""Reaches for other hosts: `prey["tcp"]` and `prey["udp"]` are ports of this machine that stand for them, by name;
+`prey["hosts"]` are addresses with a port."""
 
 from __future__ import annotations
 
@@ -29,6 +30,8 @@ def attempt(tries: Tries, prey: Mapping[str, Any], place: Path) -> None:
         for family, host in HOSTS:
             tries(f"{label}, {family.name} datagram", lambda f=family, to=(host, port): datagram(f, to))
         tries(f"{label}, UDP-Lite", lambda port=port: datagram(socket.AF_INET, ("127.0.0.1", port), IPPROTO_UDPLITE))
+    for label, (host, port) in prey.get("hosts", {}).items():
+        tries(label, lambda to=(host, port): connected(socket.AF_INET, to))
     tries("listens", listens)
 
 
