@@ -22,6 +22,7 @@ from PIL import Image
 from tests.conftest_db import PgServer
 from tests.rife_stand_in import FILES, make_root, runs, write_weights
 from tests.shared_worker import shared_worker
+from wan2gp.config import load_config
 from wan2gp.demo_stage import InputServer
 from wan2gp.handlers.api import HandlerContext, Job, TaskFailure
 from wan2gp.handlers.classify import classify
@@ -32,7 +33,10 @@ from wan2gp.handlers.media_request import read_request
 from wan2gp.handlers.media_scenes import places
 from wan2gp.handlers.media_settings import MediaSettings
 from wan2gp.media_sources import RIFE_URL, sources_of
+from wan2gp.model_places import place_of
 from wan2gp.protocol import Cancelled, Failed, Outcome, Source, Succeeded
+from wan2gp.supervisor.registry import media_spec
+from wan2gp.wan_sidecar.rife_weights import find_rife
 
 SIZE = (96, 64)
 Json = dict[str, Any]
@@ -598,3 +602,36 @@ def test_a_row_becomes_a_clip_by_a_sandboxed_rife(tmp_path: Path, _pg_session: P
         wrong = worker.ended(worker.insert("rife_interpolate_images", {"images": [server.url] * 2}))
         assert wrong["status"] == "Failed" and wrong["error_message"].startswith("input.bad_params: `frames`")
     assert sorted(os.listdir(root / "postprocessing" / "rife")) == before
+
+
+# --- the worker's set-up ---------------------------------------------------------------------------------------------
+
+
+def test_claiming_stops_only_where_rife_alone_is_wanted_and_is_not_there(tmp_path: Path) -> None:
+    def unable(**environ: str) -> str:
+        return media_spec().unable(load_config(flags={"data_dir": tmp_path}, environ=environ)) or ""
+
+    assert [unable(WAN2GP_INTERPOLATION=how) for how in ("ask", "auto", "ffmpeg")] == ["", "", ""]
+    assert "set WAN2GP_PATH" in unable(WAN2GP_INTERPOLATION="rife")
+    alone = {"WAN2GP_INTERPOLATION": "rife", "WAN2GP_DOWNLOAD": "0"}
+    assert "it holds no postprocessing/rife" in unable(WAN2GP_PATH=str(tmp_path), **alone)
+    root = make_root(tmp_path / "root")
+    assert f"put rife4.26.pkl into {root}/ckpts" in unable(WAN2GP_PATH=str(root), **alone)
+    assert unable(WAN2GP_PATH=str(root), WAN2GP_INTERPOLATION="rife") == ""
+    write_weights(root / FILES["v3"], "v3")
+    assert unable(WAN2GP_PATH=str(root), **alone) == ""
+
+
+def test_rife_takes_turns_at_the_gpu_only_where_it_computes_there(tmp_path: Path) -> None:
+    for device, turns in (("cpu", False), ("cuda", True)):
+        environ = {"WAN2GP_INTERPOLATION_DEVICE": device}
+        assert media_spec().gpu(load_config(flags={"data_dir": tmp_path}, environ=environ)) is turns
+
+
+def test_fetched_weights_lie_where_they_are_looked_for(tmp_path: Path) -> None:
+    """The courier chooses the place by the address."""
+    found = media_spec().settings(load_config(flags={"data_dir": tmp_path}, environ={}))
+    weights = tmp_path / "models" / "weights" / "DeepBeepMeep" / "Wan2.1" / FILES["v4"]
+    assert tmp_path / "models" / "weights" / place_of("weights", RIFE_URL) == weights
+    write_weights(weights)
+    assert find_rife(str(make_root(tmp_path / "root")), found["stores"]).weights == weights

@@ -20,8 +20,8 @@ FILTER = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none:search_param=
 """Without its own detection of scenes, which would repeat the first of two pictures that differ much."""
 LEAD = 2
 """Copies before the first picture and behind the last, which the filter, looking ahead and back, needs."""
-PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 16_000_000, 4, 64
-"""Between two pictures: about ten seconds' work."""
+PIXELS_AT_ONCE, FEWEST_AT_ONCE, MOST_AT_ONCE = 8_000_000, 3, 64
+"""Between two pictures: a few seconds' work."""
 SMALL = 32
 DIFFERS, RESEMBLES = 24.0, 0.3
 """A cut: greys differ by so much on average, of 255, and go less together than this correlation."""
