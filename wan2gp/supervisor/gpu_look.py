@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from wan2gp.processes import families
+from wan2gp.processes import alive, families
 from wan2gp.supervisor.gpu_turns import GpuSeen
 from wan2gp.supervisor.gpus import GpuMemory
 from wan2gp.supervisor.weight import Root
@@ -34,9 +34,8 @@ class GpuLook:
         self._told = told
         self._failed = failed
         self._clock = clock
-        self._pids: dict[str, frozenset[int]] = {}
-        """Those of each handler that the driver named when it was last asked, also when they have ended since."""
         self._named = False
+        """The driver has named a process of ours: its pids are those that we see."""
         self._emptiest: int | None = None
         self._anew = False
         self._asked, self._stopped = threading.Event(), threading.Event()
@@ -70,19 +69,16 @@ class GpuLook:
         at, by_pid = self._clock(), self._memory.by_pid()
         if by_pid is None:
             return GpuSeen(at)
-        self._learn(by_pid)
-        self._named = self._named or any(self._pids.values())
-        if self._named:
-            return GpuSeen(at, {name: sum(by_pid[pid] for pid in pids) for name, pids in self._pids.items()})
-        return GpuSeen(at, beyond=self._beyond())
+        held = self._held(by_pid)
+        self._named = self._named or any(held.values())
+        if not self._named:
+            return GpuSeen(at, beyond=self._beyond())
+        return GpuSeen(at, held, sum(size for pid, size in by_pid.items() if not alive(pid)))
 
-    def _learn(self, by_pid: Mapping[int, int]) -> None:
+    def _held(self, by_pid: Mapping[int, int]) -> dict[str, int]:
         roots = list(self._roots())
         trees = families([root.pid for root in roots])[0] if roots else {}
-        below = {root.name: frozenset(trees[root.pid]) for root in roots}
-        for name in below.keys() | self._pids.keys():
-            known = self._pids.get(name, frozenset()) | below.get(name, frozenset())
-            self._pids[name] = known & by_pid.keys()
+        return {root.name: sum(by_pid.get(pid, 0) for pid in trees[root.pid]) for root in roots}
 
     def _beyond(self) -> int | None:
         used = self._memory.used()

@@ -14,8 +14,9 @@ from wan2gp.supervisor.gpu_slot import RESIDUE_BYTES, Effect, Go, Phase, Slot, S
 
 LOOK_S = 0.25
 """Time between two looks at the GPU's memory while somebody waits for it, seconds."""
+NEVER = float("-inf")
 SELDOM_S = 5.0
-"""The same while an engine works, to know its processes when they die, seconds."""
+"""The same while an engine works, to learn whether the driver names our processes, seconds."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class GpuSeen:
     at: float
     """When it began, monotonic seconds."""
     by_handler: Mapping[str, int] | None = None
-    """What processes of each handler hold, also those that have ended; None: the driver does not tell."""
+    """What processes of each handler hold; None: the driver does not tell."""
+    of_the_dead: int = 0
+    """What it counts for processes that have ended."""
     beyond: int | None = None
     """For a driver that names no process of ours, as in most containers: what the GPU holds beyond its emptiest."""
 
@@ -72,8 +75,7 @@ class GpuTurns:
         self._alive: set[str] = set()
         self._todo: deque[Effect] = deque()
         self._busy = False
-        self._look_at = 0.0
-        self._looked = False
+        self._looked_at = NEVER
 
     def add(self, desk: Sharer) -> None:
         """To be called before anything happens at the desk."""
@@ -90,6 +92,7 @@ class GpuTurns:
             self._alive.add(name)
         elif name in self._alive:
             self._alive.discard(name)
+            self._looked_at = NEVER  # what was seen before tells nothing of it
             self._do(self.slot.gone(name, now))
         if desk.uses_gpu:
             self.slot.began(name)
@@ -100,14 +103,17 @@ class GpuTurns:
     def freed(self, name: str, failure: str | None) -> None:
         """Its engine has unloaded, or could not."""
         self._do(self.slot.freed(name, self._clock(), failure))
-        self._look_at = 0.0
+        self._looked_at = NEVER
 
     def seen(self, found: GpuSeen) -> None:
         """What a look has found."""
         held = found.by_handler
-        if self.slot.holder is not None and found.beyond is not None:
-            others = len(self._alive - {self.slot.holder})  # who was asked to unload before has kept its context
-            held = {self.slot.holder: max(0, found.beyond - others * RESIDUE_BYTES)}
+        holder = self.slot.holder
+        if held is not None and self.slot.phase is Phase.FADING:
+            held = {**held, str(holder): found.of_the_dead}  # of living processes it has only such as came after
+        if holder is not None and found.beyond is not None:
+            others = len(self._alive - {holder})  # who was asked to unload before has kept its context
+            held = {holder: max(0, found.beyond - others * RESIDUE_BYTES)}
         self._do(self.slot.holds(held, found.at, self._clock()))
 
     def tick(self, now: float) -> None:
@@ -115,19 +121,21 @@ class GpuTurns:
         for desk in self.sharers.values():
             self.note(desk)
         self._do(self.slot.tick(now))
-        if self._next_look() is not None and now >= self._look_at:
-            self._looked = True
-            self._look_at = now + (LOOK_S if self.slot.looks else SELDOM_S)
+        due = self._next_look()
+        if due is not None and now >= due:
+            self._looked_at = now
             self._look(False)
 
     def next_tick(self) -> float | None:
         """When :meth:`tick` is due next; None: never."""
-        times = [when for when in (self.slot.next_tick(), self._next_look()) if when is not None]
+        times = [max(0.0, when) for when in (self.slot.next_tick(), self._next_look()) if when is not None]
         return min(times, default=None)
 
     def _next_look(self) -> float | None:
+        if self.slot.looks:
+            return self._looked_at + LOOK_S
         shared = len(self.sharers) > 1  # the first look is to see the GPU as it is before any engine has it
-        return self._look_at if self.slot.looks or (shared and (self.slot.used or not self._looked)) else None
+        return self._looked_at + SELDOM_S if shared and (self.slot.used or self._looked_at == NEVER) else None
 
     def describe(self) -> dict[str, Any]:
         """For `status`."""
