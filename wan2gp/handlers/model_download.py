@@ -201,9 +201,10 @@ class ModelDownload:
         if reply.status != PART or span is None or not reply.plain or draft is None or int(span[1]) != begin:
             return None
         whole = None if span[3] == "*" else int(span[3])
-        etag = reply.header("ETag")
-        same = draft.validators.etag in (None, etag) if _if_range(draft) else draft.sha256 is not None
-        same = same and (self._sha256 or draft.sha256) == draft.sha256
+        if draft.sha256 is not None:  # the whole is compared in the end
+            same = self._sha256 in (None, draft.sha256)
+        else:
+            same = bool(_if_range(draft)) and draft.validators.etag in (None, reply.header("ETag"))
         if not same or (draft.total is not None and whole != draft.total) or int(span[2]) + 1 != whole:
             return None
         return _Body(begin, draft)
