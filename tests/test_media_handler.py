@@ -223,10 +223,15 @@ def test_what_moves_is_halfway_in_the_middle(bench: Callable[..., Bench]) -> Non
     assert np.abs(middle - scene(16)).mean() < 0.5 * np.abs((scene(8).astype(int) + scene(24)) / 2 - scene(16)).mean()
 
 
-def test_a_long_way_between_two_pictures_is_not_held_in_memory_at_once() -> None:
-    """The filter makes all frames between two of its inputs before anybody can take one."""
-    seen = [picture.tobytes() for picture in by_ffmpeg(iter([(0, scene(0)), (200, scene(48))]), Cuts(False))]
-    assert len(seen) == 201 and (seen[0], seen[-1]) == (scene(0).tobytes(), scene(48).tobytes())
+@pytest.mark.parametrize("most", [3, 64])
+def test_a_long_way_between_two_pictures_is_not_made_at_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filter makes all frames between two of its inputs before anybody can take one: too many for the memory."""
+    monkeypatch.setattr("wan2gp.handlers.media_between.MOST_AT_ONCE", most)
+    given = [(0, scene(16)), (61, scene(28)), (200, scene(40))]
+    seen = list(by_ffmpeg(iter(given), Cuts(False)))
+    assert len(seen) == 201 and all((seen[place] == picture).all() for place, picture in given)
+    likest = min(range(60), key=lambda left: float(np.abs(seen[30].astype(int) - scene(left)).mean()))
+    assert 20 <= likest <= 24, "the way is not gone evenly"
 
 
 def test_more_pictures_are_all_passed_through(bench: Callable[..., Bench]) -> None:
