@@ -15,6 +15,7 @@ from tests.conftest_comfy import free_port
 from wan2gp.config import Config, load_config
 from wan2gp.profile import Layer
 from wan2gp.sandbox.grants import readable
+from wan2gp.supervisor import grants as grants_module
 from wan2gp.supervisor import profiles as module
 from wan2gp.supervisor.comfy_needs import comfy_needs
 from wan2gp.supervisor.grants import around, common_reads, own_places, private_places, public_etc
@@ -255,3 +256,43 @@ def test_handlers_share_the_workers_user_where_a_user_of_their_own_could_not_liv
     if os.geteuid() == 0:
         assert user is None and reason is not None and "is closed to the user id 65010" in reason
         assert set(given.lacks("two")) == {Layer.USER} and given.socket_group is None
+
+
+# --- keys in files ----------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_and_the_key_files_are_closed_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a directory that every handler reads, say: /opt, or one that an operator has opened."""
+    for name in ("app/config.toml", "app/key", "app/.env", "app/lib/module.py", "data/x", "start/.env"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if name.endswith("toml") else "secret")
+    monkeypatch.chdir(tmp_path / "start")
+    settings = {"WAN2GP_CONFIG": "../app/config.toml", "SUPABASE_SERVICE_ROLE_KEY_FILE": str(tmp_path / "app/key")}
+    opened_to_all = {"WAN2GP_SANDBOX_READ_PATHS": str(tmp_path), "COMFY_WRITABLE_PATHS": str(tmp_path)}
+    profile = profiles(tmp_path / "data", None, **settings, **opened_to_all).of("comfy").profile
+    for name in ("app/config.toml", "app/key", "app/.env", "start/.env"):
+        place = (tmp_path / name).resolve()
+        assert not opened(profile.read, place) and not opened(profile.write, place), name
+        assert str(place) in profile.never, "no link among the models opens it"
+    assert opened(profile.read, tmp_path / "app/lib/module.py")
+
+
+def test_of_a_checkout_that_we_are_installed_from_only_the_package_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wan2gp_worker.egg-info").mkdir()
+    monkeypatch.setattr(grants_module, "PACKAGE", tmp_path / "wan2gp")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    profile = profiles(tmp_path / "data").of("comfy").profile
+    found = {path for path in profile.read if Path(path).parent == tmp_path}
+    assert found == {str(tmp_path / "wan2gp"), str(tmp_path / "wan2gp_worker.egg-info")}
+    assert str(tmp_path) in profile.listed, "or Python would not find the package"
+
+
+def test_a_list_flag_with_several_files_names_them_all(tmp_path: Path) -> None:
+    args = "--extra-model-paths-config /a.yaml /b.yaml --lowvram --extra-model-paths-config=/c.yaml --front-end-root /f"
+    needs = comfy_needs(config(tmp_path, COMFY_PATH="builtin", COMFY_ARGS=args))
+    assert needs.path_lists == ("/a.yaml", "/b.yaml", "/c.yaml") and {"/a.yaml", "/b.yaml", "/f"} <= set(needs.read)

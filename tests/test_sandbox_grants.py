@@ -139,3 +139,29 @@ def test_a_model_directory_of_endless_links_ends(disk: Path, monkeypatch: pytest
         (disk / f"large/deep/{number}/up").symlink_to(disk / "large")
     assert len(granted(disk)) <= 202
     assert "sandbox.read_paths" in grants.readable(profile(disk)).notes[-1]
+
+
+def test_packs_of_nodes_with_many_files_leave_the_models_their_links(disk: Path) -> None:
+    """Web assets by the ten thousand: they are not looked at one by one at each start."""
+    looked_at: list[str] = []
+    for number in range(30):
+        deep = disk / f"nodes/{number}/web/x/y"
+        deep.mkdir(parents=True)
+        (deep / "link").symlink_to(disk / "elsewhere")
+    (disk / "models/loras/deep").mkdir()
+    (disk / "models/loras/deep/link").symlink_to(disk / "large")
+    (disk / "nodes/linked").symlink_to(disk / "data")
+    (disk / "nodes/7/linked").symlink_to(disk / "large/deep")
+    with pytest.MonkeyPatch.context() as patch:
+        real_entries = grants._entries
+        patch.setattr(grants, "_entries", lambda folder: (looked_at.append(folder), real_entries(folder))[1])
+        assert granted(disk, links={str(disk / "nodes"): 2}) == {"models", "large", "large/deep"}
+    assert not [folder for folder in looked_at if folder.endswith("/y")]
+
+
+def test_a_walk_that_takes_long_ends(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grants, "SECONDS_MAX", -1.0)
+    (disk / "models/link").symlink_to(disk / "large")
+    (disk / "models/loras/link").symlink_to(disk / "elsewhere")
+    assert "elsewhere" not in granted(disk)
+    assert "sandbox.read_paths" in grants.readable(profile(disk)).notes[-1]
