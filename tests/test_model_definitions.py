@@ -21,7 +21,12 @@ def define(checkout: Path, name: str, folder: str = "defaults", **model: Any) ->
 
 def test_of_several_precisions_one_is_taken(tmp_path: Path) -> None:
     names = ["a_mbf16", "a_quanto_mfp16_int8", "a_quanto_mbf16_int8", "a_fp8"]
-    define(tmp_path, "a", URLs=[f"{HUB}/{name}.safetensors" for name in names], URLs2=[f"{HUB}/low_mbf16.safetensors"])
+    define(
+        tmp_path,
+        "a",
+        URLs=[f"{HUB}/{name}.safetensors" for name in names],
+        URLs2=[f"{HUB}/low_mbf16.safetensors|place"],
+    )
     assert weights_of(tmp_path, "a") == (f"{HUB}/a_quanto_mbf16_int8.safetensors", f"{HUB}/low_mbf16.safetensors")
 
 

@@ -32,7 +32,8 @@ def weights_of(checkout: Path, model: str) -> tuple[str, ...]:
     found = [url for key in CHOSEN for url in _one(_listed(checkout, model, key, DEEPEST))]
     found += [url for key in WHOLE for url in _listed(checkout, model, key, DEEPEST)]
     found += [url for urls in _modules(checkout, model, DEEPEST) for url in _one(urls)]
-    urls = tuple(dict.fromkeys(url for url in found if _is_web(url)))
+    plain = (url.partition("|")[0] for url in found)  # behind it stands a directory of the engine's
+    urls = tuple(dict.fromkeys(url for url in plain if _is_web(url)))
     if not urls:
         raise NoWeights(f"the definition of the model {model} names no weights: the engine asks for them at its load")
     return urls
