@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -112,6 +116,18 @@ def test_a_spoilt_picture_is_an_error_and_not_half_a_picture(tmp_path: Path) -> 
             spoil()
 
 
+def test_the_size_of_a_picture_that_no_memory_takes_is_not_asked_twice(tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    Image.new("L", (4, 4)).save(source)
+    head = bytearray(source.read_bytes())
+    head[16:24] = struct.pack(">II", 40_000, 40_000)
+    head[29:33] = struct.pack(">I", zlib.crc32(bytes(head[12:29])))
+    source.write_bytes(head)
+    for ask in (lambda: size_of(source), lambda: fitted(source, (64, 64))):
+        with pytest.raises(Unreadable, match="decompression bomb"):
+            ask()
+
+
 # --- films and sounds -------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +196,27 @@ def test_the_sound_of_a_film_serves_as_sound(tmp_path: Path) -> None:
     fit_sound(film(tmp_path / "a.mp4", 16, sound=True), tmp_path / "b.wav", quiet)
     found = probe(tmp_path / "b.wav")
     assert found.kind == "audio" and found.duration_s == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries: they say more or less of it by their release
+def test_whatever_is_wrong_with_a_file_is_said_of_the_file(tmp_path: Path) -> None:
+    """No error of a library's own reaches the row, whatever a byte of the file was changed to."""
+    chance = random.Random(7)
+    files = [halves(tmp_path / f"a{ending}") for ending in (".png", ".jpg", ".webp", ".gif", ".bmp")]
+    files.append(film(tmp_path / "a.mp4", 12, sound=True))
+    spoilt = tmp_path / "spoilt"
+    for _ in range(90):
+        source = chance.choice(files)
+        content = bytearray(source.read_bytes())
+        for _ in range(chance.randint(1, 12)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        spoilt.write_bytes(content[: chance.randint(len(content) // 3, len(content))])
+        with contextlib.suppress(Unreadable):
+            fit_picture(spoilt, tmp_path / "o.png", Fit(Pixels(64, 64)))
+        with contextlib.suppress(Unreadable):
+            fit_film(spoilt, tmp_path / "o.mp4", Fit(Pixels(64, 64)), quiet, most=lambda rate: 100)
+        with contextlib.suppress(Unreadable):
+            fit_sound(spoilt, tmp_path / "o.wav", quiet)
 
 
 def test_a_cancel_does_not_wait_for_the_end_of_a_film(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest_worker import eventually
@@ -26,7 +29,7 @@ from wan2gp.handlers.wan_twins import plain_twins
 from wan2gp.protocol import Cancelled, Outcome, Succeeded
 from wan2gp.wan_sidecar.verdict import Outcome as End
 from wan2gp.wan_sidecar.verdict import Verdict
-from wan2gp.wan_sidecar.work import Event, Loaded, Loading, Step
+from wan2gp.wan_sidecar.work import Event, Loaded, Loading, Preview, Step
 
 WAN_ROOT = Path(__file__).parent / "wan_root"
 SMALL = {"resolution": "64x64", "video_length": 17}
@@ -154,7 +157,9 @@ def test_a_fresh_engine_that_runs_out_of_memory_is_not_asked_in_vain(start: Call
 # --- deaths and cancels ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["load", "step", "decode"])
+@pytest.mark.parametrize(
+    "moment", ["step", *(pytest.param(name, marks=pytest.mark.long) for name in ("load", "decode"))]
+)
 def test_a_death_of_the_engine_is_not_that_of_the_handler(bench: Bench, moment: str) -> None:
     model = "t2v_22" if moment == "load" else "t2v"
     bench.made("t2v", **SMALL)
@@ -198,6 +203,7 @@ def test_a_cancel_in_the_load_waits_for_the_model_and_keeps_it(bench: Bench) -> 
     assert len(bench.noted("load")) == loads + 1
 
 
+@pytest.mark.long
 def test_an_engine_that_does_not_hear_a_cancel_is_ended(start: Callable[..., Bench]) -> None:
     bench = start(cancel_grace_s=0.2)
     stepping = lambda: any(said[2] for said in bench.told.progress)  # noqa: E731
@@ -213,9 +219,9 @@ def test_an_engine_that_does_not_hear_a_cancel_is_ended(start: Callable[..., Ben
     ("how", "code", "words"),
     [
         ("no_cuda", "wan.no_cuda", "Torch not compiled with CUDA"),
-        ("module", "wan.start_failed", "mmgp"),
+        pytest.param("module", "wan.start_failed", "mmgp", marks=pytest.mark.long),
         ("exit", "wan.start_failed", "ended its own process"),
-        ("kill", "wan.start_failed", "signal 9"),
+        pytest.param("kill", "wan.start_failed", "signal 9", marks=pytest.mark.long),
     ],
 )
 def test_an_engine_that_cannot_start_costs_no_task(
@@ -235,6 +241,7 @@ def test_without_a_checkout_the_task_goes_back(start: Callable[..., Bench], tmp_
     assert failure.code == "wan.not_installed" and failure.engine_down
 
 
+@pytest.mark.long
 def test_a_start_that_takes_too_long_is_given_up(start: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAN_ROOT_IMPORT", "silent")
     failure = start(start_timeout_s=0.5).fails("t2v", **SMALL)
@@ -412,3 +419,30 @@ def test_steps_of_the_windows_before_count() -> None:
 def test_a_stale_phase_does_not_make_steps_decoding() -> None:
     said = progress_of(1, [(0.0, Step(0, 4, "decoding", "")), (1.0, Step(1, 4, "decoding", ""))])
     assert [line[1] for line in said] == ["step", "step"]
+
+
+EVENTS = st.one_of(
+    st.builds(Loading, st.just("t2v")),
+    st.builds(Loaded, st.just("t2v"), st.floats(0, 100)),
+    st.builds(Preview, st.just(Path("/w/preview.jpg"))),
+    st.builds(
+        Step,
+        st.none() | st.integers(-2, 60),
+        st.none() | st.integers(-2, 50),
+        st.sampled_from(["inference", "decoding", "loading_model", "nonsense"]),
+        st.sampled_from(["", "Denoising", "Sliding Window 2/3 - Denoising", "Sliding Window 9/0", "VAE Decoding"]),
+    ),
+)
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.floats(0, 10), st.none() | EVENTS), max_size=40))
+def test_whatever_an_engine_says_progress_never_falls_nor_leaves_the_whole(
+    results: int, said: list[tuple[float, Event | None]]
+) -> None:
+    """Steps may begin anew, be more than there are, or none; clocks may stand still."""
+    times = itertools.accumulate(seconds for seconds, _ in said)
+    told = progress_of(results, [(at, event) for at, (_, event) in zip(times, said, strict=True)])
+    fractions = [line[0] for line in told]
+    assert fractions == sorted(fractions) and all(0 <= fraction <= 0.95 for fraction in fractions)
+    assert all(line[5] is None or line[5] >= 0 for line in told)
+    assert all(line[2] is None or 0 <= line[2] <= line[3] for line in told)

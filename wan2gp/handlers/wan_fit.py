@@ -66,7 +66,7 @@ def paint_picture(source: Path, mask: Path, target: Path, fit: Fit) -> bool:
 
 def size_of(source: Path) -> Pixels:
     """As it is looked at: upright. Raises :class:`~wan2gp.handlers.media_probe.Unreadable`."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with open_picture(source) as image:
@@ -75,7 +75,7 @@ def size_of(source: Path) -> Pixels:
     except UnidentifiedImageError:
         picture = _by_ffmpeg(source)
         return Pixels(picture.width, picture.height)
-    except PICTURE_ERRORS as error:
+    except (*PICTURE_ERRORS, Image.DecompressionBombError) as error:
         raise Unreadable(_words(error)) from error
 
 
