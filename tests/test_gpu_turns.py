@@ -73,9 +73,10 @@ def passed_by(ids: list[str], order: list[str]) -> int:
 
 
 def test_a_warm_second_task_loads_nothing(worker: Worker, card: Card) -> None:
-    first, second = done(worker, worker.insert("paint")), done(worker, worker.insert("paint"))
-    assert first[0]["result_data"]["pid"] == second[0]["result_data"]["pid"]
-    assert card.loads.count("painter small") == 1
+    (first,) = done(worker, worker.insert("paint"))
+    loads = card.loads
+    (second,) = done(worker, worker.insert("paint"))
+    assert card.loads == loads and first["result_data"]["pid"] == second["result_data"]["pid"]
     assert worker.handler("painter")["engine"]["model"] == "small"
     assert worker.status()["worker"]["gpu_turns"]["model"] == "small"
     assert "held by painter with small" in worker.ctl("status").stdout
@@ -109,10 +110,11 @@ def test_who_needs_no_gpu_waits_for_nobody(worker: Worker) -> None:
 
 
 def test_nothing_is_claimed_for_an_engine_that_would_have_to_wait(worker: Worker) -> None:
-    slow = worker.insert("paint", {"hold_s": 1.0})
+    slow = worker.insert("paint", {"hold_s": 60})
     worker.running(slow)
-    film, paint = worker.insert("film"), worker.insert("paint", {"n": 2})
-    done(worker, film, paint, slow)
+    film, paint = worker.insert("film"), worker.insert("paint")
+    worker.ctl("cancel", slow)
+    done(worker, film, paint)
     assert claimed_in_order(worker, [slow, film, paint]) == [slow, paint, film]  # the loaded model goes first
 
 
@@ -143,7 +145,7 @@ def test_memory_of_a_dead_engine_is_waited_for(worker: Worker, card: Card) -> No
 def test_a_task_cancelled_while_the_card_is_cleared_leaves_it_to_who_had_it(worker: Worker, card: Card) -> None:
     done(worker, worker.insert("paint", {"unload": "hang"}))
     seen = worker.log.count("is asked to give the GPU's memory back: filmer has work")
-    film = worker.insert("film")
+    film = worker.insert("film", {"hold_s": 60})  # which runs after all where this takes too long
     eventually("the card is cleared", lambda: worker.log.count("memory back: filmer has work") > seen)
     worker.ctl("cancel", film)
     assert worker.ended(film)["status"] == "Cancelled"
@@ -158,3 +160,32 @@ def test_an_order_to_free_what_cannot_be_freed_replaces_the_process(worker: Work
     eventually("it is replaced", lambda: "could not give the GPU's memory back (RuntimeError: the alloc" in worker.log)
     (after,) = done(worker, worker.insert("paint"))
     assert after["result_data"]["pid"] != before["result_data"]["pid"]
+
+
+@pytest.mark.long
+def test_two_engines_that_are_brought_up_at_the_start_do_so_in_turn(
+    place: Path, _pg_session: PgServer, tmp_path: Path
+) -> None:
+    """Both had their models on the card before the first task came."""
+    install(tmp_path)
+    with Card(tmp_path / "card").serving() as card:
+        environ = {"WAN2GP_PREWARM": "painter,filmer", **card.driver()}
+        with shared_worker(tmp_path, _pg_session, "--poll-interval", "1", **environ) as worker:
+            eventually("both are up", lambda: worker.log.count("is ready (pid") == 2)
+            assert sorted(card.loads) == ["filmer its own", "painter small"]
+            done(worker, *at_once(worker, ("paint", "{}"), ("film", "{}"), ("portrait", "{}")))
+        assert card.collisions == ""
+
+
+@pytest.mark.long
+def test_a_task_fetched_ahead_keeps_no_other_engine_from_its_turn(
+    place: Path, _pg_session: PgServer, tmp_path: Path
+) -> None:
+    install(tmp_path)
+    with Card(tmp_path / "card").serving() as card:
+        environ = {"WAN2GP_PREFETCH": "1", "WAN2GP_CLAIM_FAIRNESS_CLAIMS": str(CLAIMS), **card.driver()}
+        with shared_worker(tmp_path, _pg_session, "--poll-interval", "1", **environ) as worker:
+            ids = at_once(worker, *[("film", "{}"), ("paint", "{}"), ("portrait", "{}")] * 8)
+            done(worker, *ids)
+            assert passed_by(ids, claimed_in_order(worker, ids)) <= 3 * CLAIMS  # of three models, each has its turn
+        assert card.collisions == "" and len(card.loads) <= 24 / 2

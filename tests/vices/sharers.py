@@ -31,6 +31,9 @@ class Vice(Handler):
         self._unload = "well"
         self._never = threading.Event()
 
+    def warm(self) -> None:
+        self._need(next(iter(self.context.settings["models"].values()), "its own"), 4000 << 20)
+
     def run(self, job: Job) -> Outcome:
         params: dict[str, Any] = job.params
         model = params.get("model") or self.context.settings["models"].get(job.task_type) or "its own"
