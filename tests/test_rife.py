@@ -88,6 +88,7 @@ def test_the_older_model_finds_moments_by_halving(rife: Callable[..., Rife]) -> 
         assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= 0.5 + 255 / 8 / (count + 1) + 1
 
 
+@pytest.mark.long
 def test_another_size_leaves_nothing_of_the_one_before(rife: Callable[..., Rife]) -> None:
     one = rife()
     one.ensure()
@@ -143,7 +144,7 @@ def test_weights_that_are_none_are_refused(rife: Callable[..., Rife], tmp_path: 
         pytest.param("memory", "memory", "out of memory", marks=pytest.mark.long),
         pytest.param("host memory", "memory", "allocate memory", marks=pytest.mark.long),
         pytest.param("error", "device", "size of tensor", marks=pytest.mark.long),
-        ("nan", "weights", "spoilt"),
+        pytest.param("nan", "weights", "spoilt", marks=pytest.mark.long),
     ],
 )
 def test_a_fault_has_its_name_and_the_next_clip_a_new_process(

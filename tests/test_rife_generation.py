@@ -54,6 +54,7 @@ def test_a_generation_keeps_its_frames_where_rife_fails(start: Callable[..., Ben
     assert any("`temporal_upsampling` was left to the engine" in warning for warning in outcome.warnings)
 
 
+@pytest.mark.long
 def test_an_engine_that_has_its_weights_elsewhere_does_it_itself(start: Callable[..., Bench]) -> None:
     outcome = start(None).made("t2v", **UPSAMPLED)
     assert [artifact.frames for artifact in outcome.artifacts] == [65] and outcome.warnings == ()
