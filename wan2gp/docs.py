@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wan2gp import control_docs
+from wan2gp import control_docs, docs_tasks
 from wan2gp.comfy_sidecar.graph_shape import DEEPEST, MOST_NODES
 from wan2gp.config_options import OPTIONS, Option, Secret
 from wan2gp.errors import REGISTRY, ErrorCode
@@ -139,6 +139,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "ctl-json.md": lambda: MADE_BY + control_docs.page(),
     "errors.md": errors_page,
+    "tasks.md": lambda: MADE_BY + docs_tasks.page(),
 }
 """File name and how its text is made."""
 
