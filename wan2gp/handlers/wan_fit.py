@@ -76,7 +76,7 @@ def size_of(source: Path) -> Pixels:
         picture = _by_ffmpeg(source)
         return Pixels(picture.width, picture.height)
     except (*PICTURE_ERRORS, Image.DecompressionBombError) as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(reason_of(error)) from error
 
 
 def _write(picture: Image.Image, target: Path) -> None:
@@ -99,7 +99,7 @@ def _read(source: Path, mask: bool) -> Image.Image:
     except UnidentifiedImageError:
         return _plain(_by_ffmpeg(source), mask)
     except (*PICTURE_ERRORS, Image.DecompressionBombError) as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(reason_of(error)) from error
 
 
 def _by_ffmpeg(source: Path) -> Image.Image:
@@ -117,7 +117,7 @@ def _by_ffmpeg(source: Path) -> Image.Image:
             turn = round(frame.rotation / 90) * 90 % 360
             return picture.rotate(turn, expand=True) if turn else picture
     except media_errors() as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(reason_of(error)) from error
 
 
 def _plain(image: Image.Image, mask: bool) -> Image.Image:
@@ -163,7 +163,7 @@ def shaped(picture: Image.Image, fit: Fit) -> Image.Image:
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
-def _words(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Without the path, which says nothing to the user."""
     text = getattr(error, "strerror", None) or str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wan2gp.handlers.media_open import media_errors, open_media
 from wan2gp.handlers.media_probe import Unreadable
-from wan2gp.handlers.wan_fit import PAD, STRETCH, Fit
+from wan2gp.handlers.wan_fit import PAD, STRETCH, Fit, reason_of
 
 if TYPE_CHECKING:
     import av
@@ -56,7 +56,7 @@ def fit_film(
                 raise Unreadable("it has no video stream")
             return _Copy(container, output, fit, tick, mask, most).run()
     except media_errors() as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(reason_of(error)) from error
 
 
 def fit_sound(source: Path, target: Path, tick: Tick) -> None:
@@ -73,7 +73,7 @@ def fit_sound(source: Path, target: Path, tick: Tick) -> None:
             if not _write_sound(container, stream, output, made, tick):
                 raise Unreadable("its sound is empty")
     except media_errors() as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(reason_of(error)) from error
 
 
 def _write_sound(
@@ -294,9 +294,3 @@ def _sized(fit: Fit) -> Iterator[tuple[str, str]]:
     else:
         yield "scale", f"w={width}:h={height}:flags=lanczos:force_original_aspect_ratio=increase"
         yield "crop", f"w={width}:h={height}"
-
-
-def _words(error: Exception) -> str:
-    """Without the path, which says nothing to the user."""
-    text = getattr(error, "strerror", None) or str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
