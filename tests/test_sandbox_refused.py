@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +88,11 @@ def test_a_gpu_without_the_device_that_cuda_would_make_is_told_of_with_the_remed
 
 def test_a_container_that_forbids_to_change_users(tmp_path: Path) -> None:
     call = {"x86_64": 117, "aarch64": 147}[MACHINE]
-    seen = confined(profile_of(tmp_path, uid=65_321, gid=65_321), OK, without=[call])
+    profile = profile_of(tmp_path, uid=65_321, gid=65_321, processes=77)
+    seen = confined_command(profile, ["/bin/cat", "/proc/self/limits"], without=[call])
     said = "setresuid" if can_change_user() else "setgroups"
     assert set(seen.refused) == {"user"} and seen.refused["user"].startswith(said)
+    assert not re.search(r"Max processes +77 ", seen.said), "the worker's own processes count there"
 
 
 def test_a_handler_is_not_started_without_a_layer_that_is_required(tmp_path: Path) -> None:
@@ -109,11 +112,12 @@ def test_what_watches_keep_is_never_a_reason_not_to_start(tmp_path: Path) -> Non
     assert done.stderr == "" and json.loads(done.stdout) == [
         {"processes": "no control groups", "memory": "no control groups"},
         {"memory": "no control groups"},
+        {"memory": "no control groups", "user": "refused", "processes": "no control groups"},
     ]
 
 
 def without_groups() -> None:
-    """In a process of its own: two sandboxes where the kernel has no control groups."""
+    """In a process of its own: two sandboxes where the kernel has no control groups; the second gets no user either."""
     enter.cgroups.open_group = lambda *_: "no control groups"  # type: ignore[assignment]
     found = []
     for uid in (None, 65_321):
@@ -121,6 +125,8 @@ def without_groups() -> None:
         sandbox._judge()
         found.append({str(layer.value): reason for layer, reason in sandbox.refused.items()})
         sandbox.close()
+    sandbox._without_user("refused")
+    found.append({str(layer.value): reason for layer, reason in sandbox.refused.items()})
     json.dump(found, sys.stdout)
 
 

@@ -49,6 +49,8 @@ class Sandbox:
         """The control group that the child enters; the caller's to remove when all is over."""
         self._counted = False
         """Whether a control group counts the processes."""
+        self._uncounted = ""
+        """Why it does not, where the user's limit is to take its place."""
         self._landlock = 0
         self._ruleset: landlock.Ruleset | None = None
         self._owner = os.geteuid()
@@ -145,17 +147,15 @@ class Sandbox:
         profile = self.profile
         os.umask(0o077)
         privileges.die_first()
-        self._try(self._without_privileges, lambda: privileges.set_limits(profile, self._counts_by_user()))
+        self._try(self._without_privileges, lambda: privileges.set_limits(profile))
         privileges.shrink_bounds()
         uid, gid = profile.uid, profile.gid
         if uid is not None:
             own_group = uid if gid is None else gid
             self._try(self._without_user, lambda: privileges.become(uid, own_group, profile.groups))
-
-    def _counts_by_user(self) -> bool:
-        """Whether the limit of processes is to be the user's: that one counts over all workers and containers of a
-        machine in which the user has the same number, and is for those without a control group."""
-        return self.profile.uid is not None and not self._counted
+        if self._is_other_user() and not self._counted:
+            # Not in any case: it counts over all workers and containers of a machine in which the user has this number.
+            self._try(self._without_privileges, lambda: privileges.limit_processes(profile))
 
     def _is_other_user(self) -> bool:
         """Whether a user id was taken: a profile may ask for it, and the container refuse it."""
@@ -183,6 +183,7 @@ class Sandbox:
     def _without_group(self, missing: dict[str, str]) -> None:
         """Under a user id of its own there still is that user's limit of processes."""
         if self.profile.uid is not None:
+            self._uncounted = missing.get(Layer.PROCESSES.value, "")
             missing = {limit: reason for limit, reason in missing.items() if limit != Layer.PROCESSES.value}
         self.refused.update({Layer(limit): reason for limit, reason in missing.items()})
 
@@ -192,6 +193,8 @@ class Sandbox:
 
     def _without_user(self, reason: str) -> None:
         self.refused[Layer.USER] = reason
+        if self._uncounted:
+            self.refused[Layer.PROCESSES] = self._uncounted
 
     def _without_privileges(self, reason: str) -> None:
         before = self.refused.get(Layer.PRIVILEGES)

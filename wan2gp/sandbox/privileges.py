@@ -30,17 +30,18 @@ class _CapabilityHeader(ctypes.Structure):
     _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
-def set_limits(profile: Profile, by_user: bool) -> None:
-    """Open files, file size, core dumps, and, where the user id is counted, processes.
-
-    Limits that are lower already stay. Raises :class:`OSError`, :class:`ValueError`.
-    """
+def set_limits(profile: Profile) -> None:
+    """Open files, file size and core dumps. Limits that are lower already stay. Raises :class:`OSError`,
+    :class:`ValueError`."""
     os.umask(0o077)
     _limit(resource.RLIMIT_NOFILE, profile.open_files)
     _limit(resource.RLIMIT_FSIZE, profile.file_bytes)
     _limit(resource.RLIMIT_CORE, 0)
-    if by_user:
-        _limit(resource.RLIMIT_NPROC, profile.processes)
+
+
+def limit_processes(profile: Profile) -> None:
+    """Of this user id, whoever started them. Raises :class:`OSError`, :class:`ValueError`."""
+    _limit(resource.RLIMIT_NPROC, profile.processes)
 
 
 def _limit(which: int, value: int) -> None:
