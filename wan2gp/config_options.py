@@ -424,7 +424,7 @@ OPTIONS: dict[str, Option] = {
         "COMFY_NETWORK",
         "own",
         _one_of("own", "open"),
-        "ComfyUI reaches its own port alone, or, `open`, the internet too, as API nodes need",
+        "ComfyUI connects to nothing, or, `open`, to the internet too, as API nodes need",
     ),
     "comfy_writable_paths": Option(
         "comfy.writable_paths",
