@@ -22,6 +22,7 @@ from wan2gp.supervisor.allowance import Allowance, Rate
 from wan2gp.supervisor.bounds import Dropped, fact_name
 from wan2gp.supervisor.child import UNCONFINED, Child, Death
 from wan2gp.supervisor.emptying import free_shared_memory, set_aside, set_tmp_aside
+from wan2gp.supervisor.granted import Unprepared
 from wan2gp.supervisor.lifecycle import WITHOUT_PROCESS, Do, Life, On, State, jitter
 from wan2gp.supervisor.profiles import Profiles, Sandbox
 from wan2gp.supervisor.registry import SILENCE_S
@@ -312,7 +313,8 @@ class Desk(abc.ABC):
             )
         except OSError as error:  # no process, no descriptor or no space to be had: a death like any other
             self.around.router.expel(child.identity)
-            self.last_cause, self.last_death = f"the system gives no process: {error}", Death(None)
+            what = "" if isinstance(error, Unprepared) else "the system gives no process: "
+            self.last_cause, self.last_death = f"{what}{error}", Death(None)
             self.facts("handler.died", handler=self.name, cause=self.last_cause)
             self.on(On.DIED)
             return

@@ -25,6 +25,10 @@ ANSWER_S = 5.0
 """Longest wait for a disk when the worker starts, seconds."""
 
 
+class Unprepared(OSError):
+    """A directory or disk that a handler needs is not to be had; the text names it, and what to do."""
+
+
 class Granted:
     """Made once in a life of the supervisor. ``caches``: where settings have placed those of engines.
     ``group``: what gets those that are missing, which are made then; None: none is made."""
@@ -94,10 +98,10 @@ class Granted:
         return import_folders(reads, self.untrusted)
 
     def reads(self, name: str) -> Iterator[str]:
-        """Besides, for one. Raises :class:`OSError` as long as a disk does not answer."""
+        """Besides, for one. Raises :class:`Unprepared` as long as a disk does not answer."""
         for place in (*self._config.sandbox_read_paths, *self._needs[name].read):
             if not self._grants[place, False].wait(0):
-                raise TimeoutError(f"{place} cannot be looked at, since its disk does not answer")
+                raise Unprepared(f"{place} cannot be looked at, since its disk does not answer: see to the disk")
             yield from self._grants[place, False].get([])
 
     def writes(self, name: str) -> Iterator[str]:

@@ -99,16 +99,17 @@ def is_home(place: str) -> bool:
 def around(place: str | Path, closed: Iterable[Path]) -> list[str]:
     """Grants that open ``place``, a path without links, without opening any closed place: itself, or its parts; links
     among those are left out, since they lead elsewhere."""
-    path = Path(place)
-    near = [shut for shut in closed if shut == path or path in shut.parents]
-    if path in near or any(shut in path.parents for shut in closed):
+    return _around(str(place), [str(shut) for shut in closed])
+
+
+def _around(path: str, closed: list[str]) -> list[str]:
+    near = [shut for shut in closed if below(shut, path)]
+    if any(below(path, shut) for shut in closed):
         return []
-    if not near:
-        return [str(path)]
-    return [grant for part in _parts(path) for grant in around(part, near)]
+    return [grant for part in _parts(path) for grant in _around(part, near)] if near else [path]
 
 
-def _parts(folder: Path) -> list[str]:
+def _parts(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             found = [entry.path for entry in entries if not entry.is_symlink()]

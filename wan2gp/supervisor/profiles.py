@@ -16,7 +16,7 @@ from wan2gp.profile import Layer, Profile
 from wan2gp.sandbox.path_lists import directories_of
 from wan2gp.supervisor.access import cannot_read, cannot_write
 from wan2gp.supervisor.answers import ask
-from wan2gp.supervisor.granted import ANSWER_S, Granted
+from wan2gp.supervisor.granted import ANSWER_S, Granted, Unprepared
 from wan2gp.supervisor.grants import TERMINALS, device_groups, devices, private_places
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
@@ -88,6 +88,7 @@ class Profiles:
         self._needs = {name: self._specified(name) for name in self.names}
         group = config.sandbox_uid_base if self._why_no_users is None else 0
         self._granted = Granted(config, self._needs, self._shared_caches(), group if make else None)
+        self._never = tuple(map(str, private_places(config)))
         self._users = self._decide()
         self.common_read = () if config.sandbox == "off" else self._granted.common(self._environ)
         self._listed = self._granted.listed(self.common_read)
@@ -164,7 +165,7 @@ class Profiles:
         )
 
     def of(self, name: str) -> Sandbox:
-        """For the next start of a handler: paths, ports and devices as they are now."""
+        """For the next start of a handler: ports and devices as they are now. Raises :class:`OSError`."""
         needs = self._needs[name]
         ports = free_ports(needs.spare_ports)
         if self._config.sandbox == "off":
@@ -173,10 +174,17 @@ class Profiles:
         return Sandbox(profile, ports, self.lacks(name))
 
     def prepare(self, name: str) -> None:
-        """Make the directories that :meth:`of` grants. Raises :class:`OSError`."""
-        self.places.prepare(name, self.user(name)[0])
-        if name == COURIER or self._registry.specs[name].may_fetch(self._config).models:
-            self.places.prepare_shelves(model_folders(self._config), self.user(COURIER)[0])
+        """Make the directories that :meth:`of` grants. Raises :class:`Unprepared`."""
+        try:
+            self.places.prepare(name, self.user(name)[0])
+            if name == COURIER or self._registry.specs[name].may_fetch(self._config).models:
+                self.places.prepare_shelves(model_folders(self._config), self.user(COURIER)[0])
+        except OSError as error:
+            where = self.places.home(name) if error.filename is None else error.filename
+            raise Unprepared(
+                f"{where} cannot be made ready for the handler ({error.strerror}): see to its owner and its disk, or "
+                "set sandbox.uid_base to 0 where that disk lets no file be given away"
+            ) from error
 
     def make_run(self, name: str, work_dir: str | Path) -> None:
         """Make the directory of a run, or of an errand, for a handler that cannot make its own. Raises
@@ -221,7 +229,7 @@ class Profiles:
             links=dict(needs.links),
             interpreters=needs.interpreters,
             untrusted=self._granted.untrusted,
-            never=tuple(map(str, private_places(config))),
+            never=self._never,
             tcp=tcp,
             udp=needs.udp,
             open_files=config.sandbox_open_files,
