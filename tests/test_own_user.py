@@ -72,6 +72,15 @@ def test_a_cache_of_roots_stays_of_use_and_the_lack_is_told_with_the_remedy(disk
     assert profiles.user(COURIER)[0] is not None and profiles.user("wan")[0] is not None, "they have no use for it"
 
 
+def test_a_cache_below_roots_home_is_looked_at_from_the_root_on(disk: Path) -> None:
+    """`HF_HOME=/root/.cache/huggingface`, as the page says."""
+    (disk / "root/.cache/huggingface").mkdir(parents=True)
+    (disk / "root/.cache/huggingface").chmod(0o777)
+    (disk / "root").chmod(0o700)
+    reason = made(disk, {"HF_HOME": str(disk / "root/.cache/huggingface")}).user("comfy")[1]
+    assert reason is not None and f"{disk}/root is closed to the user id {COMFY}" in reason
+
+
 def test_a_folder_that_a_node_may_write_to_is_looked_at_too(disk: Path) -> None:
     node = disk / "ComfyUI/custom_nodes/that"
     reason = made(disk, COMFY_WRITABLE_PATHS=str(node)).user("comfy")[1]

@@ -134,9 +134,10 @@ class Profiles:
         stores += [folder for folder, levels in needs.links.items() if levels]
         read = [*needs.read, *needs.path_lists, *filter(os.path.exists, needs.interpreters)]
         read.append(str(self._config.models_directory()))
+        write = [] if name == COURIER else list(self._granted.writes(name))  # its shelves are given to it
         return (
-            closed_to(user, (*common_places(self._config), *read))
-            or (None if name == COURIER else cannot_write(user, self._granted.writes(name)))
+            closed_to(user, (*common_places(self._config), *read, *write))
+            or cannot_write(user, write)
             or cannot_read(user, stores)
         )
 
