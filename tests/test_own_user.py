@@ -174,6 +174,16 @@ def test_a_work_directory_on_another_disk_is_judged_where_it_is(disk: Path, monk
     assert reason is not None and f"{disk}/closed is closed to" in reason
 
 
+def test_a_life_without_users_of_their_own_closes_nothing_to_the_next(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    made(disk, WAN2GP_SANDBOX_UID_BASE="0").prepare("comfy")
+    assert (disk / "data/handlers").stat().st_mode & 0o777 == 0o700, "or this shows nothing"
+    places = users.common_places(config(disk / "data"))
+    assert users.closed_to(users.User(COMFY, COMFY), [place for place in places if disk in Path(place).parents]) is None
+
+
 @root
 def test_a_disk_that_lets_nothing_be_given_away_is_found_behind_a_link(
     disk: Path, monkeypatch: pytest.MonkeyPatch

@@ -138,5 +138,6 @@ def _enters(user: User, folder: Path) -> bool:
 
 
 def common_places(config: Config) -> tuple[str | Path, ...]:
-    """What every handler must reach."""
-    return (sys.executable, PACKAGE, *own_folders(config), config.run_directory().parent)
+    """What every handler must reach. The directories that we make are made passable when they are needed."""
+    ours = [Path(os.path.realpath(place)).parent for place in own_folders(config)[1:]]
+    return (sys.executable, PACKAGE, config.data_dir, *ours, config.run_directory().parent)
