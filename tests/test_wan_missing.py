@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conftest_worker import Worker, eventually
-from wan2gp.config import load_config
-from wan2gp.supervisor.registry import unable_of, wan_spec
+from wan2gp.config import Config, load_config
+from wan2gp.supervisor.inability import Inability
+from wan2gp.supervisor.registry import HandlerSpec, unable_of, wan_spec
 from wan2gp.wan_types import TYPES
 
 WAN_ROOT = Path(__file__).parent / "wan_root"
@@ -86,7 +88,7 @@ def test_a_model_without_weights_stops_its_types_alone(tmp_path: Path) -> None:
     assert reason is None and set(types) == {"t2v", "generate_video"}
     assert types["t2v"] == (
         "the weights of its model t2v are not on this machine (wan.download=false): put "
-        f"a_quanto_mbf16_int8.safetensors into {root}/ckpts, or let the worker fetch it (wan.download=true)"
+        f"a_quanto_mbf16_int8.safetensors into {root}/ckpts, or let the worker fetch them (wan.download=true)"
     )
     assert unable(tmp_path, root) == (None, {})  # they are fetched at the first use
 
@@ -119,6 +121,31 @@ def test_no_weights_at_all_are_one_sentence_and_not_one_for_each_type(tmp_path: 
 
 
 # --- what a worker does ----------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_does_not_answer_holds_up_neither_the_worker_nor_other_handlers(tmp_path: Path) -> None:
+    answers, looks = threading.Event(), [0]
+
+    def hangs(config: Config) -> None:
+        looks[0] += 1
+        answers.wait(20)
+
+    config = load_config(flags={"data_dir": tmp_path}, environ={"COMFY_PATH": "builtin"})
+    specs = {
+        "hung": HandlerSpec("hung", "a:B", ("hung",), unable=hangs),
+        "gone": HandlerSpec("gone", "a:B", ("gone",), unable=lambda config: "it is not here"),
+        "some": HandlerSpec(
+            "some", "a:B", ("x", "y"), unable_types=lambda config: {"y": "no y", "gone": "not its own"}
+        ),
+        "all": HandlerSpec("all", "a:B", ("all",)),
+    }
+    found = Inability(specs, config)
+    assert not found.look(0.01) and not found.look(0.01)
+    assert set(found.handlers) == {"hung", "gone"} and "do not answer" in found.handlers["hung"]
+    assert found.types == {"y": "no y"} and looks == [1]  # no thread more for each look
+    answers.set()
+    eventually("it answers", lambda: found.look(0.01))
+    assert found.handlers == {"gone": "it is not here"}
 
 
 def waits(worker: Worker, task: str) -> Row:

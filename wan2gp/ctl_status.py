@@ -194,8 +194,9 @@ def _counts(console: Console, queue: QueueStats) -> Table:
 
 def _unable(console: Console, what: str, unable: dict[str, str]) -> Table:
     shape = table(console, (what, "why"), f"{what}s that cannot be served here")
-    for name, reason in unable.items():
-        shape.add_row(plain(name), plain(reason))
+    for reason in dict.fromkeys(unable.values()):
+        names = ", ".join(name for name, why in unable.items() if why == reason)
+        shape.add_row(plain(names), plain(reason))
     return shape
 
 

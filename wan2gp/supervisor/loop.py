@@ -25,6 +25,7 @@ from wan2gp.supervisor.gpu_slot import SlotLimits
 from wan2gp.supervisor.gpu_turns import GpuSeen, GpuTurns
 from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.health import Health
+from wan2gp.supervisor.inability import Inability
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import Life, On, State, jitter
@@ -32,7 +33,7 @@ from wan2gp.supervisor.model_fetches import MODELS, ModelFetches
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.protection import Protection
 from wan2gp.supervisor.queue import ClaimedTask, Verb, Warm
-from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, unable_of, wan_may_fetch
+from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, wan_may_fetch
 from wan2gp.supervisor.router import Router
 from wan2gp.supervisor.running import Running, Why, without_put_url
 from wan2gp.supervisor.settler import Settler
@@ -51,6 +52,8 @@ HEAR_OUT_MS = 10
 HEAR_OUT_ROUNDS = 20
 DANGER_MARGIN_S = 5.0
 UNABLE_EVERY_S = 10.0
+FIRST_LOOK_S, LATER_LOOK_S = 2.0, 0.02
+"""How long a look at what handlers need may hold up the loop, where a disk does not answer, seconds."""
 
 
 class Stage(enum.Enum):
@@ -102,10 +105,7 @@ class Loop:
         self._unable_at = 0.0
         self._margin_s = min(DANGER_MARGIN_S, config.lease_s / 6)
         self._crash: BaseException | None = None
-        self.unable: dict[str, str] = {}
-        """Handlers that this worker cannot run, with the reason."""
-        self.unable_types: dict[str, str] = {}
-        """Types of the other handlers that it cannot serve, with the reason."""
+        self._inability = Inability(registry.specs, config)
         self.health = Health(facts)
         self._blame = Blame(self.health, facts, clock, self._all_back)
         self.weigh: Callable[[], None] = lambda: None
@@ -201,7 +201,7 @@ class Loop:
 
     def run(self) -> None:
         """Until stopped, or drained with ``once``. Raises what made a part of the worker fail."""
-        self._see_who_is_unable(self._clock())
+        self._see_who_is_unable(self._clock(), FIRST_LOOK_S)
         self._prewarm()
         while not self._finished():
             self._offer()
@@ -258,7 +258,7 @@ class Loop:
 
     def _look_around(self, now: float) -> None:
         if now >= self._unable_at:
-            self._see_who_is_unable(now)
+            self._see_who_is_unable(now, LATER_LOOK_S)
         for task_id, lease_id in self._leases.in_danger(self._margin_s):
             self._interrupt(task_id, Why.DANGER, lease_id)
         if self._blame.tick(now):
@@ -266,14 +266,20 @@ class Loop:
         self._climb_down(now)
         self._every_tick()
 
-    def _see_who_is_unable(self, now: float) -> None:
+    def _see_who_is_unable(self, now: float, wait_s: float) -> None:
         self._unable_at = now + UNABLE_EVERY_S
-        before = {*self.unable, *self.unable_types}
-        found = {name: unable_of(spec, self.config) for name, spec in self.registry.specs.items()}
-        self.unable = {name: reason for name, (reason, _) in found.items() if reason}
-        self.unable_types = {kind: reason for _, types in found.values() for kind, reason in types.items()}
-        if before - {*self.unable, *self.unable_types}:
+        if self._inability.look(wait_s):
             self._drained = frozenset()  # of what can be served now nobody has asked yet
+
+    @property
+    def unable(self) -> Mapping[str, str]:
+        """Handlers that this worker cannot run, with the reason."""
+        return self._inability.handlers
+
+    @property
+    def unable_types(self) -> Mapping[str, str]:
+        """Types of the other handlers that it cannot serve, with the reason."""
+        return self._inability.types
 
     def crash(self, error: BaseException) -> None:
         """From any thread: a part of the worker failed; it must stop rather than limp."""

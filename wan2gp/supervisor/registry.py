@@ -141,8 +141,17 @@ class Registry:
         return self._by_type.get(task_type)
 
 
-def unable_of(spec: HandlerSpec, config: Config) -> tuple[str | None, Mapping[str, str]]:
-    """Why the handler can serve nothing, if so; else which of its types it cannot serve."""
+Found = tuple[str | None, Mapping[str, str]]
+"""Why a handler can serve nothing, if so; else which of its types it cannot serve, and why."""
+
+
+def looks_around(spec: HandlerSpec) -> bool:
+    """Whether there is anything to find out by :func:`unable_of`."""
+    return spec.unable is not _always or spec.unable_types is not _every_type
+
+
+def unable_of(spec: HandlerSpec, config: Config) -> Found:
+    """Looks at the disk."""
     reason = spec.unable(config)
     if reason is not None:
         return reason, {}

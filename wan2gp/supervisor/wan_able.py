@@ -54,13 +54,13 @@ def _lacking(config: Config, places: list[Path], model: str) -> str | None:
         choices = choices_of(_checkout(config), model)
     except NoWeights:
         return None  # it is for the engine to say that there is no such model
-    for urls in choices:
-        if not any(_is_here(config, places, url) for url in urls):
-            return (
-                f"the weights of its model {model} are not on this machine (wan.download=false): put "
-                f"{preferred(urls)} into {places[0]}, or let the worker fetch it (wan.download=true)"
-            )
-    return None
+    lacking = [preferred(urls) for urls in choices if not any(_is_here(config, places, url) for url in urls)]
+    if not lacking:
+        return None
+    return (
+        f"the weights of its model {model} are not on this machine (wan.download=false): put {' and '.join(lacking)} "
+        f"into {places[0]}, or let the worker fetch them (wan.download=true)"
+    )
 
 
 def _is_here(config: Config, places: list[Path], url: str) -> bool:
