@@ -220,6 +220,8 @@ def test_the_doctor_makes_no_directory_for_a_mistyped_name(tmp_path: Path) -> No
 
 
 @root
-def test_the_doctor_says_a_layer_is_missing(tmp_path: Path) -> None:
-    done = ctl(tmp_path, "doctor", COMFY_PATH="builtin", WAN2GP_SANDBOX_UID_BASE="0")
+def test_the_doctor_says_what_is_missing_and_what_is_not_opened(tmp_path: Path) -> None:
+    given = {"COMFY_PATH": str(tmp_path), "COMFY_WRITABLE_PATHS": "/home", "WAN2GP_SANDBOX_UID_BASE": "0"}
+    done = ctl(tmp_path, "doctor", **given)
+    assert "/home is not opened to handlers for writing: it is a home directory, or above one" in done.stdout
     assert "a layer is missing" in done.stdout and "lacks" not in done.stdout and done.returncode == 1

@@ -471,6 +471,8 @@ class DoctorReply(Reply, frozen=True, tag="doctor"):
     common_read: tuple[str, ...] = ()
     """What every handler may read."""
     denied: tuple[DeniedPath, ...] = ()
+    not_opened: tuple[str, ...] = ()
+    """What settings name for writing and no handler gets, in a sentence each."""
 
 
 class StatsReply(Reply, frozen=True, tag="stats"):

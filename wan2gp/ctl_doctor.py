@@ -31,6 +31,7 @@ from wan2gp.ctl_output import grid, plain, screen, table, write_json
 from wan2gp.denials import denied_paths
 from wan2gp.profile import Layer
 from wan2gp.sandbox.enter import WATCHED
+from wan2gp.supervisor.granted import Unprepared
 from wan2gp.supervisor.grants import private_places
 from wan2gp.supervisor.profiles import Profiles
 from wan2gp.supervisor.protection import OFF, REMEDIES, Protection, protection, unkept_limits
@@ -70,6 +71,8 @@ def doctor(args: argparse.Namespace) -> int:
         raise CtlError(Exit.USAGE, "\nwan2gp-ctl: ".join(error.problems)) from error
     except RegistryError as error:
         raise CtlError(Exit.USAGE, str(error)) from error
+    except Unprepared as error:  # a disk that does not answer: nobody waits for it
+        raise CtlError(Exit.FAILED, str(error)) from error
     if args.json:
         write_json(reply)
     else:
@@ -105,6 +108,7 @@ def examine(config: Config, profiles: Profiles, worker: WorkerStatus | None) -> 
         handlers,
         profiles.common_read,
         tuple(_denied(config, profiles)),
+        profiles.notes,
     )
 
 
@@ -176,6 +180,8 @@ def show(console: Console, reply: DoctorReply) -> None:
     head = grid(console)
     head.add_row("sandbox", plain(f"{reply.mode}: {'sound' if reply.sound else 'a layer is missing'}"))
     head.add_row("supervisor", plain("runs, and was asked" if reply.running else "none runs for this data directory"))
+    for note in reply.not_opened:
+        head.add_row("not opened", plain(note))
     console.print(head)
     for part in (
         _layers(console, reply),
