@@ -114,7 +114,7 @@ class HandlerSpec:
     """By task type: the model that a task needs whose ``params.model`` names none, for a handler that tells what it has
     loaded (``engine_state(…, model=…)``): tasks of that model are preferred."""
     needs: Callable[[Config], Needs] = _needs_nothing
-    """What its sandbox must allow besides the common; looked at before each start, so it may look at the disk."""
+    """What its sandbox must allow besides the common; asked once, when the worker starts."""
 
 
 class RegistryError(Exception):
