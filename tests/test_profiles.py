@@ -6,12 +6,14 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest_comfy import free_port
+from tests.sandboxed import confined
 from wan2gp.config import Config, load_config
 from wan2gp.profile import Layer
 from wan2gp.sandbox.grants import readable
@@ -290,6 +292,20 @@ def test_of_a_checkout_that_we_are_installed_from_only_the_package_is_read(
     found = {path for path in profile.read if Path(path).parent == tmp_path}
     assert found == {str(tmp_path / "wan2gp"), str(tmp_path / "wan2gp_worker.egg-info")}
     assert str(tmp_path) in profile.listed, "or Python would not find the package"
+
+
+def test_a_checkout_that_holds_a_closed_place_can_still_be_imported_from(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker started in it, and it is a checkout of git's."""
+    monkeypatch.chdir(disk / "ComfyUI")
+    for name in (".git", "comfy"):
+        (disk / "ComfyUI" / name).mkdir()
+    (disk / "ComfyUI/.env").write_text("KEY=secret")
+    (disk / "ComfyUI/comfy/one.py").write_text("")
+    profile = profiles(disk / "data", COMFY_PATH=str(disk / "ComfyUI"), WAN2GP_SANDBOX_UID_BASE="0").of("comfy").profile
+    code = "sys.path.insert(0, sys.argv[1]); import comfy.one; say('env', lambda: open(sys.argv[1] + '/.env'))"
+    assert confined(replace(profile, group=""), code, disk / "ComfyUI").answers == {"env": "EACCES"}
 
 
 def test_a_list_flag_with_several_files_names_them_all(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Granted:
         looks = {(place, False): functools.partial(self._to_read, place) for place in read}
         looks |= {(place, True): functools.partial(self._to_write, place, place in words) for place in self._where}
         self._grants = ask(looks, ANSWER_S)
+        checkouts = {place for one in needs.values() for place, levels in one.links.items() if levels == 0}
+        self._parted = ask({place: functools.partial(self._to_list, place) for place in checkouts}, ANSWER_S)
 
     def _judged(self, ways: Mapping[str, Answer[Way | None]], words: set[str]) -> dict[str, str]:
         """By place that may be written to, where it is, without links."""
@@ -73,6 +75,12 @@ class Granted:
         found = links.way(place)
         return [] if found is None or found.passes(self.untrusted) else around(found.end, self._closed[0])
 
+    def _to_list(self, place: str) -> list[str]:
+        """Python finds no module where it may not list."""
+        found = links.way(place)
+        opened = found is not None and self._to_read(place) != [found.end]
+        return [found.end] if found is not None and opened and not found.passes(self.untrusted) else []
+
     def _to_write(self, place: str, word: bool) -> list[str]:
         end = self._where[place]
         if self._group is not None and not os.path.lexists(end):
@@ -96,6 +104,12 @@ class Granted:
     def listed(self, reads: tuple[str, ...]) -> tuple[str, ...]:
         """Only the names in it may be read, by all."""
         return import_folders(reads, self.untrusted)
+
+    def checkouts(self, name: str) -> list[str]:
+        """The same for one: an engine's own directory, where something in it is closed."""
+        return [
+            end for place in self._needs[name].links if place in self._parted for end in self._parted[place].get([])
+        ]
 
     def reads(self, name: str) -> Iterator[str]:
         """Besides, for one. Raises :class:`Unprepared` as long as a disk does not answer."""

@@ -221,7 +221,7 @@ class Profiles:
             gid=user.gid if user else None,
             groups=user.groups if user else (),
             read=tuple(dict.fromkeys((*self.common_read, *self._granted.reads(name)))),
-            listed=self._listed,
+            listed=(*self._listed, *self._granted.checkouts(name)),
             write=tuple(dict.fromkeys((*self._own(name), *self._granted.writes(name)))),
             devices=devices(),
             terminals=TERMINALS,
