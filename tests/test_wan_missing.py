@@ -172,7 +172,7 @@ def test_rows_whose_weights_are_missing_wait_and_all_others_are_done(
     waits(worker, lacking)
     assert WANTED[1] in unclaimable(worker)["t2v"]
     shown = worker.ctl("status").stdout
-    assert "types that cannot be served here" in shown and f"put {WANTED[1]} into {root}/ckpts" in shown
+    assert "not served here" in shown and f"put {WANTED[1]} into {root}/ckpts" in shown
     assert "generation by WanGP (https://github.com/deepbeepmeep/Wan2GP)" in shown
 
 

@@ -58,8 +58,8 @@ def show(console: Console, reply: StatusReply) -> None:
         _running(console, reply.worker.running),
         _publishing(console, reply.worker.publishing),
         _counts(console, reply.queue),
-        _unable(console, "handler", reply.worker.unable),
-        _unable(console, "type", reply.worker.unable_types),
+        _unable(console, "handler", "cannot work here", reply.worker.unable),
+        _unable(console, "types", "not served here", reply.worker.unable_types),
         _unclaimable(console, reply.worker),
         _gpus(console, reply.worker.gpus),
     ]
@@ -192,8 +192,8 @@ def _counts(console: Console, queue: QueueStats) -> Table:
     return shape
 
 
-def _unable(console: Console, what: str, unable: dict[str, str]) -> Table:
-    shape = table(console, (what, "why"), f"{what}s that cannot be served here")
+def _unable(console: Console, what: str, title: str, unable: dict[str, str]) -> Table:
+    shape = table(console, (what, "why"), title)
     for reason in dict.fromkeys(unable.values()):
         names = ", ".join(name for name, why in unable.items() if why == reason)
         shape.add_row(plain(names), plain(reason))
