@@ -214,6 +214,20 @@ def test_a_handler_has_a_home_of_its_own_and_the_caches_that_its_operator_has_pl
     assert "/var/pyc" in profile.read
 
 
+def test_python_runs_nothing_in_later_lives_that_a_handler_has_left_in_its_home(tmp_path: Path) -> None:
+    profile = profiles(tmp_path, {"PYTHONUSERBASE": f"{tmp_path}/nothing"}).of("comfy").profile
+    assert profile.environ["PYTHONNOUSERSITE"] == "1" and "PYTHONUSERBASE" not in profile.environ
+
+
+def test_packages_that_the_workers_user_has_installed_for_himself_are_found(tmp_path: Path) -> None:
+    packages = tmp_path / "user" / "lib" / "python3.99" / "site-packages"
+    packages.mkdir(parents=True)
+    made = profiles(tmp_path / "data", {"PYTHONUSERBASE": f"{tmp_path}/user"})
+    profile = made.of("comfy").profile
+    assert profile.environ["PYTHONUSERBASE"] == f"{tmp_path}/user" and "PYTHONNOUSERSITE" not in profile.environ
+    assert opened(made.common_read, packages) and not opened(profile.write, packages)
+
+
 def test_no_handler_may_use_a_terminal(tmp_path: Path) -> None:
     assert not [path for path in profiles(tmp_path).of("comfy").profile.devices if "pt" in path]
 

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import pwd
+import site
 import stat
 import sys
 import sysconfig
@@ -140,10 +141,21 @@ def _found_places(environ: Mapping[str, str]) -> Iterator[str]:
     for prefix in dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, *interpreter_places(sys.executable))):
         yield from ((prefix,) if _modest(prefix, homes) else (f"{prefix}/{part}" for part in PREFIX_PARTS))
     named = [*(part for place in _python_path() for part in _modules(place)), str(PACKAGE)]
+    named += user_packages(environ)
     named += [part for name in LISTS for part in environ.get(name, "").replace(" ", ":").split(":")]
     named += [environ.get(name, "") for name in PLACES]
     yield from (place for place in named if place.startswith("/") and _modest(place, homes))
     yield from (f"{home}/{fonts}" for home in homes - {"/", "/home"} for fonts in FONTS)
+
+
+def user_base(environ: Mapping[str, str]) -> str:
+    """Below which ``pip install --user`` has put the packages of the worker's own user."""
+    return environ.get("PYTHONUSERBASE", "") or site.getuserbase()
+
+
+def user_packages(environ: Mapping[str, str]) -> list[str]:
+    """Of every version of Python; none where nothing was installed so."""
+    return glob.glob(f"{glob.escape(user_base(environ))}/lib/python*/site-packages")
 
 
 def _python_path() -> list[str]:

@@ -17,7 +17,7 @@ from wan2gp.sandbox.path_lists import directories_of
 from wan2gp.supervisor.access import cannot_read, cannot_write
 from wan2gp.supervisor.answers import ask
 from wan2gp.supervisor.granted import ANSWER_S, Granted, Unprepared
-from wan2gp.supervisor.grants import TERMINALS, device_groups, devices, private_places
+from wan2gp.supervisor.grants import TERMINALS, device_groups, devices, private_places, user_base, user_packages
 from wan2gp.supervisor.memory_watch import group_memory
 from wan2gp.supervisor.needs import Needs
 from wan2gp.supervisor.places import Places
@@ -248,6 +248,12 @@ class Profiles:
         for variable, place in CACHES.items():
             if not self._environ.get(variable):
                 yield variable, str(home / place)
+        # Else Python would run, in every later life, what a handler leaves in its home for it, and would not find the
+        # packages that the worker's own user has installed.
+        if user_packages(self._environ):
+            yield "PYTHONUSERBASE", user_base(self._environ)
+        else:
+            yield "PYTHONNOUSERSITE", "1"
 
     def _own(self, name: str) -> Iterator[str]:
         """In directories of ours, so the only links on the way are the operator's."""
