@@ -117,6 +117,15 @@ class TestAnothersTask:
             user.execute("UPDATE public.tasks SET dependant_on = %s WHERE id = %s", (anns, own))
         self.insert(user, BOB, own)
 
+    def test_nobody_waits_for_the_operators(self, admin: Admin, user: Admin) -> None:
+        operators, own = self.insert(admin, None), self.insert(user, BOB)
+        with pytest.raises(DENIED, match="another user's"):
+            self.insert(user, BOB, operators)
+        with pytest.raises(DENIED, match="another user's"):
+            user.execute("UPDATE public.tasks SET dependant_on = %s WHERE id = %s", (operators, own))
+        self.insert(admin, None, self.insert(admin, None))
+        self.insert(admin, None, own)
+
     def test_nobody_locks_it(self, hosted: str, admin: Admin, user: Admin) -> None:
         anns = self.insert(admin, ANN)
         with user.transaction():
@@ -133,8 +142,9 @@ class TestAnothersTask:
             self.insert(admin, BOB, anns)
 
     def test_why_it_ended_is_told_to_its_own_user_alone(self, hosted: str, admin: Admin, user: Admin) -> None:
-        nobodys, anns = self.insert(admin, None), self.insert(admin, ANN)
-        waiting = {self.insert(user, BOB, nobodys): False, self.insert(admin, None, nobodys): True}
+        shared = {"project_id": "cccccccc-1111-4000-8000-000000000003"}
+        nobodys, anns = self.insert(admin, None, **shared), self.insert(admin, ANN)
+        waiting = {self.insert(user, BOB, nobodys, **shared): False, self.insert(admin, None, nobodys): True}
         waiting[self.insert(admin, ANN, anns)] = True
         do(
             admin,

@@ -51,12 +51,14 @@ $fn$;
 
 -- A task waits for tasks of its own user, or its own project, alone: by their end, and by how that is told, it would learn
 -- of somebody else's, and while it is written it locks the row that it names. So this is asked before anything is locked.
+-- A task without a user is the operator's: nobody's but the operator's to wait for, and it may wait for any.
 CREATE OR REPLACE FUNCTION public.wan2gp_refuse_strangers(p_ids uuid[]) RETURNS void LANGUAGE plpgsql STABLE AS $fn$
 DECLARE
     v_one record;
 BEGIN
     SELECT t.id, t.dependant_on INTO v_one FROM public.tasks t JOIN public.tasks o ON o.id = t.dependant_on
-     WHERE t.id = ANY (p_ids) AND o.user_id <> t.user_id AND (o.project_id = t.project_id) IS NOT TRUE LIMIT 1;
+     WHERE t.id = ANY (p_ids) AND t.user_id IS NOT NULL AND o.user_id IS DISTINCT FROM t.user_id
+       AND (o.project_id = t.project_id) IS NOT TRUE LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'cannot make the task % wait for %: that is another user''s', v_one.id, v_one.dependant_on
             USING ERRCODE = 'insufficient_privilege';
