@@ -166,6 +166,25 @@ def test_every_body_arrives_whole_however_it_is_packed_and_cut(body: bytes, enco
     assert max(map(len, got), default=0) <= 262_144, "never more at once, whatever a byte stands for"
 
 
+@pytest.mark.parametrize("padding", [bytes(1), bytes(5000), b"\x1f", b"\r\n", b"\x1f\x00rest"])
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+@pytest.mark.parametrize("cut", [1, 7, 70_000])
+def test_what_stands_behind_a_packed_body_is_no_part_of_it(padding: bytes, encoding: str, cut: int) -> None:
+    """Servers pad with zeros, and other clients pass over them."""
+    body = b"wan" * 1000
+    packed = ENCODINGS[encoding](body) + padding
+    answer: Any = Answer([packed[start : start + cut] for start in range(0, len(packed), cut)], encoding)
+    reply = Reply(parse_location("http://x.example/"), answer, Brake(), 1.0)
+    assert b"".join(reply.pieces()) == body and reply.received == len(packed)
+
+
+@pytest.mark.parametrize("member", [gzip.compress(b"x" * 100)[:-1], gzip.compress(b"x" * 100)[:12] + bytes(50)])
+def test_a_later_part_of_a_packed_body_that_is_broken_is_no_padding(member: bytes) -> None:
+    answer: Any = Answer([gzip.compress(b"first") + member], "gzip")
+    with pytest.raises(TaskFailure, match="gzip data"):
+        list(Reply(parse_location("http://x.example/"), answer, Brake(), 1.0).pieces())
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.binary(max_size=400), st.sampled_from(["gzip", "deflate"]), st.booleans())
 def test_a_body_that_is_not_what_it_says_is_a_failure_in_words(noise: bytes, encoding: str, begun: bool) -> None:

@@ -25,6 +25,7 @@ _PIECE = 256 * 1024
 _ZLIB_HEAD = 2  # bytes
 _SLICE = 16 * 1024
 """Compressed bytes at a time: what a member leaves over is copied, and a file may be nothing but tiny members."""
+_GZIP_HEAD = b"\x1f\x8b"
 _ANY_ZLIB, _BARE_DEFLATE = 47, -15  # window bits: gzip or zlib by its header; no header at all
 
 
@@ -102,14 +103,18 @@ class Reply:
 
     def _inflated(self) -> Iterator[bytes]:
         inflater, begun, held = zlib.decompressobj(_ANY_ZLIB), False, b""
+        over = False
         for piece in self._slices():
             yield b""  # so that whoever reads can count what comes and gives nothing
             piece, held = held + piece, b""
-            if not begun and len(piece) < _ZLIB_HEAD:  # one byte does not show which kind it is
-                piece, held = b"", piece
-            while piece:
-                if inflater.eof:
-                    inflater = zlib.decompressobj(_ANY_ZLIB)  # gzip files may stand one behind the other
+            while piece and not over:
+                if len(piece) < _ZLIB_HEAD and (inflater.eof or not begun):  # one byte does not show what comes
+                    held = piece
+                    break
+                if inflater.eof:  # gzip files may stand one behind the other, and padding behind the last
+                    over = not piece.startswith(_GZIP_HEAD)
+                    inflater = inflater if over else zlib.decompressobj(_ANY_ZLIB)
+                    continue
                 try:
                     plain = inflater.decompress(piece, _PIECE)
                 except zlib.error as error:
