@@ -21,7 +21,7 @@ from hypothesis.strategies import SearchStrategy
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = float(os.environ.get("WAN2GP_FUZZ_S", "600"))
-LONG_SEARCHES = 4
+LONG_SEARCHES = 5
 """So many tests share the time."""
 SHARE_S = SECONDS / LONG_SEARCHES
 ROUND = 500
