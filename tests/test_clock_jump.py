@@ -156,6 +156,7 @@ time.time = shifted
 '''
 TELLS_THE_TIME = {
     "comfy_sidecar/builtin/execution.py": "stamps messages as ComfyUI does",
+    "handlers/model_store.py": "tells drafts that were left for an hour from those of others that are written now",
     "logs.py": "stamps lines",
     "supervisor/app.py": "says since when the worker runs",
     "supervisor/edge_counts.py": "shows people how old a row is",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -11,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +31,7 @@ CHUNK_BYTES = 65536
 TERM_GRACE_S = 1.0
 """An idle engine dies at SIGTERM within 0.1 s; what has not is killed."""
 REAP_S = 5.0
+CATCH_UP_STEP_S = 0.005
 LAUNCH_S = 30.0
 """How long the launcher, which takes a few hundredths, may take to start the command, seconds."""
 DRAIN_S = 1.0
@@ -85,6 +89,7 @@ class DrainedProcess:
         """The first lines that are notable, oldest first."""
         self.printed = 0
         """Lines so far, also those that left the ring."""
+        self._reading = False
         self._drain = threading.Thread(target=self._read_all, name="engine-output", daemon=True)
         self._drain.start()
 
@@ -137,6 +142,22 @@ class DrainedProcess:
         """What it said after :attr:`printed` had that value, as far as the ring has it."""
         count = min(self.printed - printed, RING_LINES)
         return self.lines(count) if count > 0 else []
+
+    def caught_up(self, within_s: float = DRAIN_S) -> None:
+        """Wait until all that it has printed by now can be had by :meth:`lines`, for at most so many seconds: an answer
+        that it gives in another way may be here before its words."""
+        end_s = monotonic() + within_s
+        while monotonic() < end_s and (self._waits_in_pipe() or self._reading):
+            time.sleep(CATCH_UP_STEP_S)
+
+    def _waits_in_pipe(self) -> bool:
+        pipe = self._launcher.stdout
+        if pipe is None or pipe.closed:
+            return False
+        waiting = array.array("i", [0])
+        with contextlib.suppress(OSError, ValueError):  # it is closed meanwhile
+            fcntl.ioctl(pipe.fileno(), termios.FIONREAD, waiting)
+        return waiting[0] > 0
 
     def drained(self) -> None:
         """After its end: wait a moment for its last lines. A child of it may hold the pipe open for longer."""
@@ -191,10 +212,18 @@ class DrainedProcess:
         pipe = self._launcher.stdout
         assert pipe is not None
         with pipe:
-            while chunk := os.read(pipe.fileno(), CHUNK_BYTES):
+            poller = select.poll()
+            poller.register(pipe.fileno(), select.POLLIN)
+            while poller.poll():
+                self._reading = True  # before the pipe is empty: see caught_up
+                chunk = os.read(pipe.fileno(), CHUNK_BYTES)
+                if not chunk:
+                    break
                 self._log(chunk)
                 self._keep(chunk)
+                self._reading = False
         self._keep(b"\n")
+        self._reading = False
 
     def _log(self, chunk: bytes) -> None:
         with contextlib.suppress(OSError):  # a log that cannot be written must not stop the reading

@@ -55,7 +55,10 @@ class Live:
 
     def lines_since(self, printed: int) -> list[str]:
         """What its process printed after that many lines; nothing of an external one."""
-        return self.server.process.lines_since(printed) if self.server else []
+        if self.server is None:
+            return []
+        self.server.process.caught_up()
+        return self.server.process.lines_since(printed)
 
     def exit_code(self) -> int | None:
         return self.server.exit_code() if self.server else None
