@@ -149,6 +149,26 @@ def test_a_sound_of_days(tmp_path: Path) -> None:
     probe_audio_input(path, MediaLimits())
 
 
+@pytest.mark.parametrize("look", [probe_video_input, probe_audio_input])
+def test_a_file_of_packets_without_end(tmp_path: Path, look: Callable[[Path, MediaLimits], object]) -> None:
+    """A text packet of seven bytes is no picture and takes no time: a file of gigabytes holds hundreds of millions."""
+    path = tmp_path / "x.mkv"
+    with av.open(str(make_video(tmp_path / "x.mp4", frames=4, rate=10))) as source, av.open(str(path), "w") as sink:
+        copied = sink.add_stream_from_template(source.streams.video[0])
+        sound = sink.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copied
+                sink.mux(packet)
+        for _ in range(300):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8), np.int16), format="s16", layout="mono")
+            frame.sample_rate = 8000
+            sink.mux(sound.encode(frame))
+    look(path, MediaLimits())
+    with pytest.raises(OverLimit, match="more than 200 packets"):
+        look(path, MediaLimits(max_packets=200))
+
+
 # --- files that open others -------------------------------------------------------------------------------------------
 
 PLAYLISTS: dict[str, Callable[[Path], str]] = {

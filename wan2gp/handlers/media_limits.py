@@ -44,6 +44,8 @@ class MediaLimits:
     """Of one picture or frame: 16384 x 8192."""
     max_frames: int = 500_000
     max_duration_s: float = 14_400.0
+    max_packets: int = 25_000_000
+    """Of all streams together: a minute or two of looking. Four hours of the shortest sound packets are 6 million."""
 
     def size(self, width: int, height: int) -> None:
         """Raises :class:`OverLimit`, as the others do."""
@@ -58,8 +60,12 @@ class MediaLimits:
         if self.max_duration_s and seconds > self.max_duration_s:
             raise OverLimit(f"{seconds:.0f} s long, the limit is {self.max_duration_s:g} s (inputs.max_duration_s)")
 
+    def packets(self, count: int) -> None:
+        if self.max_packets and count > self.max_packets:
+            raise OverLimit(f"more than {self.max_packets} packets of picture, sound and text")
 
-NO_LIMITS = MediaLimits(0, 0, 0.0)
+
+NO_LIMITS = MediaLimits(0, 0, 0.0, 0)
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -137,10 +143,14 @@ def check_sound(container: InputContainer, limits: MediaLimits) -> None:
 
 
 def _measured(container: InputContainer, limits: MediaLimits) -> Iterator[av.Packet[Any]]:
-    """Every packet, until one stream has too many pictures or the time gets too long."""
+    """Every packet, until one stream has too many pictures, the time gets too long, or there is no end of them.
+
+    Time bounds neither what has none, such as subtitles and data, nor what stands still.
+    """
     counts: dict[int, int] = {}
     first_s: float | None = None
-    for packet in container.demux():
+    for count, packet in enumerate(container.demux(), 1):
+        limits.packets(count)
         if packet.size == 0:
             continue
         if packet.pts is not None and packet.time_base is not None:
