@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wan2gp.comfy_sidecar.catalogue import Catalogue
 from wan2gp.comfy_sidecar.file_names import NAME_LOADERS, PATH_LOADERS, names_in
+from wan2gp.comfy_sidecar.graph_shape import DEEPEST, MOST_VALUES
 from wan2gp.comfy_sidecar.preflight import check_graph
 from wan2gp.comfy_sidecar.workflow import Graph, fill_missing, rewrite_prefixes
 from wan2gp.errors import REGISTRY
@@ -68,7 +69,10 @@ NODES = st.fixed_dictionaries(
 )
 IDS = st.sampled_from(["1", "2", "3", "prompt", "nodes", "../x", "a\nb", "\ud800"])
 GRAPHS = st.dictionaries(IDS, NODES | LEAVES, max_size=3) | st.dictionaries(IDS, NODES, min_size=1, max_size=4)
-OVERRIDES = st.none() | st.dictionaries(IDS, st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2), max_size=2)
+DEEP = st.tuples(st.integers(1, 120), LEAVES).map(lambda drawn: _nested(*drawn))
+OVERRIDES = st.none() | st.dictionaries(
+    IDS, st.dictionaries(st.sampled_from(FIELDS), VALUES | DEEP, max_size=2), max_size=2
+)
 PLACES = [(name, field) for name, fields in {**NAME_LOADERS, **PATH_LOADERS}.items() for field in sorted(fields)]
 AIMED = st.tuples(
     st.sampled_from([*PLACES, ("SaveImage", "filename_prefix")]),
@@ -85,6 +89,10 @@ AIMED = st.tuples(
 """A graph that is right but for one name."""
 
 
+def _nested(levels: int, value: Any) -> Any:
+    return value if levels == 0 else [_nested(levels - 1, value)]
+
+
 def _node(class_type: str, field: str, value: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": {field: value}}
 
@@ -92,6 +100,14 @@ def _node(class_type: str, field: str, value: Any) -> dict[str, Any]:
 ROWS = AIMED.map(lambda graph: {"workflow": graph}) | st.fixed_dictionaries(
     {"workflow": GRAPHS | GRAPHS.map(json.dumps) | VALUES}, optional={"overrides": OVERRIDES | VALUES}
 )
+OVERRIDDEN = st.tuples(NODES, VALUES | DEEP).map(
+    lambda drawn: {
+        "workflow": {"1": drawn[0]},
+        "overrides": {"1": dict.fromkeys(list(drawn[0]["inputs"])[:1], drawn[1])},
+    }
+)
+"""An override of an input that is there."""
+ROWS |= OVERRIDDEN
 INFO: dict[str, Any] = {
     "input": {
         "required": {"image": [["a.png"], {"image_upload": True}], "seed": ["INT", {"default": 0, "min": 0}]},
@@ -113,6 +129,9 @@ def is_refused_in_words_or_keeps_to_its_own(row: Any) -> None:
         return
     finally:
         assert row == before, "a retry must find the row as it was"
+    assert len(json.dumps(graph, ensure_ascii=False).encode()) > 0, "half a letter"
+    depth, count = _measured(graph)
+    assert depth <= DEEPEST and count <= MOST_VALUES
     _reads_its_own(graph)
     catalogue = Catalogue(lambda name: {str(name): INFO})
     catalogue.learn(node["class_type"] for node in graph.values())
@@ -123,6 +142,13 @@ def is_refused_in_words_or_keeps_to_its_own(row: Any) -> None:
     fill_missing(graph, FOLDER, lambda name: INFO)
     _writes_its_own(graph)
     assert json.loads(json.dumps(graph)).keys() == graph.keys()
+
+
+def _measured(value: Any) -> tuple[int, int]:
+    """Levels, and values of all levels."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    inner = [_measured(part) for part in parts]
+    return 1 + max((depth for depth, _ in inner), default=0), 1 + sum(count for _, count in inner)
 
 
 def _reads_its_own(graph: Graph) -> None:

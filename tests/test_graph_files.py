@@ -227,6 +227,19 @@ def test_a_graph_too_large_to_be_meant_is_refused_before_it_is_walked(workflow: 
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(nested(150), "nested too deeply"), ([0] * 500_000, "values"), (["\ud800"], "half a character")],
+    ids=["depth", "values", "text"],
+)
+def test_overrides_make_no_graph_larger_than_it_may_be(given: Any, words: str) -> None:
+    row = {"workflow": graph("A", "x", 1), "overrides": {"1": {"x": given}}}
+    with pytest.raises(TaskFailure, match=f"with its `overrides`.*{words}") as caught:
+        read_params(row)
+    assert caught.value.code == "comfy.bad_workflow"
+    assert read_params({**row, "overrides": {"1": {"x": nested(DEEPEST - 4)}}}).graph["1"]["inputs"]["x"]
+
+
 def test_the_largest_graph_and_the_deepest_are_read() -> None:
     assert len(parse_workflow(chain(MOST_NODES))) == MOST_NODES
     assert parse_workflow(graph("A", "x", nested(DEEPEST - 4)))

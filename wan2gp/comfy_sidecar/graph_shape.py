@@ -44,7 +44,7 @@ def parse_workflow(value: Any) -> Graph:
     if not value:
         raise BadWorkflow("`workflow` is empty: it needs at least one output node")
     _refuse_other_formats(value)
-    _refuse_giants(value)
+    refuse_giants(value)
     graph: Graph = copy.deepcopy(value)
     faults = [fault for node_id, node in graph.items() if (fault := _node_fault(node_id, node)) is not None]
     if faults:
@@ -52,20 +52,20 @@ def parse_workflow(value: Any) -> Graph:
     return graph
 
 
-def _refuse_giants(value: Json) -> None:
-    """Before anything walks it by recursion, or compares its names."""
+def refuse_giants(value: Json, what: str = "`workflow`") -> None:
+    """Before anything walks it by recursion, or compares its names. ``what``: its name in :class:`BadWorkflow`."""
     if len(value) > MOST_NODES:
-        raise BadWorkflow(f"`workflow` has {len(value)} nodes, the most is {MOST_NODES}")
+        raise BadWorkflow(f"{what} has {len(value)} nodes, the most is {MOST_NODES}")
     level: list[Any] = [value]
     count = depth = 0
     while level:
         depth, count = depth + 1, count + len(level)
         if depth > DEEPEST:
-            raise BadWorkflow(f"`workflow` is nested too deeply: more than {DEEPEST} levels")
+            raise BadWorkflow(f"{what} is nested too deeply: more than {DEEPEST} levels")
         if count > MOST_VALUES:
-            raise BadWorkflow(f"`workflow` holds more than {MOST_VALUES} values")
+            raise BadWorkflow(f"{what} holds more than {MOST_VALUES} values")
         if not all(_is_text(each) for each in level):
-            raise BadWorkflow("`workflow` holds half a character (a lone surrogate), which no file and no row can hold")
+            raise BadWorkflow(f"{what} holds half a character (a lone surrogate), which no file and no row can hold")
         level = [part for each in level for part in _parts(each)]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wan2gp.comfy_sidecar.errors import BadTarget, BadWorkflow
 from wan2gp.comfy_sidecar.file_names import Allowed, Declared, refuse_outside_names
-from wan2gp.comfy_sidecar.graph_shape import Graph, describe_node, parse_workflow
+from wan2gp.comfy_sidecar.graph_shape import Graph, describe_node, parse_workflow, refuse_giants
 from wan2gp.comfy_sidecar.workflow import Target
 from wan2gp.comfy_sources import VIDEO_URL
 from wan2gp.handlers.api import TaskFailure
@@ -44,14 +45,14 @@ def read_params(params: Any, allowed: Allowed | None = None) -> ComfyRequest:
     if not isinstance(params, dict):
         raise bad("`params` must be an object with a `workflow`")
     warnings = list(check_keys(params))
-    try:
+    with _in_words():
         graph = parse_workflow(params.get("workflow"))
-    except BadWorkflow as error:
-        raise TaskFailure("comfy.bad_workflow", str(error), detail=_listed(error)) from error
     if value(TaskFields, params, "video_node_id") is not None and params.get(VIDEO_URL) is None:
         warnings.append("video_node_id is given without video_url: ignored")
     value(TaskFields, params, "video_input_field")
-    overridden = apply_overrides(graph, params)
+    if overridden := apply_overrides(graph, params):
+        with _in_words():
+            refuse_giants(graph, "`workflow` with its `overrides`")
     inputs = read_inputs(graph, params)
     _make_way(graph, inputs, overridden)
     check_names(graph, allowed)
@@ -64,6 +65,14 @@ def check_names(graph: Graph, allowed: Allowed | None, *declared: Declared) -> N
         refuse_outside_names(graph, allowed, *declared)
     except BadTarget as error:
         raise bad(str(error)) from error
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except BadWorkflow as error:
+        raise TaskFailure("comfy.bad_workflow", str(error), detail=_listed(error)) from error
 
 
 def _listed(error: BadWorkflow) -> dict[str, Any]:
