@@ -31,7 +31,7 @@ from wan2gp.supervisor.queue import (
     Verb,
 )
 
-ALL = pytest.mark.parametrize("key", ["service", "pat"])
+ALL = pytest.mark.parametrize("key", ["service", pytest.param("pat", marks=pytest.mark.long)])
 CLAIM = "claim-next-task"
 NESTED = "[" * 3000 + "]" * 3000
 """JSON that Postgres stores and Python does not read."""

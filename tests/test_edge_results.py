@@ -26,7 +26,7 @@ from wan2gp.supervisor.publish import PublishFailed, Staged, outcome_of
 from wan2gp.supervisor.queue import ClaimedTask, FinishReply, QueueRefused, QueueUnavailable, Settlement, Verb
 from wan2gp.supervisor.spool import Ending
 
-ALL = pytest.mark.parametrize("key", ["service", "pat"])
+ALL = pytest.mark.parametrize("key", ["service", pytest.param("pat", marks=pytest.mark.long)])
 COMPLETE, UPDATE, UPLOAD_URL = "complete_task", "update-task-status", "generate-upload-url"
 
 

@@ -56,7 +56,9 @@ def change(url: str, script: str) -> None:
         connection.execute(script.encode())
 
 
-@pytest.mark.parametrize("lasting_database", ["ours", "predecessor"], indirect=True)
+@pytest.mark.parametrize(
+    "lasting_database", ["ours", pytest.param("predecessor", marks=pytest.mark.long)], indirect=True
+)
 class TestContract(QueueContract):
     """The contract, on both schemas."""
 
