@@ -24,6 +24,7 @@ INPUT, OUTPUT, TEMP, CHECKOUT = "/srv/home/input", "/srv/home/output", "/srv/hom
 FOLDER = "wan2gp/task/lease"
 CLASSES = sorted({*NAME_LOADERS, *PATH_LOADERS}) + [
     "Image Load",
+    "Image Save",
     "SaveImage",
     "PrimitiveString",
     "",
@@ -31,7 +32,9 @@ CLASSES = sorted({*NAME_LOADERS, *PATH_LOADERS}) + [
     "x" * 2000,
 ]
 FIELDS = ["image", "images", "video", "file", "audio", "audio_file", "directory", "folder", "latent", "model_file"]
-FIELDS += ["filename_prefix", "text", "seed", "", "__value__"]
+NAMED = ["path", "prompt_file", "Output_Path", "image_directory", "pattern", "prefix"]
+"""Inputs of any class whose names say that they name files."""
+FIELDS += ["filename_prefix", "text", "seed", "", "__value__", "a\n_file", *NAMED]
 PIECES = [
     "/",
     "..",
@@ -75,10 +78,23 @@ OVERRIDES = st.none() | st.dictionaries(
 )
 PLACES = [(name, field) for name, fields in {**NAME_LOADERS, **PATH_LOADERS}.items() for field in sorted(fields)]
 AIMED = st.tuples(
-    st.sampled_from([*PLACES, ("SaveImage", "filename_prefix")]),
+    st.sampled_from([*PLACES, ("SaveImage", "filename_prefix"), *(("Image Save", name) for name in NAMED)]),
     st.sampled_from(["", '"', "'", ' "', " ", "a/"]),
     st.sampled_from(
-        ["/etc/passwd", "../x", "wan2gp/task/x", "..x", "x.png", "~/x", "http://x/a", "file:/x", "x" * 300, "a\nb"]
+        [
+            "/etc/passwd",
+            "../x",
+            "wan2gp/task/x",
+            "**/x",
+            "input/wan2gp",
+            "..x",
+            "x.png",
+            "~/x",
+            "http://x/a",
+            "file:/x",
+            "x" * 300,
+            "a\nb",
+        ]
     )
     | NAMES,
     st.sampled_from(["", '"', "[input]", " [output]", "[temp]", " "]),
@@ -158,8 +174,22 @@ def _reads_its_own(graph: Graph) -> None:
             for path in _opened(node["inputs"].get(field)):
                 assert path == INPUT or path.startswith(INPUT + "/"), path
                 assert path != f"{INPUT}/wan2gp" and not path.startswith(f"{INPUT}/wan2gp/"), path
+        for field in {*NAMED, "a\n_file"} & node["inputs"].keys():
+            value = node["inputs"][field]
+            for path in () if _is_link(value) else map(_below_checkout, names_in(value)):
+                assert path == CHECKOUT or path.startswith(CHECKOUT + "/"), path
+                assert "http" in path or not {"wan2gp", "**"} & set(path.split("/")), path
         for field in PATH_LOADERS.get(class_type, ()):
             assert not any(name.strip().strip("\"'").strip() for name in names_in(node["inputs"].get(field)))
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
+
+
+def _below_checkout(name: str) -> str:
+    """What a node would open that takes a name as it is, or that unfolds a home."""
+    return os.path.normpath(os.path.join(CHECKOUT, os.path.expanduser(name.strip())))
 
 
 def _opened(value: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,128 @@ def test_loaders_of_other_packs_are_looked_at_too(class_type: str, field: str) -
     assert "leads out" in refusal(class_type, field, "/etc/passwd")
     refuse_outside_names(graph(class_type, field, "faces/a.png"))
     refuse_outside_names(graph(class_type, field, ["2", 0]))  # a picture, most likely
+
+
+PACKS = [
+    ("Load Image Batch", "path"),
+    ("Load Image Batch", "pattern"),
+    ("Batch Load Images", "image_directory"),
+    ("LoadPromptsFromFile //Inspire", "prompt_file"),
+    ("LoadPromptsFromDir //Inspire", "prompt_dir"),
+    ("CR Load Text List", "input_file_path"),
+    ("Load Cache", "latent_path"),
+    ("Create Video from Path", "input_path"),
+    ("Video Dump Frames", "output_path"),
+    ("ImageFromPath", "path"),
+    ("Image Save", "OUTPUT_PATH"),
+    ("SaveLoRA", "prefix"),
+    ("Anything", "Folder"),
+    ("Anything", "my_glob"),
+    ("Anything", "file_of_words"),
+]
+"""Of packs as they are, none of which anybody here had listed."""
+
+
+STRAY = [
+    ("/etc/passwd", "absolute"),
+    ("/etc/*", "absolute"),
+    (' "/etc/passwd"', "absolute"),
+    ("file:///etc/passwd", "absolute"),
+    ("C:\\x", "absolute"),
+    ("../x", "climbs"),
+    ("a/../../x", "climbs"),
+    ("..", "climbs"),
+    ("a\\..\\x", "climbs"),
+    (".*/x", "climbs"),
+    ("~/x", "home"),
+    ("~root", "home"),
+    ("**/*", "all folders"),
+    ("input/**", "all folders"),
+    ("wan2gp/another-task/x.png", "belongs to other"),
+    ("input/wan2gp/x.png", "belongs to other"),
+    ("./wan2gp", "belongs to other"),
+    ("input/*/x/*.png", "belongs to other"),
+    ("w[a]n2gp/x", "belongs to other"),
+    ({"__value__": "/etc/passwd"}, "absolute"),
+    (["a.png", "/etc/passwd"], "absolute"),
+]
+RELATIVE = [
+    *("", "a.png", "faces/a b.png", "*.png", "frame_*.png", "a..b", "x~", "./out/[time(%Y-%m-%d)]", ".*", "*/"),
+    *("relative", "true", "https://x.example/wan2gp/a.png", "a photo of and/or by", "wan2gp_x", None, 5, True),
+]
+
+
+@pytest.mark.parametrize(("class_type", "field"), PACKS)
+def test_an_input_whose_name_says_file_leads_nowhere_else(class_type: str, field: str) -> None:
+    """To read or to write, in a class that nobody here knows. Of loaders more is known, and said in other words."""
+    for name, words in STRAY:
+        said = refusal(class_type, field, name)
+        assert words in said or "Load" in class_type
+
+
+@pytest.mark.parametrize(("class_type", "field"), PACKS)
+def test_a_relative_name_passes_in_an_input_whose_name_says_file(class_type: str, field: str) -> None:
+    for value in (*RELATIVE, ["2", 0]):
+        refuse_outside_names(graph(class_type, field, value))
+
+
+@pytest.mark.parametrize("field", ["text", "profile", "regex_pattern", "path_separator", "filename_prefix", "direct"])
+def test_an_input_whose_name_says_no_file_holds_any_text(field: str) -> None:
+    for text in ("/etc/x", "../x", "~", "**/*", "\\.\\./x"):
+        refuse_outside_names(graph("Anything", field, text))
+    refuse_outside_names(graph("Anything", "pattern", r"\d+ of \w*"))  # an expression, with no folder in it
+
+
+def test_a_pattern_of_a_million_letters_is_not_compared() -> None:
+    assert "longer than" in refusal("Anything", "pattern", "[a]*" * 250_000 + "/x")
+
+
+def test_the_name_of_an_input_forges_no_second_line() -> None:
+    with pytest.raises(BadTarget) as caught:
+        refuse_outside_names(graph("Anything", "my\nforged_file", "/x"))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_graph_that_is_kept_here_names_a_file_that_is_refused() -> None:
+    """Those that engines ran, those that are broken in other ways, and the defaults of classes. Known loaders have
+    rules of their own."""
+    folder = Path(__file__).parent
+    whole = json.loads((folder / "broken_graphs_catalogue.json").read_text(encoding="utf-8"))
+    graphs = [each for path in folder.glob("captures/**/*.json") for each in graphs_in(read_json(path))]
+    graphs += [each for path in folder.glob("broken_graphs/*.json") for each in graphs_in(read_json(path))]
+    graphs += [{"1": {"class_type": name, "inputs": defaults(info)}} for name, info in whole.items()]
+    assert len(graphs) > 100
+    for each in graphs:
+        refuse_outside_names({key: node for key, node in each.items() if node["class_type"] not in dict(LOADERS)})
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def graphs_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every graph in a recording, however deep."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    nodes = {
+        node_id: node
+        for node_id, node in (value.items() if isinstance(value, dict) else ())
+        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+    }
+    if nodes:
+        yield nodes
+    for part in parts:
+        yield from graphs_in(part)
+
+
+def defaults(info: Any) -> dict[str, Any]:
+    """Of the inputs of a class."""
+    known = NodeClass.read("x", info)
+    assert known is not None
+    options = {name: spec.options.get("default") for name, spec in known.inputs.items()}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def test_a_path_loader_reads_nothing_of_comfyuis_own_folder() -> None:

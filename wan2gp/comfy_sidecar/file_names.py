@@ -5,6 +5,8 @@ lead out of it; VideoHelperSuite takes a quotation mark off first, and fetches w
 may be wrapped (``{"__value__": "/etc/x"}``), be one of a list, or come through a link from a node that makes it up.
 Sources: ``folder_paths.py`` and ``execution.py`` of ComfyUI, ``videohelpersuite/utils.py``.
 
+Inputs of other classes are judged by the shape of their names (``name_shapes``), and lightly.
+
 What a custom node reads on its own account is not seen here: that is for the sandbox to stop.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 from wan2gp.comfy_sidecar.catalogue import NodeClass
 from wan2gp.comfy_sidecar.errors import BadTarget
 from wan2gp.comfy_sidecar.graph_shape import Graph, describe_node
+from wan2gp.comfy_sidecar.name_shapes import RUNS_FOLDER, fault_of_shape, words_of
 
 PATH_LOADERS: Mapping[str, frozenset[str]] = {
     "VHS_LoadVideoPath": frozenset({"video"}),
@@ -57,8 +60,6 @@ GUARDED_FIELDS = FILE_FIELDS | {
 """More of them: not likely enough to put a file there unasked, likely enough to look at."""
 PATH_MARK = "vhs_path_extensions"
 """How VideoHelperSuite, and who follows it, says that an input is a path of the machine."""
-RUNS_FOLDER = "wan2gp"
-"""Below the input folder: the files of each run, those of others among them."""
 RELATIVE_ROOT = "input"
 SHOWN_CHARS = 100
 _URL = re.compile(r"https?:", re.IGNORECASE)
@@ -82,7 +83,11 @@ class Allowed:
 
     def path(self, name: str) -> bool:
         """Whether ``name`` is an absolute path inside, links followed."""
-        return name.startswith("/") and any(_inside(os.path.realpath(name), top) for top in self.paths)
+        return (
+            name.startswith("/")
+            and "\0" not in name
+            and any(_inside(os.path.realpath(name), top) for top in self.paths)
+        )
 
 
 Declared = Callable[[str], Mapping[str, bool]]
@@ -108,15 +113,19 @@ def refuse_outside_names(graph: Graph, allowed: Allowed | None = None, declared:
     """Raises :class:`BadTarget` for the first name that leads to what is not the task's. Empty names are none yet."""
     allowed = allowed or Allowed()
     for node_id, node in graph.items():
-        for field, wants_path in _file_fields(node["class_type"], declared).items():
-            if field not in node["inputs"]:
-                continue
-            value = node["inputs"][field]
-            why = _fault(value, wants_path, allowed)
+        known = _file_fields(node["class_type"], declared)
+        for field, value in sorted(node["inputs"].items()):
+            why = _fault(value, known[field], allowed) if field in known else None
+            if why is None and known.get(field) is None:
+                why = _fault_by_shape(value, words_of(field), allowed)
             if why is not None:
                 shown = repr(value)
                 shown = shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}…"
-                raise BadTarget(f"{describe_node(graph, node_id)}: {field} {shown} {why}")
+                raise BadTarget(f"{describe_node(graph, node_id)}: {_plain(field)} {shown} {why}")
+
+
+def _plain(field: str) -> str:
+    return field[:SHOWN_CHARS] if field.isprintable() else repr(field[:SHOWN_CHARS])
 
 
 def _file_fields(class_type: str, declared: Declared) -> dict[str, bool | None]:
@@ -126,7 +135,7 @@ def _file_fields(class_type: str, declared: Declared) -> dict[str, bool | None]:
     found.update(declared(class_type))
     found.update(dict.fromkeys(NAME_LOADERS.get(class_type, ()), False))
     found.update(dict.fromkeys(PATH_LOADERS.get(class_type, ()), True))
-    return dict(sorted(found.items()))
+    return found
 
 
 def _fault(value: Any, wants_path: bool | None, allowed: Allowed) -> str | None:
@@ -137,6 +146,16 @@ def _fault(value: Any, wants_path: bool | None, allowed: Allowed) -> str | None:
     for name in names_in(value):
         if (why := _fault_of_name(name, wants_path, allowed)) is not None:
             return why
+    return None
+
+
+def _fault_by_shape(value: Any, words: frozenset[str], allowed: Allowed) -> str | None:
+    """Of an input that names a file as far as its own name tells."""
+    if not words or (isinstance(value, list) and _is_link(value)):
+        return None
+    for name in map(bare, names_in(value)):
+        if not allowed.path(name) and (why := fault_of_shape(name, words)) is not None:
+            return f"{why}: name it relative to its own folder, or {GIVE}"
     return None
 
 
