@@ -16,9 +16,23 @@ import zmq
 
 from tests.conftest_worker import eventually
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
-from wan2gp.protocol import Beat, Event, Finished, ProtocolError, Run, Succeeded, Unload, Up, encode
+from wan2gp.protocol import (
+    MAX_CONTAINERS,
+    Beat,
+    Event,
+    Finished,
+    ProtocolError,
+    Run,
+    Succeeded,
+    Unload,
+    Up,
+    decode_down,
+    encode,
+)
+from wan2gp.supervisor import bounds
+from wan2gp.supervisor.allowance import Allowance
 from wan2gp.supervisor.connections import HANDSHAKE_S
-from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, MESSAGES, REFUSALS_MAX, Router, Unreachable
+from wan2gp.supervisor.router import BYTES, CONNECTIONS_MAX, EFFORT, MESSAGES, REFUSALS_MAX, Router, Unreachable
 
 A, B = b"a#1#secret-of-a", b"b#1#secret-of-b"
 Heard = list[tuple[bytes, Up | ProtocolError]]
@@ -29,12 +43,19 @@ class Wire:
 
     def __init__(self, path: Path) -> None:
         self.now = 0.0
-        self.router = Router(f"ipc://{path}/s", lambda: self.now)
+        self.effort_s = self._worked = 0.0
+        """What each message costs, and what all have cost, processor seconds."""
+        self.router = Router(f"ipc://{path}/s", lambda: self.now, self._work)
         self.endpoint = self.router.endpoint
         self.ours = True
         self.router.admit(A, lambda pid: self.ours and pid == os.getpid())
         self.router.admit(B, lambda pid: False)
         self._open: list[socket.socket] = []
+
+    def _work(self) -> float:
+        """Asked before and after each message."""
+        self._worked += self.effort_s
+        return self._worked
 
     def join(self, identity: bytes = A) -> socket.socket:
         self._open.append(join(self.endpoint, identity))
@@ -257,6 +278,89 @@ def test_a_flood_without_a_pause_ends_the_child(wire: Wire) -> None:
     assert errors == ["it floods the supervisor with messages"]
     assert wire.now >= (MESSAGES.flood - MESSAGES.burst) / MESSAGES.per_s - 1
     assert closed(own) and wire.errors() == []
+
+
+def bulky(kind: str, body: bytes) -> bytes:
+    """A frame's payload that takes seconds to decode."""
+    return b'{"type":"%s","task_id":"t","lease_id":"l",%s}' % (kind.encode(), body)
+
+
+def failed(detail: bytes) -> bytes:
+    return b'"outcome":{"type":"failed","code":"x","message":"m","detail":{"a":%s}}' % detail
+
+
+NESTED = b"[" + (b"[" * 150 + b"]" * 150 + b",") * 10_000 + b"0]"
+FLAT = b"[" + b"{}," * 500_000 + b"0]"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        bulky("finished", failed(NESTED)),
+        bulky("finished", failed(FLAT)),
+        bulky("fetched", b'"files":{"x":"%s"}' % (b"y" * 2_000_000)),
+        b'{"task_id":"t",' + bulky("finished", failed(FLAT))[1:],
+    ],
+    ids=["nested", "flat", "a courier's", "whose type comes late"],
+)
+def test_what_would_take_seconds_to_decode_is_refused_unread(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, payload: bytes
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr("wan2gp.supervisor.bounds.decode_up", lambda data: read.append(len(data)))
+    assert isinstance(bounds.understood(payload), ProtocolError) and read == []
+    own = wire.join()
+    own.setblocking(False)
+    pending, heard = frame(payload), wire.hear()
+    while pending:
+        with contextlib.suppress(BlockingIOError):
+            pending = pending[own.send(pending) :]
+        heard += wire.hear()
+    assert [(who, isinstance(said, ProtocolError)) for who, said in heard] == [(A, True)] and read == []
+
+
+def test_talk_that_is_too_long_is_dropped_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("wan2gp.supervisor.bounds.decode_up")
+    assert isinstance(bounds.understood(b'{"type":"event","name":"x","fields":{"a":%s}}' % FLAT), bounds.Dropped)
+
+
+def test_an_outcome_that_the_supervisor_would_not_read_is_not_sent() -> None:
+    with pytest.raises(ProtocolError, match="objects and lists"):
+        encode(Finished("t", "l", Succeeded((), data={"text": "[" * (MAX_CONTAINERS + 1)})))
+    run = Run("t", "x", 1, "l", {"text": "[" * (MAX_CONTAINERS + 1)}, "/w")
+    assert decode_down(encode(run)) == run, "a text in a row costs nothing to decode"
+
+
+def test_one_whose_messages_cost_much_time_is_paused_for_it_and_ended_in_the_end(wire: Wire) -> None:
+    own = wire.join()
+    own.setblocking(False)
+    wire.hear()
+    wire.effort_s = 1.0
+    said = 0
+    errors: list[str] = []
+    while not errors and said < 100:
+        own.send(frame(encode(Beat())))
+        heard = wire.hear()
+        said += len(heard)
+        errors = [str(each) for _, each in heard if isinstance(each, ProtocolError)]
+        wire.now += wire.router.due_s() or 0.0
+    assert errors == ["it floods the supervisor with messages"]
+    assert EFFORT.flood / wire.effort_s <= said <= EFFORT.flood / wire.effort_s + 2
+
+
+def test_the_time_that_the_supervisor_works_for_one_is_no_pause_of_its_own() -> None:
+    """Eight MiB that take it four seconds each: by the clock alone that would be no flood at all."""
+    slow, now = Allowance(BYTES, 0.0), 0.0
+    for _ in range(int(BYTES.flood / (8 << 20)) + 1):
+        slow.spend(8 << 20, now)
+        now += 4
+        slow.pass_over(now)
+    assert slow.flooding
+    waited = Allowance(BYTES, 0.0)
+    for _ in range(100):
+        waited.spend(8 << 20, now)
+        now += 4
+    assert not waited.flooding
 
 
 @pytest.mark.long

@@ -18,6 +18,10 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 200
 """Deepest nesting of free JSON (params, details) that crosses the wire: more would overflow what walks it."""
 
+MAX_CONTAINERS = 100_000
+"""Most objects and lists in one frame. Each costs whoever decodes it a hundred times what a byte of text does: without
+a limit one frame holds up the supervisor for seconds."""
+
 
 class ProtocolError(Exception):
     """A frame that is not one of our messages: malformed, too large, or of an unknown type."""
@@ -268,7 +272,16 @@ def encode(message: Down | Up) -> bytes:
         raise ProtocolError(f"cannot encode {type(message).__name__}: {error}") from error
     if len(frame) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"cannot encode {type(message).__name__}: {len(frame)} bytes, limit {MAX_MESSAGE_BYTES}")
+    if isinstance(message, Finished) and (why := too_bulky(frame)) is not None:
+        raise ProtocolError(f"cannot encode {type(message).__name__}: {why}")
     return frame
+
+
+def too_bulky(data: bytes) -> str | None:
+    """Why JSON text is not to be decoded, if so: it may hold too many objects and lists. Brackets in its texts count
+    too, since telling them apart costs what is to be spared."""
+    containers = data.count(b"[") + data.count(b"{")
+    return f"{containers} objects and lists, limit {MAX_CONTAINERS}" if containers > MAX_CONTAINERS else None
 
 
 def decode_down(frame: bytes) -> Down:
@@ -286,9 +299,11 @@ def decode_up(frame: bytes) -> Up:
 
 def _check_depth(message: Down | Up) -> None:
     for free in _free_json(message):
-        level, depth = [free], 0
+        level, depth, containers = [free], 0, 0
         while level:
-            depth += 1
+            depth, containers = depth + 1, containers + len(level)
+            if containers > MAX_CONTAINERS:
+                raise ProtocolError(f"{type(message).__name__} holds more than {MAX_CONTAINERS} objects and lists")
             if depth > MAX_DEPTH:
                 raise ProtocolError(f"{type(message).__name__} is nested more than {MAX_DEPTH} levels deep")
             level = [

@@ -16,7 +16,7 @@ class Rate:
 
 
 class Allowance:
-    """What is left for one peer, of one kind: messages, or bytes."""
+    """What is left for one peer, of one kind: messages, bytes, or our time."""
 
     def __init__(self, rate: Rate, now: float) -> None:
         self._rate = rate
@@ -40,7 +40,14 @@ class Allowance:
         """True once it has said too much without a pause."""
         return self._spent > self._rate.flood
 
+    def pass_over(self, now: float) -> None:
+        """What has passed up to now was our own work for it, and no pause of its own: nothing grows back for that, or
+        who sends what is slow to understand would never be seen to flood."""
+        self._at = max(self._at, now)
+
     def _refill(self, now: float) -> None:
+        if now <= self._at:
+            return
         self._left += (now - self._at) * self._rate.per_s
         self._at = now
         if self._left >= self._rate.burst:

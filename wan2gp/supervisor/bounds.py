@@ -14,6 +14,7 @@ import msgspec
 
 from wan2gp.logs import FACTS, one_line
 from wan2gp.protocol import (
+    MAX_MESSAGE_BYTES,
     Artifact,
     Beat,
     EngineState,
@@ -29,6 +30,7 @@ from wan2gp.protocol import (
     Up,
     Want,
     decode_up,
+    too_bulky,
 )
 
 TALK_MAX_BYTES = 64 * 1024
@@ -53,6 +55,9 @@ _CODE = re.compile(r"[\w.-]{1,100}")
 _PHASE = re.compile(r"[a-z][a-z_]{0,29}")
 _TALK = (Hello, Beat, Progress, Event, EngineState, Unloaded)
 _WISHES = (Want, Fetched)
+_TAG = re.compile(rb'\{"type":"([a-z]{1,20})"')
+_LONGEST = {b"finished": MAX_MESSAGE_BYTES} | {each.__name__.lower().encode(): WISH_MAX_BYTES for each in _WISHES}
+"""By tag, bytes; of all others :data:`TALK_MAX_BYTES`."""
 
 
 class Dropped(ProtocolError):
@@ -62,11 +67,29 @@ class Dropped(ProtocolError):
 def understood(payload: bytes) -> Up | ProtocolError:
     """The message, or what is wrong with it. Raises nothing, whatever the payload."""
     try:
+        _judge_unread(payload)
         message = decode_up(payload)
         check(message, len(payload))
     except ProtocolError as error:
         return error
     return message
+
+
+def _judge_unread(payload: bytes) -> None:
+    """Whether a frame may be decoded at all, which costs the loop's thread far more than a look at its bytes does.
+
+    What our own children write begins with its tag. Raises :class:`Dropped`, and
+    :class:`~wan2gp.protocol.ProtocolError`."""
+    if len(payload) <= TALK_MAX_BYTES:
+        return
+    found = _TAG.match(payload)
+    if found is None:
+        raise ProtocolError(f"{len(payload)} bytes that do not begin with a type")
+    tag, size = found[1], len(payload)
+    if size > _LONGEST.get(tag, TALK_MAX_BYTES):
+        raise (ProtocolError if tag in _LONGEST else Dropped)(f"{tag.decode()} of {size} bytes")
+    if (why := too_bulky(payload)) is not None:
+        raise ProtocolError(f"{tag.decode()} with {why}")
 
 
 def check(message: Up, size: int) -> None:

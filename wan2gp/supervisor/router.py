@@ -35,6 +35,8 @@ PAUSE_S = 0.1
 MESSAGES = Rate(per_s=2000, burst=4000, flood=40_000)
 BYTES = Rate(per_s=8 << 20, burst=32 << 20, flood=256 << 20)
 """A task's outcome, with all its texts, may be 8 MiB."""
+EFFORT = Rate(per_s=0.2, burst=2.0, flood=10.0)
+"""What it costs this thread to understand a peer, processor seconds: whatever makes its messages costly."""
 
 Heard = tuple[bytes, "Up | ProtocolError"]
 
@@ -53,6 +55,7 @@ class _Peer:
     """What it knows and must not tell, as it stands in JSON."""
     messages: Allowance
     bytes: Allowance
+    effort: Allowance
     connection: Connection | None = None
     """The one that it speaks by."""
     held: list[Connection] = field(default_factory=list)
@@ -62,16 +65,26 @@ class _Peer:
     """It is to be ended, and nothing that it says counts any more."""
 
     def pause_s(self, now: float) -> float:
-        return max(self.messages.pause_s(now), self.bytes.pause_s(now))
+        return max(each.pause_s(now) for each in self._allowances)
 
     def pay(self, size: int, now: float) -> None:
         self.messages.spend(1, now)
         self.bytes.spend(size, now)
 
+    def pay_effort(self, seconds: float, now: float, after: float) -> None:
+        """``now`` and ``after``: when it began, and when it was done."""
+        self.effort.spend(seconds, now)
+        for each in self._allowances:
+            each.pass_over(after)
+
+    @property
+    def _allowances(self) -> tuple[Allowance, ...]:
+        return self.messages, self.bytes, self.effort
+
     @property
     def offence(self) -> str | None:
         """Why it must be ended, if so."""
-        if self.messages.flooding or self.bytes.flooding:
+        if any(each.flooding for each in self._allowances):
             return "it floods the supervisor with messages"
         return "it opens connection after connection" if self.refused > REFUSALS_MAX else None
 
@@ -79,10 +92,17 @@ class _Peer:
 class Router:
     """One listening socket and its connections. Only peers that were :meth:`admit`-ted are heard."""
 
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """``endpoint``: ``ipc://`` and an absolute path of at most 107 bytes. Raises :class:`OSError`."""
+    def __init__(
+        self,
+        endpoint: str,
+        clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """``endpoint``: ``ipc://`` and an absolute path of at most 107 bytes. ``worked``: the processor seconds of this
+        thread so far. Raises :class:`OSError`."""
         self.endpoint = endpoint
         self._clock = clock
+        self._worked = worked
         self._connections = Connections(endpoint, lambda: Session(MAX_MESSAGE_BYTES), QUEUE_BYTES, clock)
         self._peers: dict[bytes, _Peer] = {}
         self._owners: dict[Connection, _Peer] = {}
@@ -106,7 +126,8 @@ class Router:
         says has ``***`` in place of ``secrets``, which may have got into an error's text."""
         now = self._clock()
         known = tuple(msgspec.json.encode(each)[1:-1] for each in secrets if len(each) >= SECRET_MIN)
-        self._peers[identity] = _Peer(identity, owns, known, Allowance(MESSAGES, now), Allowance(BYTES, now))
+        messages, size, effort = (Allowance(rate, now) for rate in (MESSAGES, BYTES, EFFORT))
+        self._peers[identity] = _Peer(identity, owns, known, messages, size, effort)
 
     def expel(self, identity: bytes) -> None:
         """Its incarnation is over: whatever it still says is dropped."""
@@ -240,12 +261,19 @@ class Router:
             if peer.offence is not None:
                 yield from self._report(peer, peer.offence)
                 return
-            for secret in peer.secrets:
-                payload = payload.replace(secret, b"***")
-            yield peer.identity, understood(payload)
+            yield peer.identity, self._understood(peer, payload)
             if connection.closed:
                 return
         self._connections.unread(connection)
+
+    def _understood(self, peer: _Peer, payload: bytes) -> Up | ProtocolError:
+        """What it costs is the peer's to pay."""
+        began_at, began = self._clock(), self._worked()
+        for secret in peer.secrets:
+            payload = payload.replace(secret, b"***")
+        message = understood(payload)
+        peer.pay_effort(self._worked() - began, began_at, self._clock())
+        return message
 
 
 def _name(identity: bytes) -> str:
