@@ -16,11 +16,14 @@ import zmq
 
 from tests.conftest_worker import eventually
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
+from wan2gp.handlers.link import Link
 from wan2gp.protocol import (
     MAX_CONTAINERS,
     Beat,
+    Cancel,
     Event,
     Finished,
+    Progress,
     ProtocolError,
     Run,
     Succeeded,
@@ -159,6 +162,20 @@ def test_last_words_before_a_death_are_all_heard(wire: Wire) -> None:
     own.sendall(frame(encode(Beat())) * 1000)
     own.close()
     assert wire.hear() == [(A, Beat())] * 1000
+
+
+def test_last_words_are_heard_of_one_that_had_said_too_much_before_its_death(wire: Wire) -> None:
+    own = wire.join()
+    for _ in range(8):
+        own.sendall(frame(encode(Beat())) * (int(MESSAGES.burst) // 8))
+        wire.hear()
+    own.sendall(frame(encode(Beat())) * 1000)
+    assert wire.hear() == [(A, Beat())]
+    last = Finished("t", "l", Succeeded(()))
+    own.sendall(frame(encode(last)))
+    own.close()
+    wire.router.hear_out(A)
+    assert wire.hear() == [(A, Beat())] * 999 + [(A, last)]
 
 
 def test_connection_after_connection_ends_the_child_and_costs_no_descriptor(wire: Wire) -> None:
@@ -384,6 +401,27 @@ def test_a_child_that_never_reads_is_found_out_before_it_costs_much(wire: Wire) 
     with pytest.raises(Unreachable, match="cannot reach a#1: it does not read"):
         for _ in range(20):
             wire.router.send(A, run)
+
+
+def test_a_chatty_child_that_is_not_read_hears_that_it_is_to_stop(wire: Wire) -> None:
+    """All that it has said comes afterwards, in order."""
+    link, many = Link(wire.endpoint, A.decode(), beat_s=1000), 30_000
+    link.start()
+    heard: Heard = []
+    eventually("it is there", lambda: heard.extend(wire.hear()) or heard)
+    for step in range(many):
+        link.send(Progress("t", "l", step=step))
+    wire.router.send(A, Cancel("t", "l"))
+    eventually("it has heard", lambda: link.cancelled("t", "l"))
+
+    def all_come() -> bool:
+        wire.now += wire.router.due_s() or 0.0
+        heard.extend(wire.hear())
+        return len(heard) > many
+
+    eventually("all has come", all_come)
+    assert [said.step for _, said in heard if isinstance(said, Progress)] == list(range(many))
+    link.close()
 
 
 def test_one_that_is_not_there_or_over_cannot_be_reached(wire: Wire) -> None:

@@ -29,6 +29,8 @@ class Link:
         self._beat_s = beat_s
         self._inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._unsent = b""
+        """What the socket did not take yet: it comes before all that is in the outbox."""
         self._cancelled: set[tuple[str, str]] = set()
         self._leaving = threading.Event()
         self._closed = threading.Event()
@@ -91,25 +93,34 @@ class Link:
 
     def _exchange(self, dealer: zmq.Socket[bytes], poller: zmq.Poller) -> None:
         next_beat = time.monotonic()
+        give_up: float | None = None
         while True:
             now = time.monotonic()
             if now >= next_beat:
-                dealer.send(encode(Beat()))
+                if not self._unsent:  # else the next thing that it hears will do as well
+                    self._outbox.put(encode(Beat()))
+                    self._flush(dealer)
                 next_beat = now + self._beat_s
+            # While the supervisor does not read, nothing may keep this thread from hearing what it says.
+            poller.modify(dealer, zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))
             ready = dict(poller.poll(max(0, int((next_beat - now) * 1000) + 1)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
-            if dealer in ready:
+            if ready.get(dealer, 0) & zmq.POLLIN:
                 self._take(dealer)
             closing = self._closed.is_set()  # looked at before the outbox is emptied, so that nothing stays behind
             self._flush(dealer)
             if closing:
-                return
+                give_up = give_up or time.monotonic() + SEND_TRIES_S
+                if not self._unsent or time.monotonic() > give_up:
+                    return
 
     def _flush(self, dealer: zmq.Socket[bytes]) -> None:
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(queue.Empty, zmq.Again):
             while True:
-                dealer.send(self._outbox.get_nowait())
+                self._unsent = self._unsent or self._outbox.get_nowait()
+                dealer.send(self._unsent, zmq.NOBLOCK)
+                self._unsent = b""
 
     def _take(self, dealer: zmq.Socket[bytes]) -> None:
         with contextlib.suppress(zmq.Again):

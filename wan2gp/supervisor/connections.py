@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from collections import Counter
@@ -120,6 +121,11 @@ class Connections:
         """Do not read it till then: what it sends piles up on its own side."""
         self._epoll.unregister(connection)
         self._paused[connection.fileno()] = until
+
+    def hasten(self, connection: Connection) -> None:
+        """End its pause, if it is in one."""
+        if connection.fileno() in self._paused:
+            self._paused[connection.fileno()] = -math.inf
 
     def over(self, connection: Connection) -> bool:
         """Whether it has ended, and all that it has said was heard."""

@@ -51,8 +51,8 @@ class Surroundings:
     watch: Callable[[Child, Callable[[], None]], None]
     """Call back in the loop's thread whenever the child's descriptors have news."""
     unwatch: Callable[[Child], None]
-    hear_out: Callable[[], None]
-    """Take what is still on the wire, before a sender is declared dead."""
+    hear_out: Callable[[bytes], None]
+    """Take what is still on the wire, before the sender of this identity is declared dead."""
     strays: Callable[[], None]
     """Processes may have fallen to the supervisor: look soon."""
     clock: Callable[[], float] = time.monotonic
@@ -377,7 +377,7 @@ class Desk(abc.ABC):
         death = self.child.news()
         self._tell_of_refusals(self.child)
         if death is not None:
-            self.around.hear_out()  # its last message may be on the way yet
+            self.around.hear_out(self.child.identity)  # its last message may be on the way yet
             self._died(self.child, death)
 
     def _tell_of_refusals(self, child: Child) -> None:

@@ -49,7 +49,8 @@ KILL_AFTER_S = 0.5
 """How long an interrupted child may take at the end of the stop ladder, seconds."""
 HEAR_OUT_MS = 10
 """How long the wire must be silent before a dead child has said all it had to say, milliseconds."""
-HEAR_OUT_ROUNDS = 20
+HEAR_OUT_ROUNDS = 60
+"""Of so many messages each as one peer is heard in one go: together more than a socket and one read of it hold."""
 DANGER_MARGIN_S = 5.0
 UNABLE_EVERY_S = 10.0
 FIRST_LOOK_S, LATER_LOOK_S = 2.0, 0.02
@@ -232,7 +233,8 @@ class Loop:
             if desk is not None and desk.child is not None:
                 desk.hear(message)
 
-    def _hear_out(self) -> None:
+    def _hear_out(self, identity: bytes) -> None:
+        self._router.hear_out(identity)
         for _ in range(HEAR_OUT_ROUNDS):
             self._hear()
             if not self._router.wait(HEAR_OUT_MS):

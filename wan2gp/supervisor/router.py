@@ -61,11 +61,13 @@ class _Peer:
     held: list[Connection] = field(default_factory=list)
     """All of them."""
     refused: int = 0
+    dead: bool = False
+    """It has ended: what is still to come of it is no more than its socket holds."""
     reported: bool = False
     """It is to be ended, and nothing that it says counts any more."""
 
     def pause_s(self, now: float) -> float:
-        return max(each.pause_s(now) for each in self._allowances)
+        return 0.0 if self.dead else max(each.pause_s(now) for each in self._allowances)
 
     def pay(self, size: int, now: float) -> None:
         self.messages.spend(1, now)
@@ -84,7 +86,7 @@ class _Peer:
     @property
     def offence(self) -> str | None:
         """Why it must be ended, if so."""
-        if any(each.flooding for each in self._allowances):
+        if not self.dead and any(each.flooding for each in self._allowances):
             return "it floods the supervisor with messages"
         return "it opens connection after connection" if self.refused > REFUSALS_MAX else None
 
@@ -134,6 +136,14 @@ class Router:
         peer = self._peers.pop(identity, None)
         for connection in [] if peer is None else list(peer.held):
             self._drop(connection)
+
+    def hear_out(self, identity: bytes) -> None:
+        """It has ended: its last words are heard at once, though it has said too much."""
+        peer = self._peers.get(identity)
+        if peer is not None:
+            peer.dead = True
+            for connection in peer.held:
+                self._connections.hasten(connection)
 
     def send(self, identity: bytes, message: Down) -> None:
         """Send without waiting. Raises :class:`Unreachable`, or :class:`ProtocolError` for what is too large."""
