@@ -89,6 +89,7 @@ WORKFLOWS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", WORKFLOWS)
 def test_a_bad_workflow_is_named(worker: Worker, which: str) -> None:
     params, word = WORKFLOWS[which]
@@ -149,6 +150,7 @@ def test_a_bad_url_is_named(worker: Worker, web: BadWebServer, path: str) -> Non
     assert word in failed(worker, {**spec_row(), "video_url": web.url(path)}, code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/silent", "/drip", "/stall"])
 def test_a_slow_url_is_named_with_the_limit(hasty: Worker, web: BadWebServer, path: str) -> None:
     assert "within" in failed(hasty, {**spec_row(), "video_url": web.url(path)}, "input.timeout")

@@ -172,6 +172,7 @@ def test_a_worker_that_stops_between_the_two_tries_hands_the_task_back_uncounted
     assert cause["kind"] == "released" and cause["first_try"]["code"] == "engine.out_of_memory"
 
 
+@pytest.mark.long
 def test_a_fresh_process_that_cannot_start_costs_the_waiting_task_nothing(
     worker: Worker, hold: Callable[[str], None]
 ) -> None:

@@ -39,6 +39,7 @@ def broken(worker: Worker, handler: str) -> None:
     eventually(f"{handler} is broken", lambda: f"Handler {handler} is broken after 5 deaths in a row" in worker.log)
 
 
+@pytest.mark.long
 def test_two_hundred_tasks_lose_nothing_to_an_engine_that_crashes_at_every_start_and_all_run_once_it_heals(
     worker: Worker,
 ) -> None:

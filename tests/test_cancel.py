@@ -331,6 +331,7 @@ def test_a_database_that_is_away_takes_no_order_and_says_so(
 # -- grace, then the end -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_handler_that_is_deaf_to_a_cancellation_is_killed_after_the_grace_and_nobody_else_is(worker: Worker) -> None:
     beside = worker.insert("sleeper", {"seconds": 2})
     task = worker.insert("deaf", {"seconds": 600})

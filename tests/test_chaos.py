@@ -75,6 +75,7 @@ def test_a_short_run_of_faults_loses_and_doubles_nothing_and_leaves_nothing_behi
     assert sum(line["rows"].values()) == 40 and sum(line["faults"].values()) >= 3
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SHORT_S + 90)
 def test_what_is_planted_in_a_real_run_is_found_and_the_run_can_be_played_again(tmp_path: Path) -> None:
     status, said = chaos(tmp_path, "--seed", "24", "--tasks", "3", script=PLANTED)

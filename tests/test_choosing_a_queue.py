@@ -48,6 +48,7 @@ def test_a_migrated_project_is_worked_by_its_own_functions(supabase_stack: Stack
     assert functions_asked(supabase_stack) == 0
 
 
+@pytest.mark.long
 @UNTOUCHED
 def test_a_project_that_nobody_migrated_is_worked_by_edge_functions_and_says_so(supabase_stack: Stack) -> None:
     with opened(supabase_stack) as backend:

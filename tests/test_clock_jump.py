@@ -167,6 +167,7 @@ TELLS_THE_TIME = {
 }
 
 
+@pytest.mark.long
 def test_a_worker_whose_own_clock_jumps_goes_on_as_if_nothing_was(start_worker: Start, tmp_path: Path) -> None:
     """There and back, under a running task whose lease must be kept; the lines of its log show the jumps."""
     place = tmp_path / "shifted"

@@ -20,6 +20,7 @@ from wan2gp.protocol import Cancelled
 Make = Callable[..., Bench]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "words"),
     [("exit3", "exit code 3"), ("segv", "SIGSEGV"), ("sigkill", "lack of memory")],
@@ -55,6 +56,7 @@ def test_a_frozen_server_is_replaced(bench: Make) -> None:
     one.succeeds({"workflow": picture()})
 
 
+@pytest.mark.long
 def test_a_dead_worker_thread_behind_a_healthy_page_is_found(bench: Make) -> None:
     """HTTP answers, the prompt stays running for ever, an interrupt does nothing: only missing progress shows it."""
     one = bench(stuck_s=2.0, cancel_grace_s=0.3)
@@ -73,6 +75,7 @@ def test_a_worker_thread_that_dies_aloud_is_found_at_once(bench: Make) -> None:
     one.succeeds({"workflow": picture()})
 
 
+@pytest.mark.long
 def test_a_connection_that_breaks_in_a_run_is_made_again(bench: Make) -> None:
     """Deaf, the rest of the run would look stuck."""
     one = bench()
@@ -101,6 +104,7 @@ def test_a_server_that_swells_is_replaced_between_tasks(bench: Make) -> None:
     assert [fields["verdict"] for name, fields in one.facts if name == "comfy.verdict"] == ["bloated"] * 2
 
 
+@pytest.mark.long
 def test_a_server_that_froze_while_idle_is_replaced(bench: Make) -> None:
     one = bench(unresponsive_s=2.0)
     one.handler.warm()
@@ -124,6 +128,7 @@ def test_a_server_that_dies_during_the_download_costs_nothing(bench: Make, tmp_p
     assert one.names().count("comfy.started") == 2
 
 
+@pytest.mark.long
 def test_a_stuck_prompt_that_can_be_interrupted_costs_no_restart(bench: Make) -> None:
     """One step takes longer than the limit."""
     one = bench(stuck_s=2.0, cancel_grace_s=30.0)
@@ -161,6 +166,7 @@ def test_a_cancelled_prompt_that_cannot_be_interrupted_takes_the_server_along(be
     one.succeeds({"workflow": picture()})
 
 
+@pytest.mark.long
 def test_cancelling_a_frozen_server_ends_too(bench: Make) -> None:
     one = bench(cancel_grace_s=0.3)
     one.succeeds({"workflow": picture()})

@@ -102,6 +102,7 @@ def proxy(builtin_server: BuiltinServer) -> Iterator[Proxy]:
     httpd.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("misdeed", ["fail", "lose"])
 def test_a_prompt_whose_answer_is_lost_runs_once(bench: Make, proxy: Proxy, misdeed: str) -> None:
     """It was queued all the same: sent again it would run twice."""
@@ -177,6 +178,7 @@ def test_cancelling_on_an_external_server_takes_the_prompt_out(
     assert builtin_server.get("/queue") == {"queue_running": [], "queue_pending": []}
 
 
+@pytest.mark.long
 def test_waiting_behind_anothers_prompt_is_not_being_stuck(
     bench: Make, proxy: Proxy, builtin_server: BuiltinServer
 ) -> None:

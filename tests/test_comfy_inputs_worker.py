@@ -80,6 +80,7 @@ def files(worker: Worker) -> list[Path]:
     return [path for root in roots for path in root.rglob("*") if not path.is_dir() and not path.name.startswith(".")]
 
 
+@pytest.mark.long
 def test_fifty_graphs_in_a_row_leave_no_file_no_descriptor_and_no_memory(start_worker: Start, store: Store) -> None:
     worker = start_worker(environ={**PRIVATE, "COMFY_PORT": str(free_port()), "WAN2GP_PREFETCH": "1"})
     for number in range(GRAPHS):
@@ -102,6 +103,7 @@ def test_fifty_graphs_in_a_row_leave_no_file_no_descriptor_and_no_memory(start_w
         assert memory - before[name][1] <= MEMORY_JITTER, (name, before, after)
 
 
+@pytest.mark.long
 def test_two_workers_on_one_checkout_mix_nothing(start_worker: Start, tmp_path: Path) -> None:
     """Same ComfyUI, same wish for a port, the same file names, the same prefix."""
     path = checkout(tmp_path / "ComfyUI", SERVE)

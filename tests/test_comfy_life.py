@@ -63,6 +63,7 @@ def test_every_life_of_the_server_is_warmed_up_once(bench: Make, tmp_path: Path)
     assert one.names().count("comfy.warmed_up") == one.names().count("comfy.started") == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -136,6 +137,7 @@ def test_an_idle_server_gives_the_gpu_back_and_the_next_task_starts_it(bench: Ma
     assert one.names().count("comfy.restarting") == 0  # nothing failed: no back-off
 
 
+@pytest.mark.long
 def test_a_long_task_is_not_idleness(bench: Make) -> None:
     one = bench(idle_stop_s=0.3)
     one.graph({**fault("TestSleep", seconds=2, steps=20), **{f"9{key}": node for key, node in _shifted().items()}})

@@ -107,6 +107,7 @@ def test_a_handler_that_does_not_exist_cannot_be_freed(worker: Worker) -> None:
     assert done.returncode == 1 and "no handler is named comfi" in done.stderr
 
 
+@pytest.mark.long
 def test_the_server_is_not_stopped_under_a_task_however_long_it_takes(worker: Worker) -> None:
     sleep = {**fault("TestSleep", seconds=IDLE_S + 2, steps=40), "8": picture()["1"], "9": picture()["2"]}
     sleep["9"]["inputs"]["images"] = ["8", 0]
@@ -120,6 +121,7 @@ def test_nothing_of_the_warm_ups_is_left(worker: Worker) -> None:
     assert homes.is_dir() and not [path for path in homes.rglob("*.png")]
 
 
+@pytest.mark.long
 def test_a_worker_with_an_external_server_starts_and_ends_nothing(
     tmp_path: Path, _pg_session: PgServer, start_builtin: Any
 ) -> None:

@@ -90,6 +90,7 @@ def name_of(engine: Bench) -> str:
     return "builtin" if engine.settings["path"] == "builtin" else "real"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_output_arrives(engine: Bench, name: str) -> None:
     case = CASES[name]

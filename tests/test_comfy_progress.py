@@ -93,6 +93,7 @@ DATA = st.fixed_dictionaries(
 KINDS = st.sampled_from(["execution_cached", "executing", "progress", "progress_state", "executed", "x"])
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(KINDS, DATA), max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_whatever_a_node_sends_ends_no_thread_and_stays_between_0_and_1(messages: list[Any]) -> None:
@@ -298,6 +299,7 @@ def test_the_file_is_whole_at_any_time_and_written_once_a_second_at_most(bench: 
 # --- told ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_tells_title_steps_time_left_and_picture(bench: Any) -> None:
     one: Bench = bench()
     sleep = node("TestSleep", seconds=2.5, steps=25, preview=True, nonce=1)

@@ -140,6 +140,7 @@ def test_another_server_on_the_port_is_left_alone(bench: Make, builtin_server: B
     assert builtin_server.get("/history") == {}
 
 
+@pytest.mark.long
 def test_a_foreign_answer_on_our_port_is_never_taken_for_ours(bench: Make, checkout: Callable[[str], str]) -> None:
     """Its directories are not the ones we gave."""
     path = checkout("""

@@ -99,6 +99,7 @@ class TestVram:
         assert reader.vram() == known, "as old as its time says"
         assert reader.vram() == known
 
+    @pytest.mark.long
     def test_it_is_read_anew_only_now_and_then(self, tmp_path: Path) -> None:
         now = [0.0]
         count = tmp_path / "count"

@@ -133,6 +133,7 @@ def test_submit_prints_the_id_and_nothing_else(supervisor: PaperSupervisor) -> N
     assert (row["task_type"], row["params"], row["priority"]) == ("comfy", {"workflow": {}}, 5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -285,6 +286,7 @@ def test_an_unknown_task_is_exit_1_and_one_sentence(supervisor: PaperSupervisor)
             assert f"no task has the id {task_id}" in one_sentence(ctl(supervisor.data_dir, verb, task_id), 1)
 
 
+@pytest.mark.long
 def test_tasks_are_filtered_and_limited(supervisor: PaperSupervisor) -> None:
     first, second = (supervisor.queue.enqueue(kind, {}) for kind in ("comfy", "vace"))
     supervisor.queue.finish(second, "Failed", error_message="comfy.exited: gone")

@@ -49,6 +49,7 @@ def test_the_row_of_the_specification_becomes_a_file_that_decodes_twice_in_a_row
         assert not (tmp_path / ".demo" / "run.json").exists()
 
 
+@pytest.mark.long
 def test_a_comfyui_that_cannot_start_ends_the_demo_with_its_words(tmp_path: Path) -> None:
     (tmp_path / "comfy").mkdir()
     (tmp_path / "comfy" / "main.py").write_text("raise SystemExit('torch is not installed')\n")

@@ -131,6 +131,7 @@ def _finished(data_dir: Path, task_id: str, status: str) -> None:
     raise AssertionError(f"the task did not end: {found}")
 
 
+@pytest.mark.long
 def test_a_restarted_handler_has_another_process_and_takes_the_next_task(data_dir: Path) -> None:
     assert submit(data_dir, "--wait").returncode == 0
     before = _handler(data_dir, "comfy")

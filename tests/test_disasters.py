@@ -94,6 +94,7 @@ VICTIMS: dict[str, Callable[[Worker], int]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", list(VICTIMS))
 def test_whoever_dies_under_a_prompt_it_is_run_again_and_nobody_else_is(lasting: Worker, victim: str) -> None:
     queued = lasting.log.count("Workflow queued")
@@ -144,6 +145,7 @@ def test_a_dead_supervisor_leaves_nothing_and_its_next_life_goes_on(tmp_path: Pa
     assert again.row(task)["result_data"]["attempts"][0]["kind"] == "worker_died"
 
 
+@pytest.mark.long
 def test_a_frozen_supervisor_wakes_up_to_a_task_that_another_has_done(start_worker: Start, tmp_path: Path) -> None:
     short = {"WAN2GP_LEASE_S": "2", "WAN2GP_RENEW_S": "0.5"}
     frozen = start_worker(*OFTEN, name="frozen", environ=short)
@@ -161,6 +163,7 @@ def test_a_frozen_supervisor_wakes_up_to_a_task_that_another_has_done(start_work
     finished_once(other, frozen.insert("noop"), 1)
 
 
+@pytest.mark.long
 def test_what_a_frozen_supervisor_made_too_late_is_deleted(start_worker: Start) -> None:
     short = {"WAN2GP_LEASE_S": "2", "WAN2GP_RENEW_S": "0.5"}
     frozen = start_worker(*OFTEN, name="frozen", environ=short)
@@ -253,6 +256,7 @@ def test_a_killed_worker_is_replaced_by_another_after_its_lease(start_worker: St
     finished_once(second, task, 2)
 
 
+@pytest.mark.long
 def test_the_embedded_database_comes_back_under_a_running_task(start_worker: Start) -> None:
     worker = start_worker(environ={"WAN2GP_QUEUE": "embedded"})
     worker.url = worker.ctl("db", "url").stdout.strip()

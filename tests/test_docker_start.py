@@ -209,6 +209,7 @@ def test_a_user_whom_the_image_does_not_know_has_a_home_and_a_name(machine: Mach
 # --- a worker behind it ---
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="an sshd is started for root alone")
 def test_the_base_images_sshd_lives_as_long_as_the_container(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     process = machine.start(PUBLIC_KEY=KEY)
@@ -220,6 +221,7 @@ def test_the_base_images_sshd_lives_as_long_as_the_container(machine: Machine, m
     assert not gone(sshd)
 
 
+@pytest.mark.long
 def test_what_an_entry_script_started_before_it_became_the_worker_is_not_ours_to_end(machine: Machine) -> None:
     """`service ssh start; exec wan2gp-supervisor`: as pid 1 of a container the worker is the sshd's parent."""
     entry = f"setsid sleep 300 & echo $! >{machine.path}/sshd-pid; exec wan2gp-supervisor"
@@ -265,6 +267,7 @@ def submitted(machine: Machine, prefix: tuple[str, ...] = ()) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_any_user_can_run_a_worker_from_its_database_to_a_result(machine: Machine) -> None:
     """`docker run --user 1000` without a configured database: the embedded one, the engine, the files."""
     prefix = as_stranger()
@@ -275,6 +278,7 @@ def test_any_user_can_run_a_worker_from_its_database_to_a_result(machine: Machin
     assert process.wait(30) == 0
 
 
+@pytest.mark.long
 def test_the_health_check_tells_a_worker_that_answers_from_one_that_does_not(machine: Machine) -> None:
     check = only("worker", "HEALTHCHECK").exec_form()
     assert not healthy(machine, check)

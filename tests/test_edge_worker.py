@@ -107,6 +107,7 @@ class TestWork:
 
 
 class TestTrouble:
+    @pytest.mark.long
     def test_a_killed_worker_puts_its_task_back_at_its_next_start(self, edge: EdgeProject, start: Start) -> None:
         worker = start()
         task_id = edge.insert("maker", text("a", seconds=1.0))

@@ -513,6 +513,7 @@ def test_root_where_user_namespaces_are_refused(open_dir: Path, spawn: Callable[
     assert read_the_row(spawn(open_dir, "docker").url) == "precious"
 
 
+@pytest.mark.long
 @needs_root
 def test_cluster_goes_on_when_the_container_loses_and_regains_user_namespaces(
     open_dir: Path, spawn: Callable[..., Worker]
@@ -528,6 +529,7 @@ def test_cluster_goes_on_when_the_container_loses_and_regains_user_namespaces(
         worker.close()
 
 
+@pytest.mark.long
 @needs_root
 def test_root_in_a_closed_directory_where_user_namespaces_are_refused(
     tmp_path_factory: pytest.TempPathFactory, spawn: Callable[..., Worker]

@@ -52,6 +52,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[tuple[TaskQueue, str, str]]:
             yield found
 
 
+@pytest.mark.long
 def test_work_that_ends_while_the_verb_is_forbidden_is_settled_once_it_is_allowed(
     way: tuple[TaskQueue, str, str], tmp_path: Path
 ) -> None:

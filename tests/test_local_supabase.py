@@ -39,6 +39,7 @@ def ran(directory: Path, *what: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(directory, *what), cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.long
 def test_the_command_has_a_project_and_the_database_stays(project: Path) -> None:
     for kind, found in (("one", "['one'] 1\n"), ("two", "['one', 'two'] 1\n")):
         done = ran(project, sys.executable, "-c", ASK, kind)

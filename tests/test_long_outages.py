@@ -108,6 +108,7 @@ def caught(call: str, link: FaultyLink, held: Held, watcher: Worker) -> None:
     seen_done(call, task, held, watcher)
 
 
+@pytest.mark.long
 def test_a_database_that_goes_away_under_a_claim_a_finish_and_a_heartbeat_costs_no_attempt(
     start_worker: Start, pg_server: PgServer, queue_db: str, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_every_kind_of_sound_is_decoded(tmp_path: Path, suffix: str) -> None:
     assert info.kind == "audio" and info.duration_s == pytest.approx(8.0, abs=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", SOUNDS)
 @pytest.mark.parametrize("how", ["empty", "noise", "only a header", "text"])
 def test_broken_sound_is_found_out(tmp_path: Path, suffix: str, how: str) -> None:

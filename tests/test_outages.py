@@ -31,6 +31,7 @@ def finished_once(worker: Worker, task: str, attempts: int) -> Row:
 # -- the link ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_worker_that_alone_is_cut_off_stops_its_work_before_another_takes_it(
     start_worker: Start, queue_db: str, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ DEATHS: dict[str, Callable[[Worker], object]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", list(DEATHS))
 def test_a_courier_that_ends_under_a_download_costs_no_attempt(
     start_worker: Start, web: BadWebServer, how: str

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 import psycopg
+import pytest
 
 from tests.conftest_worker import Worker
 from tests.supabase_stack import Stack
@@ -86,6 +87,7 @@ def test_many_workers_are_not_in_step() -> None:
         assert due_s is None or moments[0] >= due_s
 
 
+@pytest.mark.long
 def test_a_worker_that_polls_once_an_hour_finds_what_comes_right_after_its_last_task(
     supabase_stack: Stack, start_supabase_worker: Callable[..., Worker]
 ) -> None:

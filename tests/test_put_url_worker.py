@@ -42,6 +42,7 @@ def complete(stack: Stack, worker: Worker, task_id: str, url: str) -> None:
     assert url.partition("token=")[2] not in worker.log + worker.screen
 
 
+@pytest.mark.long
 def test_a_file_that_arrived_without_an_answer_is_published(start: Callable[[], Worker], supabase_stack: Stack) -> None:
     """All answers of a whole round are lost: the first try has stored the file, every later one is refused."""
     worker, url = start(), signed(supabase_stack)
@@ -70,6 +71,7 @@ def test_a_worker_that_died_behind_the_put_does_not_fail_its_result(
     assert puts == [200, 400], "Storage says 400 for everything"
 
 
+@pytest.mark.long
 def test_somebody_elses_file_is_not_called_the_tasks_result(start: Callable[[], Worker], supabase_stack: Stack) -> None:
     """Neither at first, nor when a person asks for another try, nor after a restart."""
     worker, url = start(), signed(supabase_stack)

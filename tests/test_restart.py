@@ -83,6 +83,7 @@ def fates(lasting: Worker) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_a_poison_task_ends_with_all_its_deaths_and_the_queue_moves_on(lasting: Worker, fates: dict[str, str]) -> None:
     row = lasting.ended(fates["poison"])
     assert (row["status"], row["attempts"]) == ("Failed", 2)
@@ -138,6 +139,7 @@ def rss(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
+@pytest.mark.long
 def test_ten_megabytes_of_engine_logs_cost_neither_the_task_nor_the_disk_nor_memory(lasting: Worker) -> None:
     finished_once(lasting, lasting.insert("comfy", {"workflow": picture()}), 1)
     pids = [lasting.process.pid, lasting.handler_pid("comfy")]

@@ -169,6 +169,7 @@ def test_a_worker_that_has_not_started_yet_leaves_as_well(start_worker: Start, q
         assert not run_dir.exists()
 
 
+@pytest.mark.long
 def test_a_stop_while_the_database_is_away_keeps_what_ended(
     start_worker: Start, pg_server: PgServer, tmp_path: Path
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_stop_while_the_database_is_away_keeps_what_ended(
     assert settled(again, long) == ("In Progress", 1)
 
 
+@pytest.mark.long
 def test_a_database_that_hangs_does_not_hold_the_end_up(start_worker: Start, queue_db: str) -> None:
     """What could not be said to it is said by the next life."""
     with FaultyLink(queue_db) as link:
@@ -223,6 +225,7 @@ def test_drained_it_ends_what_it_has_and_begins_nothing_until_resumed(worker: Wo
     worker.ended(waiting)
 
 
+@pytest.mark.long
 def test_once_drains_the_queue_with_its_retries_and_failures(start_worker: Start) -> None:
     first = start_worker()
     first.ctl("drain")

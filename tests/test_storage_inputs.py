@@ -328,6 +328,7 @@ def test_an_address_that_came_unsigned_is_no_way_into_anything(guarded: Courier)
     assert refused(fetch(guarded, "t2", None, "storage://b/../x")).code == "input.bad_url"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("status", "body", "code", "signature"),
     [

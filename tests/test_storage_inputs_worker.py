@@ -311,6 +311,7 @@ def test_without_a_project_it_is_said_before_the_engine_is_started(start_lasting
     assert "starting ComfyUI" not in alone.log
 
 
+@pytest.mark.long
 def test_a_hosted_project_that_stumbles_costs_an_input_no_attempt(
     start_supabase_worker: Start, supabase_stack: Stack, film: bytes
 ) -> None:

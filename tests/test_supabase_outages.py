@@ -96,6 +96,7 @@ def shows_outage(worker: Worker) -> bool:
     return shown.returncode == 0 and not json.loads(shown.stdout)["worker"]["database_ok"]
 
 
+@pytest.mark.long
 def test_storage_alone_goes_away_and_work_goes_on_without_waiting_for_it(
     start_supabase_worker: Start, supabase_stack: Stack
 ) -> None:

@@ -95,6 +95,7 @@ class TestCompletion:
 
 
 class TestScaler:
+    @pytest.mark.long
     def test_it_sees_a_beat_the_memory_of_the_gpus_and_a_log_line(
         self, start_supabase_worker: Start, tmp_path: Path
     ) -> None:
@@ -123,6 +124,7 @@ class TestScaler:
         assert any(line["message"].startswith("Worker w1 started") for line in lines)
         assert any(line["task_id"] == task_id and "completed" in line["message"] for line in lines)
 
+    @pytest.mark.long
     def test_nobody_who_wants_no_copies_of_the_log_gets_them(self, start_supabase_worker: Start) -> None:
         worker = start_supabase_worker(environ={"WAN2GP_SHIP_LOGS": "0"})
         worker.ended(worker.insert("noop"))

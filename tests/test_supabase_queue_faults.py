@@ -145,6 +145,7 @@ class TestLostAnswers:
 
 
 class TestOutages:
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "fault",
         [
@@ -224,6 +225,7 @@ class TestOutages:
             error = error_of(queue.check)
             assert isinstance(error, QueueUnavailable) and not error.server_down
 
+    @pytest.mark.long
     @pytest.mark.parametrize("size", [1 << 20, 1000], ids=["large", "small"])
     def test_of_answers_that_come_too_late_only_large_params_are_blamed(self, stack: Stack, size: int) -> None:
         with queue_on(stack, call_timeout_s=0.7) as queue:
@@ -416,6 +418,7 @@ class TestRefusals:
         assert isinstance(error, AccessDenied) and "SUPABASE_URL" in str(error) and "t0ken" not in str(error)
         assert len(stack.front.requests) == 1, "asking again does not mend an address"
 
+    @pytest.mark.long
     @pytest.mark.parametrize("lasting_stack", ["bare"], indirect=True)
     def test_a_project_without_the_functions_says_what_to_run_and_works_right_after_it(self, stack: Stack) -> None:
         with queue_on(stack) as queue:
@@ -463,6 +466,7 @@ class TestRefusals:
 
 
 class TestSecrets:
+    @pytest.mark.long
     def test_no_error_tells_the_key(self, stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
         """Not in its text, nor in its traceback, not even in one that shows the variables of every frame."""
         caplog.set_level(logging.DEBUG)

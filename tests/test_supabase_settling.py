@@ -47,6 +47,7 @@ def settled_once(bench: Bench, task: Any) -> None:
     assert (bench.shown(), bench.rest()) == ({"a.txt": "eins"}, [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", list(PASSING))
 def test_work_that_is_done_waits_until_its_project_will_have_it(bench: Bench, lasting_stack: Stack, what: str) -> None:
     fault = lasting_stack.front.faults.add(replace(PASSING[what], hits=0, lifted=threading.Event()))

@@ -56,6 +56,7 @@ class TestPublishing:
         eventually("the spool is empty", supabase_worker.spool_is_empty)
         assert not (supabase_worker.data_dir / "outputs").exists()
 
+    @pytest.mark.long
     def test_a_user_of_the_predecessors_app_finds_it_below_the_own_id(
         self, supabase_worker: Worker, supabase_stack: Stack
     ) -> None:
@@ -84,6 +85,7 @@ class TestPublishing:
         token = row["output_location"].partition("token=")[2]
         assert token and token not in worker.log + worker.screen
 
+    @pytest.mark.long
     def test_a_url_that_the_task_gave_gets_the_primary_file_and_no_log_has_its_signature(
         self, start_supabase_worker: Start, supabase_stack: Stack
     ) -> None:
@@ -123,6 +125,7 @@ class TestLostAnswers:
             published_once(supabase_stack, supabase_worker, task_id)
         eventually("all three answers were lost", lambda: fault.hits == 3)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("params", [TEXT, LARGE], ids=["small", "resumable"])
     def test_an_upload_that_arrived_and_was_not_answered_is_repeated_onto_itself(
         self, supabase_worker: Worker, supabase_stack: Stack, params: dict[str, object]
@@ -144,6 +147,7 @@ class TestLostAnswers:
 
 
 class TestRefusedEnds:
+    @pytest.mark.long
     def test_what_a_refused_finish_has_published_is_deleted(
         self, supabase_worker: Worker, supabase_stack: Stack
     ) -> None:
@@ -186,6 +190,7 @@ def told(worker: Worker) -> list[Row]:
 
 
 class TestWithheld:
+    @pytest.mark.long
     def test_a_result_that_the_bucket_does_not_take_waits_for_a_person_and_holds_up_nobody(
         self, supabase_worker: Worker, supabase_stack: Stack
     ) -> None:
@@ -213,6 +218,7 @@ class TestWithheld:
         refused = supabase_worker.ctl("publish", "retry", large)
         assert refused.returncode == 1 and "no result of the task" in refused.stderr
 
+    @pytest.mark.long
     def test_a_wrong_bucket_is_mended_by_a_restart(self, start_supabase_worker: Start, supabase_stack: Stack) -> None:
         worker = start_supabase_worker(environ={"SUPABASE_VIDEO_BUCKET": "nowhere"})
         task_id = worker.insert("maker", TEXT)
@@ -224,6 +230,7 @@ class TestWithheld:
         eventually("it is complete", lambda: worker.row(task_id)["status"] == "Complete")
         published_once(supabase_stack, worker, task_id)
 
+    @pytest.mark.long
     def test_a_task_that_was_queued_again_is_not_completed_by_the_withheld_result(
         self, supabase_worker: Worker, supabase_stack: Stack
     ) -> None:
@@ -240,6 +247,7 @@ class TestWithheld:
 
 
 class TestStarts:
+    @pytest.mark.long
     def test_a_storage_that_is_away_stops_no_start_and_what_waits_for_it_is_not_run_again(
         self, start_supabase_worker: Start, supabase_stack: Stack
     ) -> None:

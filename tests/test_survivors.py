@@ -48,6 +48,7 @@ def starting(start_worker: Start, cell: Cell) -> Callable[[], Worker]:
     return lambda: start_worker(name=next(names), environ={**COMFY, "COMFY_PORT": str(free_port()), **cell.environ})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.fatal], ids=lambda cell: cell.name)
 def test_a_worker_that_ends_leaves_no_process(start_worker: Start, cell: Cell) -> None:
     nothing_is_left(starting(start_worker, cell), cell)

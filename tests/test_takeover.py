@@ -150,6 +150,7 @@ def test_a_worker_that_is_not_heard_of_for_a_lease_gives_its_name_free(start_wor
     heir.ended(heir.insert("noop"))
 
 
+@pytest.mark.long
 def test_what_a_worker_leaves_is_taken_up_before_any_lease_could_have_ended(start_worker: Start) -> None:
     """A killed one takes it back itself, as soon as it starts again under its own name; a stopped one gives it to
     another, who waits for work."""

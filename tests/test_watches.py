@@ -44,6 +44,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer) -> It
         )
 
 
+@pytest.mark.long
 def test_a_process_that_keeps_too_much_memory_after_its_task_is_replaced_before_the_next(
     scene: SimpleNamespace,
 ) -> None:

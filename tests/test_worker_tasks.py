@@ -54,6 +54,7 @@ def test_a_hostile_file_name_stays_in_the_outputs_folder(worker: Worker, name: s
     assert path.name.startswith(task)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("vice", "params"),
     [
@@ -90,6 +91,7 @@ def test_an_unforeseen_exception_is_one_sentence_and_the_next_task_runs_in_the_s
     assert worker.handler_pid("raiser") == pid
 
 
+@pytest.mark.long
 def test_a_failure_that_may_pass_is_tried_again_and_all_attempts_are_told(worker: Worker) -> None:
     params = {"code": "comfy.exited", "message": "it died"}
     task = worker.insert("raiser", params, max_attempts=2)
@@ -130,6 +132,7 @@ def test_a_hang_under_a_living_io_thread_is_noticed(worker: Worker) -> None:
     assert "no progress within 1s in phase step" in worker.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vice", ["babbler"])
 def test_a_broken_protocol_costs_the_process_not_the_task(worker: Worker, vice: str) -> None:
     row = worker.ended(worker.insert(vice))
@@ -145,6 +148,7 @@ def test_an_outcome_too_large_to_send_is_a_clear_failure_and_floods_of_output_ar
     assert sum(path.stat().st_size for path in logs) < 20_000_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vice", ["unimportable", "unstartable"])
 def test_an_engine_that_cannot_start_consumes_no_task_and_says_why(worker: Worker, vice: str) -> None:
     tasks = [worker.insert(vice) for _ in range(3)]
@@ -158,6 +162,7 @@ def test_an_engine_that_cannot_start_consumes_no_task_and_says_why(worker: Worke
     assert "libcudart" in said[0] or "ComfyUI startup failed: as planned" in said[0]
 
 
+@pytest.mark.long
 def test_an_engine_that_starts_at_last_takes_its_tasks(worker: Worker) -> None:
     tasks = [worker.insert("unstartable") for _ in range(3)]
     eventually("it has died", lambda: "Handler unstartable ended" in worker.log)
@@ -238,6 +243,7 @@ def test_a_private_address_is_refused_by_the_courier(worker: Worker) -> None:
     assert row["error_message"].startswith("input.forbidden_address: ")
 
 
+@pytest.mark.long
 def test_attempts_are_told_in_the_events(worker: Worker) -> None:
     task = worker.insert("crasher", {"exit": 5})
     worker.ended(task)
