@@ -42,7 +42,7 @@ from wan2gp.supervisor.bounds import (
     understood,
 )
 from wan2gp.supervisor.postgres_json import to_json
-from wan2gp.supervisor.wanted import SOURCES_MAX, WISHES_MAX, refusal
+from wan2gp.supervisor.wanted import SOURCES_MAX, WISHES_MAX, Named, refusal
 
 IDS = ("task", "lease")
 
@@ -132,11 +132,11 @@ def test_the_detail_of_a_failure_is_kept_as_long_as_it_is_small() -> None:
 
 def test_a_run_may_not_have_its_inputs_downloaded_again_and_again() -> None:
     params, sources = {"a": "http://x/a"}, {"a": Source("http://x/a")}
-    assert refusal(params, sources, WISHES_MAX) is None
-    assert refusal(params, sources, WISHES_MAX + 1) is not None
-    assert refusal(params, {"n" * 1000: Source("http://x/a")}) is not None
-    assert refusal(params, {"a": Source("http://x/a", "\x1b")}) is not None
-    assert refusal(params, {str(each): Source("http://x/a") for each in range(SOURCES_MAX + 1)}) is not None
+    assert refusal(Named(params), sources, WISHES_MAX) is None
+    assert refusal(Named(params), sources, WISHES_MAX + 1) is not None
+    assert refusal(Named(params), {"n" * 1000: Source("http://x/a")}) is not None
+    assert refusal(Named(params), {"a": Source("http://x/a", "\x1b")}) is not None
+    assert refusal(Named(params), {str(each): Source("http://x/a") for each in range(SOURCES_MAX + 1)}) is not None
 
 
 # -- whatever it says --------------------------------------------------------------------------------------------------

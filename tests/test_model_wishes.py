@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from wan2gp.config import ConfigError, load_config
+from wan2gp.lora_names import resolved
 from wan2gp.protocol import Source
+from wan2gp.supervisor import wanted
 from wan2gp.supervisor.places import NotHanded, Places
 from wan2gp.supervisor.registry import wan_may_fetch
-from wan2gp.supervisor.wanted import KEPT_WISHES_MAX, WISHES_MAX, MayFetch, refusal
+from wan2gp.supervisor.wanted import KEPT_WISHES_MAX, WISHES_MAX, MayFetch, Named, refusal
 from wan2gp.wan_types import OWN_URLS
 
 TRUSTED = "https://huggingface.co/DeepBeepMeep/Wan2.1/resolve/main/pose/dw-ll_ucoco_384.onnx"
@@ -21,7 +23,7 @@ WAN = wan_may_fetch(load_config(environ={}))
 
 
 def why(params: Any, url: str, kind: str, may_fetch: MayFetch = WAN, wishes: int = 1) -> str | None:
-    found = refusal(params, {"x": Source(url, kind)}, wishes, may_fetch)
+    found = refusal(Named(params), {"x": Source(url, kind)}, wishes, may_fetch)
     return None if found is None else found.message
 
 
@@ -112,3 +114,35 @@ def test_a_courier_cannot_hand_out_what_it_does_not_keep(tmp_path: Path) -> None
     for name in (*(f"{shelf}/{each}" for each in wrong), str(tmp_path / "secret"), "relative"):
         with pytest.raises(NotHanded):
             places.kept(name, shelf)
+
+
+def page(number: int) -> str:
+    return f"https://huggingface.co/a/b/blob/main/{number}.safetensors"
+
+
+def test_the_pages_that_a_row_names_are_read_once_however_many_files_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(wanted, "resolved", lambda url: read.append(url) or resolved(url))
+    row = Named({"junk": ",".join(["a:1"] * 10_000), "loras": ",".join(map(page, range(20)))})
+    for number in range(20):
+        assert refusal(row, {"x": Source(resolved(page(number)), "lora")}, 1, MayFetch(models=True)) is None
+    assert sorted(read) == sorted({*map(page, range(20)), ",".join(map(page, range(20)))}), "and nothing of the junk"
+
+
+def test_a_row_of_more_pages_than_anybody_means_costs_no_more_than_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(wanted, "resolved", lambda url: read.append(url) or resolved(url))
+    row = Named({"junk": [f"x://{number}" for number in range(2 * wanted.PAGES_MAX)]})
+    for _ in range(3):
+        assert refusal(row, {"x": Source(resolved(page(1)), "lora")}, 1, MayFetch(models=True)) is not None
+    assert len(read) == wanted.PAGES_MAX
+
+
+def test_a_graph_in_a_string_is_not_searched_without_end() -> None:
+    url = "https://example.org/x.png"
+    row = Named({"workflow": '{"1": "' + url + '"}' + " " * 8_000_000})
+    heard = [refusal(row, {"x": Source(url, "image")}) is None for _ in range(100)]
+    searches = wanted.SEARCHED_MAX // 8_000_000
+    assert heard == [True] * searches + [False] * (100 - searches)

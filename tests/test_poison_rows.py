@@ -10,7 +10,7 @@ import pytest
 from tests.conftest_db import PgServer
 from tests.conftest_worker import Worker, eventually
 from tests.shared_worker import shared_worker
-from wan2gp.protocol import MAX_MESSAGE_BYTES
+from wan2gp.protocol import MAX_CONTAINERS, MAX_MESSAGE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,12 @@ def nested(levels: int) -> str:
 
 
 LARGE = "input.too_large: the task's params are too large"
+BULKY = "input.too_large: the task's params cannot be read: what is in them "
 UNREADABLE = "input.bad_params: the task's params cannot be read"
 POISON = {
     "larger than a message may be": ('{"image": "' + "x" * MAX_MESSAGE_BYTES + '"}', LARGE),
-    "nested three hundred deep": (nested(300), LARGE),
+    "nested three hundred deep": (nested(300), BULKY),
+    "more lists than anybody means": ('{"x": [' + ", ".join(["[]"] * MAX_CONTAINERS) + "]}", BULKY),
     "an integer of 5000 digits": ('{"seed": ' + "9" * 5000 + "}", UNREADABLE),
     "nested three thousand deep": (nested(3000), UNREADABLE),
     "nested three thousand deep in a string": ('"' + nested(3000) + '"', UNREADABLE),

@@ -299,19 +299,27 @@ def decode_up(frame: bytes) -> Up:
 
 def _check_depth(message: Down | Up) -> None:
     for free in _free_json(message):
-        level, depth, containers = [free], 0, 0
-        while level:
-            depth, containers = depth + 1, containers + len(level)
-            if containers > MAX_CONTAINERS:
-                raise ProtocolError(f"{type(message).__name__} holds more than {MAX_CONTAINERS} objects and lists")
-            if depth > MAX_DEPTH:
-                raise ProtocolError(f"{type(message).__name__} is nested more than {MAX_DEPTH} levels deep")
-            level = [
-                inner
-                for value in level
-                for inner in (value.values() if isinstance(value, dict) else value)
-                if isinstance(inner, (dict, list))
-            ]
+        if (why := misshapen(free)) is not None:
+            raise ProtocolError(f"{type(message).__name__} {why}")
+
+
+def misshapen(free: Any) -> str | None:
+    """Why JSON of any shape may not cross the wire, if so: continues a sentence of which it is the subject. Looks at no
+    more of it than may be there."""
+    level, depth, containers = [free] if isinstance(free, (dict, list)) else [], 0, 0
+    while level:
+        depth, containers = depth + 1, containers + len(level)
+        if depth > MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} levels deep"
+        if containers > MAX_CONTAINERS:
+            return f"holds more than {MAX_CONTAINERS} objects and lists"
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+    return None
 
 
 def _free_json(message: Down | Up) -> list[Any]:

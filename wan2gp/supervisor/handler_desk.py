@@ -325,7 +325,7 @@ class HandlerDesk(Desk):
         if running.sources != dict(sources):
             running.inputs = None
             running.wishes += 1
-            refused = refusal(running.task.params, sources, running.wishes, self.may_fetch)
+            refused = refusal(running.names(), sources, running.wishes, self.may_fetch)
             if refused is not None:
                 running.inputs = Inputs(*running.key, failure=refused)
             else:

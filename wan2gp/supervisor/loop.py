@@ -35,7 +35,7 @@ from wan2gp.supervisor.protection import Protection
 from wan2gp.supervisor.queue import ClaimedTask, Verb, Warm
 from wan2gp.supervisor.registry import COURIER, HandlerSpec, Registry, courier_settings, wan_may_fetch
 from wan2gp.supervisor.router import Router
-from wan2gp.supervisor.running import Running, Why, without_put_url
+from wan2gp.supervisor.running import Running, Why, within_wire, without_put_url
 from wan2gp.supervisor.settler import Settler
 from wan2gp.supervisor.signer import Signer
 from wan2gp.supervisor.spool import Ending
@@ -310,7 +310,8 @@ class Loop:
     def claimed(self, task: ClaimedTask, sent_at: float) -> None:
         """From the claimer's thread."""
         self._leases.hold(task.id, task.lease_id, task.token, sent_at)
-        self.inbox.post(lambda: self._take(task))
+        fit = within_wire(task)
+        self.inbox.post(lambda: self._take(fit))
 
     def _take(self, task: ClaimedTask) -> None:
         spec = self.registry.for_type(task.task_type)

@@ -12,7 +12,7 @@ from wan2gp.model_places import WEIGHTS, place_of
 from wan2gp.protocol import Failed, Fetched, Source
 from wan2gp.supervisor.queue import ClaimedTask
 from wan2gp.supervisor.running import Running
-from wan2gp.supervisor.wanted import MayFetch, refusal
+from wan2gp.supervisor.wanted import MayFetch, Named, refusal
 
 MODELS = "models"
 """In place of a handler's name, and of a task's id."""
@@ -57,7 +57,7 @@ class ModelFetches:
                 self._files[url] = known
                 continue
             file = self._files[url] = _File(url, self._pretended())
-            refused = refusal({}, file.sources, 1, self._may_fetch)
+            refused = refusal(Named({}), file.sources, 1, self._may_fetch)
             if refused is not None:
                 file.state, file.error = FAILED, error_message(refused.code, refused.message)
         done = [url for url, file in self._files.items() if file.state in (KEPT, FAILED)]

@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wan2gp.errors import error_message
-from wan2gp.protocol import OUT_OF_MEMORY, Failed, Inputs, Outcome, Progress, Source, Succeeded
+from wan2gp.protocol import OUT_OF_MEMORY, Failed, Inputs, Outcome, Progress, Source, Succeeded, misshapen
 from wan2gp.supervisor import bounds
 from wan2gp.supervisor.queue import ClaimedTask, Verb
 from wan2gp.supervisor.spool import Ending
+from wan2gp.supervisor.wanted import Named
 
 RETRY_FIRST_S = 2.0
 RETRY_MAX_S = 300.0
@@ -76,6 +77,8 @@ class Running:
     """What the courier was asked for."""
     inputs: Inputs | None = None
     """What the courier has answered."""
+    named: Named | None = field(default=None, repr=False)
+    """What its params name, once it was asked for."""
     wishes: int = 0
     """How often it has asked for other inputs than before."""
     wanted: bool = False
@@ -92,6 +95,12 @@ class Running:
     def key(self) -> tuple[str, str]:
         """(task id, lease id)."""
         return self.task.id, self.task.lease_id
+
+    def names(self) -> Named:
+        """What its params name; they are searched once, however often it asks."""
+        if self.named is None:
+            self.named = Named(self.task.params)
+        return self.named
 
     def may_run_again(self, failed: Failed) -> bool:
         """Whether a fresh process should try it within this attempt: it ran out of memory for the first time."""
@@ -289,6 +298,15 @@ def _detail(outcome: Failed) -> dict[str, Any]:
 def backoff_s(before: int) -> float:
     """The pause before another attempt after ``before`` earlier ones of the same kind, with jitter, seconds."""
     return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(before, 10)) * random.uniform(0.8, 1.2))
+
+
+def within_wire(task: ClaimedTask) -> ClaimedTask:
+    """The task; without its params where their shape alone would hold up the loop. For the claimer's thread."""
+    why = misshapen(task.params)
+    if why is None:
+        return task
+    unreadable = f"what is in them {why}; give large data as a file, by URL"
+    return replace(task, params=None, unreadable=unreadable, unreadable_code="input.too_large")
 
 
 PUT_URL = "put_url"

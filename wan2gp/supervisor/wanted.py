@@ -7,8 +7,10 @@ operator has named, whatever a row or an engine says, for they can run code when
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,13 @@ WISHES_MAX = 32
 NAME_MAX = 200
 KEPT_WISHES_MAX = 1000
 """The same where nothing but files of models is asked for: a first load asks for each of its files by itself."""
+PAGES_MAX = 4096
+"""So many strings of one task's params are read as URLs of pages."""
+URL_MAX = 8192
+"""Longest of them, characters."""
+SEARCHED_MAX = 512 * 1024 * 1024
+"""How much text of one task's params is searched for the URLs that its run asks for, characters. A graph in a string is
+searched once for each."""
 KINDS = frozenset({"video", "image", "audio", "any"})
 _PLAIN_PATH = re.compile(r"/[\w./+@=~-]+")
 
@@ -42,7 +51,7 @@ class MayFetch:
 
 
 def refusal(
-    params: Any, sources: Mapping[str, Source], wishes: int = 1, may_fetch: MayFetch = MayFetch()
+    named: Named, sources: Mapping[str, Source], wishes: int = 1, may_fetch: MayFetch = MayFetch()
 ) -> Failed | None:
     """Why they are not fetched, if so. ``wishes``: how often the run has asked for others."""
     most = KEPT_WISHES_MAX if all(each.kind in KEPT for each in sources.values()) else WISHES_MAX
@@ -54,12 +63,11 @@ def refusal(
     odd = next((name for name, each in sources.items() if len(name) > NAME_MAX or each.kind not in kinds), None)
     if odd is not None:
         return Failed("input.bad_params", f"input {odd[:NAME_MAX]!r} has no such name or kind")
-    return _foreign(params, sources, may_fetch)
+    return _foreign(named, sources, may_fetch)
 
 
-def _foreign(params: Any, sources: Mapping[str, Source], may_fetch: MayFetch) -> Failed | None:
+def _foreign(named: Named, sources: Mapping[str, Source], may_fetch: MayFetch) -> Failed | None:
     """Of the first URL that may not be fetched."""
-    named = _Named(params)
     for source in sources.values():
         if source.kind == WEIGHTS:
             if not _from(source.url, may_fetch.sources):
@@ -82,7 +90,7 @@ def _shown(url: str) -> str:
     return url.partition("?")[0][:200]
 
 
-def _lora_known(url: str, named: _Named, may_fetch: MayFetch) -> bool:
+def _lora_known(url: str, named: Named, may_fetch: MayFetch) -> bool:
     """Rows give the URL of a file's page too, where the file itself is fetched."""
     return url in may_fetch.urls or named.has_page_of(url) or _from(url, may_fetch.sources)
 
@@ -106,12 +114,14 @@ def _from(url: str, sources: tuple[str, ...]) -> bool:
     return False
 
 
-class _Named:
-    """The strings in a task's params."""
+class Named:
+    """The strings in a task's params. Their author is not trusted: they are searched in the loop's thread."""
 
     def __init__(self, params: Any) -> None:
         self._strings: set[str] = set()
         self._documents: list[str] = []
+        self._to_search = SEARCHED_MAX
+        self._pages: frozenset[str] | None = None
         level = [params]
         while level:
             value = level.pop()
@@ -121,20 +131,27 @@ class _Named:
                     self._documents.append(value)  # JSON in a string: a graph, say
             elif isinstance(value, dict):
                 self._strings.update(key for key in value if isinstance(key, str))
-                level += value.values()
+                level += [each for each in value.values() if isinstance(each, (str, dict, list))]
             elif isinstance(value, list):
-                level += value
+                level += [each for each in value if isinstance(each, (str, dict, list))]
 
     def has(self, url: str) -> bool:
-        return url in self._strings or any(url in document for document in self._documents)
+        return url in self._strings or any(self._stands_in(url, document) for document in self._documents)
 
     def has_page_of(self, url: str) -> bool:
         """Whether a string in them means this file, by itself or in a list with commas."""
-        return any(_same_file(part, url) for string in self._strings for part in {string, *string.split(",")})
+        if self._pages is None:
+            self._pages = frozenset(_meant(self._strings))
+        return url in self._pages
+
+    def _stands_in(self, url: str, document: str) -> bool:
+        self._to_search -= len(document)
+        return self._to_search >= 0 and url in document
 
 
-def _same_file(given: str, url: str) -> bool:
-    try:
-        return ":" in given and resolved(given) == url
-    except ValueError:  # it only looks like a URL
-        return False
+def _meant(strings: Iterable[str]) -> Iterator[str]:
+    """The files that strings mean by the URL of their page, at most :data:`PAGES_MAX`."""
+    urls = (part for string in strings if "//" in string for part in {string, *string.split(",")} if "//" in part)
+    for url in itertools.islice((each for each in urls if len(each) <= URL_MAX), PAGES_MAX):
+        with contextlib.suppress(ValueError):  # it only looks like a URL
+            yield resolved(url)
