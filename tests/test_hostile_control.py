@@ -16,11 +16,16 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests.conftest_db import PgServer
+from tests.conftest_worker import ROOT, eventually
 from tests.control_doubles import PaperSupervisor
 from tests.raw_zmtp import COMMAND, GREETING, MORE, connect, frame, join, ready
+from tests.shared_worker import shared_worker
 from wan2gp import control
 from wan2gp.control_client import ControlClient
-from wan2gp.processes import may_be_below
+from wan2gp.ctl_exit import Exit
+from wan2gp.processes import may_be_below, start_time
+from wan2gp.rundir import control_endpoint
 from wan2gp.supervisor import control_door
 from wan2gp.supervisor.connections import HANDSHAKE_S
 from wan2gp.supervisor.control_door import (
@@ -35,6 +40,7 @@ from wan2gp.supervisor.control_door import (
     ControlDoor,
 )
 from wan2gp.supervisor.control_server import below_us
+from wan2gp.supervisor.ledger import already_here, came_before
 
 MIB = bytes(1 << 20)
 ASK = frame(b"1", MORE) + frame(b"token", MORE) + frame(b"{}")
@@ -132,6 +138,67 @@ def test_what_a_handler_starts_is_closed_at_the_door_and_counted(supervisor: Pap
     done = subprocess.run([sys.executable, "-c", CONNECT, path], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "0" or "ConnectionResetError" in done.stderr, done
     assert status(supervisor).turned_away == {"handler": 1}
+
+
+def connecting(path: str) -> subprocess.Popen[str]:
+    """A process of ours that connects once it is told to."""
+    script = "input()" + CONNECT
+    return subprocess.Popen([sys.executable, "-c", script, path], stdin=-1, stdout=-1, stderr=-1, text=True)
+
+
+def test_what_was_there_before_the_supervisor_may_ask_and_what_came_later_may_not(tmp_path: Path) -> None:
+    """An entry script starts sshd or a notebook, and then becomes the worker: their shells are the operator's."""
+    run_dir = Path(tempfile.mkdtemp(prefix="w2g-"))
+    path = control_endpoint(run_dir).removeprefix("ipc://")
+    early = connecting(path)
+    foreign = already_here()
+    late = connecting(path)
+    running = PaperSupervisor(tmp_path, run_dir, ours=lambda pid: below_us(pid) and not came_before(pid, foreign))
+    try:
+        assert int(early.communicate("\n", timeout=60)[0]) > 0
+        said, error = late.communicate("\n", timeout=60)
+        assert said.strip() == "0" or "ConnectionResetError" in error
+        assert status(running).turned_away == {"handler": 1}
+    finally:
+        running.stop()
+        shutil.rmtree(run_dir)
+
+
+@pytest.mark.long
+def test_a_shell_of_an_entry_script_that_became_the_supervisor_may_ask(
+    tmp_path_factory: pytest.TempPathFactory, _pg_session: PgServer
+) -> None:
+    path = tmp_path_factory.mktemp("entry")
+    os.mkfifo(path / "go")
+    script = f'(cat {path}/go > {path}/job; sh {path}/job > {path}/out 2>&1; echo end >> {path}/out) & exec "$@"'
+    with shared_worker(path, _pg_session, within=["/bin/sh", "-c", script, "sh"]) as worker:
+        (path / "go").write_text(f"cd {ROOT} && {sys.executable} -m wan2gp.ctl --data-dir {worker.data_dir} ready")
+        eventually("it has asked", lambda: (path / "out").exists() and "end" in (path / "out").read_text())
+        assert (path / "out").read_text().startswith("ready")
+
+
+def test_a_pid_that_was_used_again_is_not_the_one_that_came_before() -> None:
+    own = os.getpid()
+    at = start_time(own)
+    assert came_before(own, frozenset({(own, at)})) and not came_before(own, frozenset({(own, (at or 0) + 1)}))
+
+
+def test_ctl_says_that_it_was_turned_away_and_where_to_ask_instead(tmp_path: Path) -> None:
+    run_dir = Path(tempfile.mkdtemp(prefix="w2g-"))
+    running = PaperSupervisor(tmp_path, run_dir, ours=below_us)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "wan2gp.ctl", "--data-dir", str(tmp_path), "ready"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (
+            done.returncode == Exit.FAILED and "ask from another shell" in done.stderr and "restart" not in done.stderr
+        )
+    finally:
+        running.stop()
+        shutil.rmtree(run_dir)
 
 
 def test_one_that_cannot_be_told_from_a_handler_is_taken_for_one() -> None:

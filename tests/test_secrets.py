@@ -265,3 +265,26 @@ def test_a_password_that_is_changed_under_a_running_worker_is_not_told(
         worker.ended(worker.insert("noop"))
         assert worker.stop() == 0
         admin.execute("DROP ROLE changing")
+
+
+IMPORTING = """
+import ctypes, runpy, sys
+libc, PR_GET_DUMPABLE = ctypes.CDLL(None), 3
+named = {"wan2gp.processes", "wan2gp.entry", "wan2gp.options", "argparse"}
+
+def look(event, args):
+    if event == "import" and args[0] in named:
+        named.remove(args[0])
+        print(args[0], libc.prctl(PR_GET_DUMPABLE), file=sys.stderr)
+
+sys.addaudithook(look)
+sys.argv = ["wan2gp-supervisor", "--version"]
+runpy.run_module("wan2gp.supervisor", run_name="__main__")
+"""
+
+
+def test_the_supervisor_is_closed_to_others_of_its_user_before_it_imports_more_than_it_needs_for_that() -> None:
+    """It has had an open file with every credential from its first moment."""
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    seen = dict(line.split() for line in done.stderr.splitlines())
+    assert seen == {"wan2gp.processes": "1", "wan2gp.entry": "0", "wan2gp.options": "0", "argparse": "0"}, done

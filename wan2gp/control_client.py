@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -19,7 +21,25 @@ REPLY_S = 15.0
 ALIVE_S = 0.5
 """Seconds between two questions whether the supervisor still lives, while its reply is awaited."""
 
+GREETING_S = 1.0
+"""Seconds that a supervisor which lets one in may take to say so."""
+
 R = TypeVar("R", bound=Reply)
+
+
+def turns_away(endpoint: str) -> bool:
+    """Whether this process's connections are closed before a word: a socket of ZeroMQ's does not show that, and
+    connects again for ever."""
+    with contextlib.suppress(TimeoutError), socket.socket(socket.AF_UNIX) as own:
+        own.settimeout(GREETING_S)
+        try:
+            own.connect(endpoint.removeprefix("ipc://"))
+            return not own.recv(1)
+        except ConnectionResetError:
+            return True
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+            return False
+    return False
 
 
 class ControlSilent(Exception):

@@ -10,14 +10,19 @@ from typing import TypeVar
 
 from wan2gp.config import load_config
 from wan2gp.control import AnyRequest, ControlRefused, Reply
-from wan2gp.control_client import REPLY_S, ControlClient, ControlSilent
+from wan2gp.control_client import REPLY_S, ControlClient, ControlSilent, turns_away
 from wan2gp.ctl_exit import CtlError, Exit
+from wan2gp.processes import may_be_below
 from wan2gp.rundir import DataDirError, Holder, RunInfo, control_endpoint, holder_of, read_run, read_token
 
 START_S = 10.0
 """Seconds a supervisor that has its lock may take until its socket is there: an embedded database starts meanwhile."""
 
 _TICK_S = 0.05
+_SHUT_OUT = (
+    "the supervisor (process {pid}) does not let this process in: it was started below the supervisor, as handlers "
+    "are. The supervisor itself is well: ask from another shell, with --data-dir {directory}"
+)
 
 R = TypeVar("R", bound=Reply)
 
@@ -35,7 +40,9 @@ class Link:
         """Raises :class:`CtlError` when no supervisor can be asked."""
         self.data_dir = directory
         self._info = _running(directory)
-        self._client = ControlClient(control_endpoint(self._info.run_dir), _token(directory))
+        self._endpoint = control_endpoint(self._info.run_dir)
+        self._client = ControlClient(self._endpoint, _token(directory))
+        self._looked_at_door = False
 
     def ask(self, request: AnyRequest, expected: type[R], timeout_s: float = REPLY_S) -> R:
         """The reply. Raises :class:`CtlError` when it is refused or does not come."""
@@ -47,11 +54,19 @@ class Link:
             raise CtlError(Exit.NO_SUPERVISOR, self._silence(silent)) from silent
 
     def _alive(self) -> bool:
+        """Asked while nothing comes. Raises :class:`CtlError` when nothing can come."""
+        if not self._looked_at_door:
+            self._looked_at_door = True
+            if may_be_below(os.getpid(), self._info.pid) and turns_away(self._endpoint):
+                raise CtlError(Exit.FAILED, _SHUT_OUT.format(pid=self._info.pid, directory=self.data_dir))
+        return self._holds_lock()
+
+    def _holds_lock(self) -> bool:
         holder = holder_of(self.data_dir)
         return holder is not None and holder.pid in (None, self._info.pid)
 
     def _silence(self, silent: ControlSilent) -> str:
-        if not self._alive():
+        if not self._holds_lock():
             return f"the supervisor of {self.data_dir} stopped meanwhile: start it again, its queue is kept"
         return f"{silent} (process {self._info.pid}): look at {self.data_dir / 'logs' / 'worker.log'}, or restart it"
 

@@ -164,6 +164,17 @@ def _below(root: int, families: dict[int, list[int]]) -> list[int]:
     return found
 
 
+def lineage(pid: int, hops: int = HOPS_MAX) -> Iterator[int]:
+    """``pid`` and its parents, the nearest first: no more than so many, and none that is gone."""
+    for _ in range(hops + 1):
+        if pid <= 0:
+            return
+        yield pid
+        if not (fields := _stat(pid)):
+            return
+        pid = int(fields[1])
+
+
 def is_below(pid: int, root: int) -> bool:
     """True when ``pid`` is a descendant of ``root``, by no more than :data:`HOPS_MAX` steps."""
     for _ in range(HOPS_MAX):

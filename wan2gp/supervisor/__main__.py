@@ -5,6 +5,12 @@ The console script starts it with the environment sealed; started directly, it s
 
 from __future__ import annotations
 
+from wan2gp.processes import undumpable
+
+if __name__ == "__main__":
+    undumpable()  # before all other imports: it holds every credential, in a file that is open, since it began
+
+# ruff: noqa: E402
 import os
 import sys
 import traceback
@@ -13,7 +19,6 @@ from typing import Any, NoReturn
 from wan2gp.entry import SEALED_FD_ENV, unseal
 from wan2gp.entry import main as seal_and_execute
 from wan2gp.options import supervisor_parser
-from wan2gp.processes import undumpable
 
 CRASH, USAGE, IN_USE, DATABASE, FUNCTIONS = 1, 2, 4, 5, 6
 LITTLE_MIB = 32
@@ -22,7 +27,7 @@ LITTLE_MIB = 32
 
 def main() -> int:
     """The exit code, as ``--help`` lists them."""
-    undumpable()  # first of all: it is about to hold every credential
+    undumpable()
     if SEALED_FD_ENV not in os.environ:
         return seal_and_execute()
     environ, secrets = unseal(dict(os.environ))

@@ -22,12 +22,12 @@ from wan2gp.processes import adopt_orphans, start_time
 from wan2gp.rundir import DataDirLock, RunDir, RunInfo, create_token, remove_run, write_run
 from wan2gp.supervisor.backends import chosen_kind, open_backend
 from wan2gp.supervisor.claimer import Claimer
-from wan2gp.supervisor.control_server import ControlServer
+from wan2gp.supervisor.control_server import ControlServer, below_us
 from wan2gp.supervisor.fairness import Fairness
 from wan2gp.supervisor.gpus import GpuReader
 from wan2gp.supervisor.inbox import Inbox
 from wan2gp.supervisor.leases import LeaseKeeper, boot_clock
-from wan2gp.supervisor.ledger import Ledger, already_here, end_strays
+from wan2gp.supervisor.ledger import Ledger, already_here, came_before, end_strays
 from wan2gp.supervisor.log_shipper import STOP_S, LogShipper
 from wan2gp.supervisor.loop import Loop
 from wan2gp.supervisor.nvml import Nvml
@@ -320,6 +320,7 @@ class App:
             fault=lambda error: self._facts("worker.warning", text=f"A control request failed: {error!r}"),
             gpus=self._gpus.read,
             turned_away=lambda counts: self._facts("control.turned_away", counts=_counted(counts)),
+            ours=lambda pid: below_us(pid) and not came_before(pid, self._foreign),
             intruded=lambda pid: inbox.post(lambda: self._loop.intruded(pid)),
         )
         control.start()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from wan2gp.processes import boot_id, children, descendants, kill, kill_named, start_time
+from wan2gp.processes import boot_id, children, descendants, kill, kill_named, lineage, start_time
 
 STRAYS_S = 0.25
 """How long one look for strays may go on while new ones appear, seconds."""
@@ -57,6 +57,12 @@ Named = tuple[int, "int | None"]
 def already_here() -> frozenset[Named]:
     """Our children before we have started any: an entry script that became us had started them, sshd for instance."""
     return frozenset((pid, start_time(pid)) for pid in children(os.getpid()))
+
+
+def came_before(pid: int, foreign: frozenset[Named]) -> bool:
+    """Whether a process is one of those of :func:`already_here`, or below one: nothing that we start ever is."""
+    pids = {one for one, _ in foreign}
+    return any(one in pids and (one, start_time(one)) in foreign for one in lineage(pid))
 
 
 def end_strays(owned: frozenset[int], foreign: frozenset[Named] = frozenset()) -> int:
