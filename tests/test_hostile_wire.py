@@ -51,8 +51,8 @@ class Wire:
         self.router = Router(f"ipc://{path}/s", lambda: self.now, self._work)
         self.endpoint = self.router.endpoint
         self.ours = True
-        self.router.admit(A, lambda pid: self.ours and pid == os.getpid())
-        self.router.admit(B, lambda pid: False)
+        self.router.admit(A, lambda kin: self.ours and kin.pid == os.getpid())
+        self.router.admit(B, lambda kin: False)
         self._open: list[socket.socket] = []
 
     def _work(self) -> float:

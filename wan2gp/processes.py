@@ -216,6 +216,28 @@ def _of_another_user(pid: int) -> bool:
     return False
 
 
+def user_of(pid: int) -> int | None:
+    """The user id that a process acts under; None when it is gone."""
+    for line in _lines(pid, "status"):
+        if line.startswith("Uid:"):
+            return int(line.split()[2])
+    return None
+
+
+def groups_of(pid: int) -> list[str]:
+    """The paths of a process's control groups, as cgroups(7) has them in ``/proc/<pid>/cgroup``; none when it is
+    gone."""
+    return [line.split(":", 2)[2] for line in _lines(pid, "cgroup") if line.count(":") >= 2]
+
+
+def _lines(pid: int, file: str) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/{file}") as lines:
+            return lines.read().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
+
+
 def running_as(uid: int) -> list[int]:
     """The processes of a user, by the id that they act under; zombies hold nothing and are left out."""
     found = []

@@ -24,8 +24,9 @@ import multiprocess
 from wan2gp import shim
 from wan2gp.boot import Boot, encode_boot
 from wan2gp.environment import SAFE_PATH
-from wan2gp.processes import frozen, is_below, kill
+from wan2gp.processes import frozen, kill
 from wan2gp.profile import Profile, encode_profile
+from wan2gp.supervisor.kin import Kin
 
 KILL_S = 3.0
 """How long a shim may take over a kill, which takes it milliseconds, before it is killed itself, seconds."""
@@ -101,6 +102,7 @@ class Child:
         self.refused: dict[str, str] = {}
         """Layers of its sandbox that the kernel refused, with the reason, once its shim has told them."""
         self.started = time.monotonic()
+        self._uid: int | None = None
         self.shim_pid = 0
         """0 before it is spawned."""
         self._killed_at: float | None = None
@@ -123,6 +125,7 @@ class Child:
         process to give."""
         boot = Boot(self.name, target, endpoint, self.identity.decode(), str(home), settings, secrets, warm)
         command = [sys.executable, *SAFE_PATH, "-m", "wan2gp.handlers", self.name]
+        self._uid = profile.uid
         self._channel, theirs = _spawn.Pipe()
         try:
             hidden = tuple(each.encode() for each in secrets.values() if each)
@@ -145,9 +148,9 @@ class Child:
         assert self._process.pid is not None
         self.shim_pid = self._process.pid
 
-    def owns(self, pid: int) -> bool:
-        """True when ``pid`` is the handler, or below it."""
-        return self.shim_pid > 0 and is_below(pid, self.shim_pid)
+    def owns(self, kin: Kin) -> bool:
+        """True when that process is the handler, or below it. Raises :class:`OSError` where it cannot be told."""
+        return kin.is_of(self.shim_pid, self._uid)
 
     def descriptors(self) -> tuple[int, int]:
         """What becomes readable when there is news (the channel) or the shim has died (its sentinel)."""

@@ -39,6 +39,8 @@ class Connections:
         """Descriptors of those that may have whole messages in memory yet."""
         self._paused: dict[int, float] = {}
         """Of those that have said too much, and are not waited for: until when, by descriptor."""
+        self._held_until: float | None = None
+        """Till then nobody is let in."""
         self._events: dict[int, int] = {}
         self._turned_away: Counter[str] = Counter()
 
@@ -66,11 +68,13 @@ class Connections:
         if self._unread:
             return 0.0
         now = self._clock()
-        times = [*self._paused.values(), *(each.opened_at + HANDSHAKE_S for each in self._shaking())]
+        held = [] if self._held_until is None else [self._held_until]
+        times = [*held, *self._paused.values(), *(each.opened_at + HANDSHAKE_S for each in self._shaking())]
         return max(0.0, min(times) - now) if times else None
 
     def arrivals(self) -> Iterator[tuple[Connection, int]]:
         """Who has come, with its process id: each is to be added, or closed. Begins a turn; :meth:`turns` ends it."""
+        self._open_again()
         self._events = dict(self._epoll.poll(0))
         if self._events.pop(self.listener.fileno(), 0):
             now = self._clock()
@@ -122,6 +126,12 @@ class Connections:
         self._epoll.unregister(connection)
         self._paused[connection.fileno()] = until
 
+    def hold(self, until: float) -> None:
+        """Let nobody in till then: who comes waits in the kernel's queue."""
+        if self._held_until is None:
+            self._epoll.modify(self.listener, 0)
+        self._held_until = until
+
     def hasten(self, connection: Connection) -> None:
         """End its pause, if it is in one."""
         if connection.fileno() in self._paused:
@@ -156,6 +166,11 @@ class Connections:
 
     def _shaking(self) -> list[Connection]:
         return [each for each in self._open.values() if each.session.identity is None]
+
+    def _open_again(self) -> None:
+        if self._held_until is not None and self._held_until <= self._clock():
+            self._held_until = None
+            self._epoll.modify(self.listener, select.EPOLLIN)
 
     def _resume(self) -> None:
         now = self._clock()

@@ -27,6 +27,7 @@ from wan2gp.supervisor.handler_desk import Freeing, HandlerDesk
 from wan2gp.supervisor.health import Health
 from wan2gp.supervisor.inability import Inability
 from wan2gp.supervisor.inbox import Inbox
+from wan2gp.supervisor.kin import FAR_EVERY_S, Kin
 from wan2gp.supervisor.leases import Key, LeaseKeeper, boot_clock
 from wan2gp.supervisor.lifecycle import Life, On, State, jitter
 from wan2gp.supervisor.model_fetches import MODELS, ModelFetches
@@ -103,7 +104,7 @@ class Loop:
         self._next_due: float | None = None
         self._stop_at: float | None = None
         self._kill_at: float | None = None
-        self._unable_at = 0.0
+        self._unable_at = self._far_at = 0.0
         self._margin_s = min(DANGER_MARGIN_S, config.lease_s / 6)
         self._crash: BaseException | None = None
         self._inability = Inability(registry.specs, config)
@@ -432,9 +433,18 @@ class Loop:
 
     def intruded(self, pid: int) -> None:
         """A process connects to the control socket without end: whoever has brought it forth ends."""
+        kin = Kin(pid)
+        if not self._blame_intruder(kin) and kin.deep and self._clock() >= self._far_at:
+            self._far_at = self._clock() + FAR_EVERY_S
+            kin.look_far()
+            self._blame_intruder(kin)
+
+    def _blame_intruder(self, kin: Kin) -> bool:
         for desk in self.desks:
-            if desk.child is not None and desk.child.owns(pid):
+            if desk.child is not None and desk.child.owns(kin):
                 desk.hear(ProtocolError("it opens connection after connection to the control socket"))
+                return True
+        return False
 
     def publish_again(self, task_id: str | None) -> int:
         """Send what could not be published now; how many results that are."""

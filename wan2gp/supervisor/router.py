@@ -7,6 +7,7 @@ like that is reported as a :class:`~wan2gp.protocol.ProtocolError`, for which th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from wan2gp.supervisor.allowance import Allowance, Rate
 from wan2gp.supervisor.bounds import understood
 from wan2gp.supervisor.connection import Connection
 from wan2gp.supervisor.connections import Connections
+from wan2gp.supervisor.kin import FAR_EVERY_S, Kin
 from wan2gp.supervisor.zmtp import Session, Violation, frame
 
 BURST = 256
@@ -35,6 +37,8 @@ PAUSE_S = 0.1
 MESSAGES = Rate(per_s=2000, burst=4000, flood=40_000)
 BYTES = Rate(per_s=8 << 20, burst=32 << 20, flood=256 << 20)
 """A task's outcome, with all its texts, may be 8 MiB."""
+STRANGERS = Rate(per_s=20, burst=200, flood=math.inf)
+"""Connections of processes that are no child's; beyond it the next ones wait, a child's among them."""
 EFFORT = Rate(per_s=0.2, burst=2.0, flood=10.0)
 """What it costs this thread to understand a peer, processor seconds: whatever makes its messages costly."""
 
@@ -50,7 +54,7 @@ class _Peer:
     """A child that may be heard. ``owns``: whether a process is the child's, or below it."""
 
     identity: bytes
-    owns: Callable[[int], bool]
+    owns: Callable[[Kin], bool]
     secrets: tuple[bytes, ...]
     """What it knows and must not tell, as it stands in JSON."""
     messages: Allowance
@@ -106,6 +110,8 @@ class Router:
         self._clock = clock
         self._worked = worked
         self._connections = Connections(endpoint, lambda: Session(MAX_MESSAGE_BYTES), QUEUE_BYTES, clock)
+        self._strangers = Allowance(STRANGERS, clock())
+        self._far_at = -math.inf
         self._peers: dict[bytes, _Peer] = {}
         self._owners: dict[Connection, _Peer] = {}
 
@@ -123,8 +129,8 @@ class Router:
         """Let this group's members connect too: handlers that have a user of their own. Raises :class:`OSError`."""
         self._connections.listener.open_to(group)
 
-    def admit(self, identity: bytes, owns: Callable[[int], bool], secrets: Iterable[str] = ()) -> None:
-        """Hear this peer from now on. ``owns(pid)`` tells whether a process that connects is one of its own; what it
+    def admit(self, identity: bytes, owns: Callable[[Kin], bool], secrets: Iterable[str] = ()) -> None:
+        """Hear this peer from now on. ``owns(kin)`` tells whether a process that connects is one of its own; what it
         says has ``***`` in place of ``secrets``, which may have got into an error's text."""
         now = self._clock()
         known = tuple(msgspec.json.encode(each)[1:-1] for each in secrets if len(each) >= SECRET_MIN)
@@ -181,7 +187,9 @@ class Router:
 
     def _judge(self, connection: Connection, pid: int) -> Iterator[Heard]:
         try:
-            peer = next((each for each in self._peers.values() if each.owns(pid)), None)
+            kin = Kin(pid)
+            peer = self._owner(kin)
+            culprit = self._note_stranger(kin) if peer is None else None
         except OSError:  # /proc cannot be read: it may try again
             self._connections.count("no descriptor")
             connection.close()
@@ -189,6 +197,8 @@ class Router:
         if peer is None:
             self._connections.count("stranger")
             connection.close()
+            if culprit is not None:
+                yield from self._report(culprit, "it opens connection after connection")
         elif peer.reported or len(peer.held) >= CONNECTIONS_MAX:
             connection.close()
             self._connections.count("too many")
@@ -196,6 +206,23 @@ class Router:
         elif self._connections.add(connection):
             peer.held.append(connection)
             self._owners[connection] = peer
+
+    def _owner(self, kin: Kin) -> _Peer | None:
+        return next((each for each in self._peers.values() if each.owns(kin)), None)
+
+    def _note_stranger(self, kin: Kin) -> _Peer | None:
+        """Whoever must be blamed for too many of them, if it can be found: to judge each costs this thread time."""
+        now = self._clock()
+        self._strangers.spend(1, now)
+        pause = self._strangers.pause_s(now)
+        if pause == 0:
+            return None
+        self._connections.hold(now + max(PAUSE_S, pause))
+        if not kin.deep or now < self._far_at:
+            return None
+        self._far_at = now + FAR_EVERY_S
+        kin.look_far()
+        return self._owner(kin)
 
     def _refuse(self, peer: _Peer) -> Iterator[Heard]:
         peer.refused += 1
