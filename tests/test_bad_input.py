@@ -96,6 +96,7 @@ def test_a_bad_workflow_is_named(worker: Worker, which: str) -> None:
     assert word in failed(worker, params, "comfy.bad_workflow")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("params", [[1, 2], "a sentence", 7, True], ids=["a list", "a string", "a number", "a truth"])
 def test_params_that_are_no_object_are_named(worker: Worker, params: Any) -> None:
     assert "params" in failed(worker, params, "input.bad_params")

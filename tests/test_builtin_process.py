@@ -102,6 +102,7 @@ def test_memory_that_a_node_takes_is_reported(server: BuiltinServer) -> None:
     assert entry["outputs"]["1"]["text"] == ["allocated 8 MiB hold=True"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "code"),
     [("segv", -signal.SIGSEGV), ("abort", -signal.SIGABRT), ("exit3", 3), ("sigkill", -signal.SIGKILL)],

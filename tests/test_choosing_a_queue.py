@@ -56,6 +56,7 @@ def test_a_project_that_nobody_migrated_is_worked_by_edge_functions_and_says_so(
         assert "Edge Functions" in backend.notes[0]
 
 
+@pytest.mark.long
 @UNTOUCHED
 def test_asked_for_by_name_nothing_else_is_tried(supabase_stack: Stack) -> None:
     with pytest.raises(FunctionsMissing, match="wan2gp-ctl db migrate"), opened(supabase_stack, queue="supabase"):

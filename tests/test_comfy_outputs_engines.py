@@ -117,6 +117,7 @@ def lacks_a_node(engine: Bench, case: Case) -> None:
     assert any(node["class_type"] not in known for node in case.graph.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SaveImage", "PreviewImage alone", "vhs with sound", "vhs not to be saved", "audio"])
 def test_the_same_row_again_delivers_again_although_the_old_files_are_gone(engine: Bench, name: str) -> None:
     """ComfyUI answers from its cache with the name of a file that the first run has taken away."""

@@ -132,6 +132,7 @@ def test_a_result_goes_to_the_app_and_our_facts_to_the_row(bench: Bench) -> None
     assert len(bench.function.calls) == bench.function.generations(task.id) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("deeds", "calls", "location"),
     [
@@ -193,6 +194,7 @@ UNANSWERED: dict[str, Callable[[Bench], Deed]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", list(UNANSWERED))
 def test_a_call_without_an_answer_is_looked_after_for_as_long_as_it_may_run(bench: Bench, what: str) -> None:
     """The function was slow, was called again meanwhile, and made two generations, and two bills."""

@@ -280,6 +280,7 @@ def test_a_tasks_json_is_the_documented_type(supervisor: PaperSupervisor) -> Non
     assert reply.task.id == task_id and reply.task.result_data["artifacts"][0]["frames"] == 60
 
 
+@pytest.mark.long
 def test_an_unknown_task_is_exit_1_and_one_sentence(supervisor: PaperSupervisor) -> None:
     for verb in ("task", "cancel", "retry"):
         for task_id in (str(uuid.UUID(int=9)), "nonsense"):

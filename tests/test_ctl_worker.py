@@ -173,6 +173,7 @@ def test_waiting_for_a_type_that_nobody_here_takes_says_so_at_once(data_dir: Pat
     assert process.returncode == 1 and "the task is Cancelled" in err
 
 
+@pytest.mark.long
 def test_the_url_of_the_embedded_database_lets_plain_sql_in(data_dir: Path) -> None:
     url = ctl(data_dir, "db", "url").stdout.strip()
     with psycopg.connect(url) as connection:
@@ -186,6 +187,7 @@ def test_the_control_token_is_its_owners_alone(data_dir: Path) -> None:
     assert (data_dir / "control.token").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.long
 def test_a_second_supervisor_is_refused_and_the_first_one_goes_on(data_dir: Path) -> None:
     command = [sys.executable, "-m", "wan2gp.entry", "--data-dir", str(data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)

@@ -305,6 +305,7 @@ def healthy(machine: Machine, check: list[str], limit_s: float | None = None) ->
     return False
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("tini") is None, reason="tini is not installed here")
 def test_a_stop_goes_through_the_images_init(machine: Machine) -> None:
     entrypoint = only("worker", "ENTRYPOINT").exec_form()

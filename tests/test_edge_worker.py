@@ -84,6 +84,7 @@ class TestWork:
         secret = edge.stack.key if key == "service" else edge.pat
         assert secret not in worker.log + worker.screen + str(edge.sql("SELECT * FROM tasks"))
 
+    @pytest.mark.long
     @BOTH_IF_LONG
     def test_answers_that_are_lost_double_nothing(self, edge: EdgeProject, start: Start, key: str, queue: str) -> None:
         worker = start(key=key, queue=queue)

@@ -158,6 +158,7 @@ def test_parent_killed_while_a_client_is_connected(tmp_path: Path, spawn: Callab
             connection.execute("select 1")
 
 
+@pytest.mark.long
 def test_everything_killed_at_once_and_committed_rows_survive(tmp_path: Path, spawn: Callable[..., Worker]) -> None:
     worker = spawn(tmp_path)
     write_a_row(worker.url)
@@ -166,6 +167,7 @@ def test_everything_killed_at_once_and_committed_rows_survive(tmp_path: Path, sp
     assert read_the_row(spawn(tmp_path).url) == "precious"
 
 
+@pytest.mark.long
 def test_successor_starts_while_the_killed_ones_server_still_shuts_down(
     tmp_path: Path, spawn: Callable[..., Worker]
 ) -> None:
@@ -175,6 +177,7 @@ def test_successor_starts_while_the_killed_ones_server_still_shuts_down(
         worker.kill()
 
 
+@pytest.mark.long
 def test_pid_file_names_a_stranger_after_the_container_was_started_again(
     tmp_path: Path, spawn: Callable[..., Worker]
 ) -> None:
@@ -190,6 +193,7 @@ def test_pid_file_names_a_stranger_after_the_container_was_started_again(
     os.kill(os.getpid(), 0)  # and this process, whose number it was, was left alone
 
 
+@pytest.mark.long
 def test_second_start_on_the_same_directory_is_refused_while_the_first_lives(
     tmp_path: Path, spawn: Callable[..., Worker]
 ) -> None:
@@ -480,6 +484,7 @@ def test_ordinary_user(open_dir: Path, run_dir: Path, spawn: Callable[..., Worke
     assert read_the_row(spawn(open_dir, user="nobody").url) == "precious"
 
 
+@pytest.mark.long
 @needs_root
 def test_user_without_a_name(open_dir: Path, run_dir: Path, spawn: Callable[..., Worker]) -> None:
     need_binaries_in_the_open()
@@ -501,6 +506,7 @@ def test_user_without_a_name(open_dir: Path, run_dir: Path, spawn: Callable[...,
     assert (open_dir / "pg").stat().st_uid == nameless
 
 
+@pytest.mark.long
 @needs_root
 def test_root_where_user_namespaces_are_refused(open_dir: Path, spawn: Callable[..., Worker]) -> None:
     need_binaries_in_the_open()

@@ -46,6 +46,7 @@ def test_the_command_has_a_project_and_the_database_stays(project: Path) -> None
         assert (done.returncode, done.stdout) == (7, found), done.stderr
 
 
+@pytest.mark.long
 def test_a_command_that_cannot_run_is_named(project: Path) -> None:
     done = ran(project, "no-such-command")
     assert done.returncode == 127

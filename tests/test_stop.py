@@ -69,6 +69,7 @@ def test_an_idle_worker_leaves_at_once_and_in_order(worker: Worker, number: int)
     assert said["metadata"]["state"] == "stopped"
 
 
+@pytest.mark.long
 def test_a_short_task_may_end_and_nothing_new_begins(start_worker: Start) -> None:
     worker = start_worker(environ=PATIENT)
     task = worker.insert("sleeper", {"seconds": 1})
@@ -213,6 +214,7 @@ def test_a_database_that_hangs_does_not_hold_the_end_up(start_worker: Start, que
 # -- drain and once --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_drained_it_ends_what_it_has_and_begins_nothing_until_resumed(worker: Worker) -> None:
     running = worker.insert("sleeper", {"seconds": 0.5})
     worker.running(running)
@@ -303,6 +305,7 @@ def test_a_worker_id_in_use_is_exit_4_until_it_is_taken_over(start_worker: Start
     eventually("it has the task, which was to blame for nothing", lambda: settled(heir, task) == ("In Progress", 1))
 
 
+@pytest.mark.long
 def test_a_worker_that_left_in_order_gives_its_id_free(start_worker: Start) -> None:
     assert start_worker(name="w1").stop() == 0
     heir = start_worker("--worker", "w1", name="w2")

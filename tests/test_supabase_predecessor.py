@@ -82,6 +82,7 @@ class TestCompletion:
         worker = start_supabase_worker(environ={"WAN2GP_FINISH_VIA": "complete_task"}, wait=False)
         assert worker.process.wait(30) == 2 and "complete_task" in worker.screen
 
+    @pytest.mark.long
     def test_a_task_that_the_function_refuses_is_withheld_with_its_words(
         self, start_supabase_worker: Start, supabase_stack: Stack, functions: EdgeFunctions
     ) -> None:

@@ -273,6 +273,7 @@ class TestOutages:
         error = error_of(queue.check)
         assert isinstance(error, QueueUnavailable) and error.server_down
 
+    @pytest.mark.long
     @pytest.mark.parametrize("fault", ["hang", "reset", 500, 408, 429, 525, 526])
     def test_what_may_be_trouble_of_our_own_is_not_called_everybodys(
         self, stack: Stack, fault: str | int, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +287,7 @@ class TestOutages:
             error = error_of(queue.check)
         assert isinstance(error, QueueUnavailable) and not error.server_down
 
+    @pytest.mark.long
     @pytest.mark.parametrize("url", ["http://no-such-host.invalid", "http://127.0.0.1:1"], ids=["no name", "refused"])
     def test_a_name_that_is_not_found_is_our_own_trouble_and_a_refusal_is_not(self, stack: Stack, url: str) -> None:
         with queue_on(stack, url=url, call_timeout_s=3) as queue:

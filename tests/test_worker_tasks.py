@@ -194,6 +194,7 @@ def test_what_a_handler_leaves_behind_dies_with_it(worker: Worker, tmp_path: Pat
     assert worker.ended(task)["status"] == "Complete"
 
 
+@pytest.mark.long
 def test_a_cancelled_run_ends_at_once_and_its_process_stays(worker: Worker) -> None:
     task = worker.insert("sleeper", {"seconds": 60})
     worker.running(task)
@@ -252,6 +253,7 @@ def test_attempts_are_told_in_the_events(worker: Worker) -> None:
     assert "retried" in names
 
 
+@pytest.mark.long
 def test_tasks_by_priority_then_age(start_worker: Start) -> None:
     worker = start_worker("--queue", "postgres")
     worker.ctl("drain")
