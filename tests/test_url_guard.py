@@ -6,8 +6,8 @@ import gzip
 import http.client
 import ipaddress
 import zlib
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
